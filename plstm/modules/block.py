@@ -1,0 +1,116 @@
+"""Pre-norm residual block around any mixer."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from plstm.modules.init import small_init_
+
+MixerFactory = Callable[[int], nn.Module]
+
+
+class FeedForward(nn.Module):
+    """y = W2 gelu(W1 x), hidden width `ratio * dim`."""
+
+    def __init__(self, dim: int, ratio: float = 4.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        hidden = int(dim * ratio)
+        self.in_proj, self.out_proj = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+        small_init_(self.in_proj)
+        small_init_(self.out_proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_proj(self.dropout(nn.functional.gelu(self.in_proj(x))))
+
+
+class DropPath(nn.Module):
+    """Drop whole residual branches, sample by sample, with probability `rate` (Huang et al., 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * keep / (1 - self.rate)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + feed_forward(norm(x)).
+
+    Args:
+        dim: Model width.
+        mixer: Factory called with `dim`.
+        feed_forward_ratio: Hidden width of the feed-forward part over `dim`; 0 leaves that part out.
+        dropout: Dropout on both branches.
+        drop_path: Probability of dropping a branch for a sample; not for packed graphs, whose first
+            axis is not the sample.
+        layer_scale: Initial value of a learned scale per channel on both branches, None for no scale.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: MixerFactory,
+        *,
+        feed_forward_ratio: float = 4.0,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(dim, eps=1e-5)
+        self.mixer = mixer(dim)
+        self.has_feed_forward = feed_forward_ratio > 0
+        if self.has_feed_forward:
+            self.feed_forward_norm = nn.RMSNorm(dim, eps=1e-5)
+            self.feed_forward = FeedForward(dim, feed_forward_ratio, dropout)
+        self.dropout, self.drop_path = nn.Dropout(dropout), DropPath(drop_path)
+        branches = 1 + self.has_feed_forward
+        self.scales = (
+            nn.ParameterList(nn.Parameter(torch.full((dim,), layer_scale)) for _ in range(branches))
+            if layer_scale is not None
+            else None
+        )
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Map x (B, *positions, dim), or (N, dim) for graphs; further arguments go to the mixer."""
+        return self._feed_forward(self._add(x, self.mixer(self.mixer_norm(x), *args, **kwargs), 0))
+
+    def forward_with_state(self, x: Tensor, state: object = None) -> tuple[Tensor, object]:
+        """As forward for a causal mixer, with its state in and out."""
+        y, state = self.mixer(self.mixer_norm(x), state=state, return_state=True)
+        return self._feed_forward(self._add(x, y, 0)), state
+
+    def step(self, x: Tensor, state: object = None) -> tuple[Tensor, object]:
+        """One position x (B, dim) of a causal mixer."""
+        y, state = self.mixer.step(self.mixer_norm(x), state)
+        return self._feed_forward(self._add(x, y, 0)), state
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if not self.has_feed_forward:
+            return x
+        return self._add(x, self.feed_forward(self.feed_forward_norm(x)), 1)
+
+    def _add(self, x: Tensor, branch: Tensor, index: int) -> Tensor:
+        if self.scales is not None:
+            branch = branch * self.scales[index]
+        return x + self.drop_path(self.dropout(branch))
+
+
+def build_blocks(
+    dim: int, depth: int, mixers: Sequence[MixerFactory], *, drop_path: float = 0.0, **block: object
+) -> nn.ModuleList:
+    """`depth` blocks whose mixers cycle through `mixers`; drop path grows linearly up to `drop_path`."""
+    if depth < 1 or not mixers:
+        raise ValueError(
+            f"build_blocks: need depth >= 1 and at least one mixer, got depth={depth} and {len(mixers)} mixers"
+        )
+    rates = torch.linspace(0, drop_path, depth).tolist()
+    return nn.ModuleList(
+        Block(dim, mixers[i % len(mixers)], drop_path=rates[i], **block) for i in range(depth)
+    )

@@ -1,0 +1,70 @@
+"""Input checks and precision rules shared by the public recurrences."""
+
+import torch
+from torch import Tensor
+
+Pattern = str  # for example "B L H K": letters bind to sizes, digits are literal sizes
+
+
+def check_shapes(function: str, **tensors: tuple[Tensor, Pattern]) -> dict[str, int]:
+    """Check tensors against shape patterns that share their letters.
+
+    Args:
+        function: Name put in front of every message.
+        tensors: Argument name to (tensor, pattern), for example `q=(q, "B L H K")`; the first tensor
+            that uses a letter fixes its size.
+
+    Returns:
+        Size of every letter.
+
+    Raises:
+        ValueError: wrong rank or size, not floating point, or tensors on different devices.
+    """
+    sizes: dict[str, int] = {}
+    first_name, first = next((name, tensor) for name, (tensor, _) in tensors.items())
+    for name, (tensor, pattern) in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(
+                f"{function}: {name} must be a floating-point tensor, got {got}; convert it first"
+            )
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{function}: all tensors must be on one device, got {first_name} on {first.device} and "
+                f"{name} on {tensor.device}; move them with .to(device)"
+            )
+        axes = pattern.split()
+        expected = [int(axis) if axis.isdigit() else sizes.get(axis) for axis in axes]
+        wrong = len(axes) != tensor.ndim or any(
+            want is not None and want != got
+            for want, got in zip(expected, tensor.shape, strict=False)
+        )
+        if wrong:
+            known = ", ".join(
+                f"{a}={w}" for a, w in zip(axes, expected, strict=True) if w is not None
+            )
+            raise ValueError(
+                f"{function}: {name} must have shape ({', '.join(axes)}), got {tuple(tensor.shape)}"
+                + (
+                    f"; the other arguments fix {known}"
+                    if known
+                    else "; see the shapes in its docstring"
+                )
+            )
+        sizes.update(zip(axes, tensor.shape, strict=True))
+    return sizes
+
+
+def check_choice(function: str, name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise a ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{function}: {name} must be one of {listed}, got {value!r}")
+
+
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype states are carried in: the widest input, and at least float32."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
