@@ -1,0 +1,168 @@
+"""pLSTM layer for sequences."""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from plstm.modules.conv import CausalConv1d
+from plstm.modules.init import constant_gate_, small_init_
+from plstm.modules.norm import HeadRMSNorm
+from plstm.modules.widths import head_widths
+from plstm.ops.plstm_1d import plstm_1d
+
+
+class PLSTM1dState(NamedTuple):
+    """What the layer carries from one position to the next."""
+
+    memory: Tensor  # (B, H, K, V), or (B, H, K, V, J) with lanes
+    window: Tensor  # last inputs of the convolution, (B, conv_width - 1, dim)
+
+
+class PLSTM1d(nn.Module):
+    """Linear recurrent mixer along a sequence, causal, linear in its length.
+
+    y_t = norm(scale * (M_t C_{t-1}^T q_t + D_t (q_t . k_t) v_t)),   C_t = T_t C_{t-1} + S_t k_t v_t^T
+
+    with S, M, D = sigmoid and T = tanh(5 z) of linear maps of x_t. With `lanes` = J > 1 the values of a head
+    are split over J lanes, S, M and D are J x J, and T_t = U_t diag(tanh(5 z_t)) W_t with U and W orthogonal
+    (matrix exponentials of skew-symmetric maps of x_t): the form that can track state.
+
+    Args:
+        dim: Model width.
+        num_heads: Number of heads.
+        qk_dim: Key width per head, dim / num_heads if None.
+        v_dim: Value width per head, all lanes together; dim / num_heads if None.
+        lanes: States per edge, J.
+        conv_width: Width of a causal depthwise convolution before q, k and the gates; 0 leaves it out.
+        source_bias: Logit of the source gate at the start.
+        mark_bias: Logit of the mark gate at the start.
+        direct_bias: Logit of the direct gate at the start.
+        transition_bias: z at the start.
+        backend: See `plstm.ops.plstm_1d`.
+
+    Raises:
+        ValueError: widths do not divide.
+
+    Source: arXiv 2506.11997; state tracking after arXiv 2404.08819.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qk_dim: int | None = None,
+        v_dim: int | None = None,
+        lanes: int = 1,
+        conv_width: int = 0,
+        source_bias: float = 0.0,
+        mark_bias: float = 0.0,
+        direct_bias: float = -5.0,
+        transition_bias: float = 1.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.lanes, self.backend = num_heads, lanes, backend
+        self.qk_dim, self.v_dim = head_widths("PLSTM1d", dim, num_heads, qk_dim, v_dim)
+        if lanes < 1 or self.v_dim % lanes:
+            raise ValueError(
+                f"PLSTM1d: lanes must divide the value width per head, got lanes={lanes} and "
+                f"v_dim={self.v_dim}; change one of them"
+            )
+        self.conv = CausalConv1d(dim, conv_width) if conv_width else None
+        self.q_proj = nn.Linear(dim, num_heads * self.qk_dim)
+        self.k_proj = nn.Linear(dim, num_heads * self.qk_dim)
+        self.v_proj = nn.Linear(dim, num_heads * self.v_dim)
+        self.out_proj = nn.Linear(num_heads * self.v_dim, dim, bias=False)
+        self.source_proj = nn.Linear(dim, num_heads * lanes**2)
+        self.mark_proj = nn.Linear(dim, num_heads * lanes**2)
+        self.direct_proj = nn.Linear(dim, num_heads * lanes**2)
+        self.transition_proj = nn.Linear(dim, num_heads * lanes)
+        self.rotation_proj = nn.Linear(dim, 2 * num_heads * lanes**2) if lanes > 1 else None
+        self.norm = HeadRMSNorm(num_heads, self.v_dim)
+        self.biases = (source_bias, mark_bias, direct_bias, transition_bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            small_init_(linear)
+        gates = (self.source_proj, self.mark_proj, self.direct_proj, self.transition_proj)
+        for linear, bias in zip(gates, self.biases, strict=True):
+            constant_gate_(linear)
+            nn.init.constant_(linear.bias, bias)
+        if self.rotation_proj is not None:
+            constant_gate_(self.rotation_proj)
+            nn.init.normal_(self.rotation_proj.bias)  # lanes must differ, or they stay alike
+
+    def forward(
+        self, x: Tensor, state: PLSTM1dState | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, PLSTM1dState]:
+        """Map x (B, L, dim) to the same shape; continue from `state` and return the next on request."""
+        window = state.window if state is not None else x[:, :0]
+        mixed = x
+        if self.conv is not None:
+            mixed, window = self.conv(x, window if state is not None else None)
+        y, memory = plstm_1d(
+            *self._inputs(x, mixed),
+            state=state.memory if state is not None else None,
+            return_state=True,
+            backend=self.backend,
+        )
+        y = self.out_proj(self.norm(y.flatten(3) if self.lanes > 1 else y))
+        return (y, PLSTM1dState(memory, window)) if return_state else y
+
+    def step(self, x: Tensor, state: PLSTM1dState | None = None) -> tuple[Tensor, PLSTM1dState]:
+        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        y, state = self.forward(x[:, None], state, return_state=True)
+        return y[:, 0], state
+
+    def state_size(self) -> int:
+        """Numbers carried per sequence."""
+        memory = self.num_heads * self.qk_dim * self.v_dim
+        return memory + (self.conv.window_size() if self.conv is not None else 0)
+
+    def _inputs(self, x: Tensor, mixed: Tensor) -> tuple[Tensor, ...]:
+        """q, k, v and the activated gates in the shapes of the op."""
+        q, k = (
+            rearrange(proj(mixed), "b l (h k) -> b l h k", h=self.num_heads)
+            for proj in (self.q_proj, self.k_proj)
+        )
+        v = self.v_proj(x)
+        source, mark, direct = (
+            torch.sigmoid(proj(mixed))
+            for proj in (self.source_proj, self.mark_proj, self.direct_proj)
+        )
+        transition = torch.tanh(5 * self.transition_proj(mixed))
+        if self.lanes == 1:
+            return (
+                q,
+                k,
+                rearrange(v, "b l (h v) -> b l h v", h=self.num_heads),
+                source,
+                transition,
+                mark,
+                direct,
+            )
+        shape = {"h": self.num_heads, "i": self.lanes}
+        v = rearrange(v, "b l (h v i) -> b l h v i", **shape)
+        source, mark, direct = (
+            rearrange(x, "b l (h j i) -> b l h j i", **shape) for x in (source, mark, direct)
+        )
+        return q, k, v, source, self._lane_transition(mixed, transition), mark, direct
+
+    def _lane_transition(self, mixed: Tensor, decay: Tensor) -> Tensor:
+        """U diag(decay) W with orthogonal U and W, (B, L, H, J, J); spectral norm at most 1."""
+        shape = {"h": self.num_heads, "i": self.lanes}
+        with torch.autocast(mixed.device.type, enabled=False):
+            free = rearrange(
+                self.rotation_proj(mixed.float() if mixed.dtype.itemsize < 4 else mixed),
+                "b l (two h j i) -> two b l h j i",
+                two=2,
+                **shape,
+            )
+            u, w = torch.matrix_exp((free - free.mT) / 2)
+        decay = rearrange(decay, "b l (h i) -> b l h 1 i", **shape).to(u.dtype)
+        return (u * decay) @ w

@@ -1,0 +1,146 @@
+"""pLSTM layer for images and other two-dimensional grids."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from plstm.modules.init import constant_gate_, small_init_
+from plstm.modules.norm import HeadRMSNorm
+from plstm.modules.widths import head_widths
+from plstm.ops.checks import check_choice
+from plstm.ops.plstm_2d import CORNERS, plstm_2d
+
+ANGLE_RANGE = 2.0  # logits of the first direction are spread over the heads from minus to plus this
+
+
+class PLSTM2d(nn.Module):
+    """Linear recurrent mixer over a grid, scanned from several corners with the same q, k and v.
+
+    Gates per corner and head, from linear maps of x (direction 0 along x, 1 along y):
+
+        P: a = sigmoid(b + w.x / (2 dim)), t = tanh(5 z); T[0, :] = a t, T[1, :] = (1 - a) t,
+           S = s (a, 1 - a), M = (m, m). What arrives at a node is split over its two outgoing edges and
+           never amplified.
+        D: T = diag(tanh(5 z)) plus one turn tanh(5 z): into x for chirality "L" (T[0, 1]), into y for "R"
+           (T[1, 0]). Every pair of nodes is joined by one path at most, at full strength.
+
+    S, M and D (per node, not per corner) are sigmoids.
+
+    Args:
+        dim: Model width.
+        num_heads: Number of heads.
+        mode: "P" (propagation, directed) or "D" (diffusion).
+        chirality: The turn kept in mode "D", "L" or "R"; mode "P" has both.
+        corners: Corners to scan from.
+        qk_dim: Key width per head, dim / num_heads if None.
+        v_dim: Value width per head, dim / num_heads if None.
+        source_bias: Logit of the source gate at the start.
+        mark_bias: Logit of the mark gate at the start.
+        direct_bias: Logit of the direct gate at the start.
+        transition_bias: z at the start.
+        backend: See `plstm.ops.plstm_2d`.
+
+    Raises:
+        ValueError: unknown mode, chirality or corner, or widths that do not divide.
+
+    Source: arXiv 2506.11997. There the second direction of mode P takes 1 - a t, which grows for t < 0.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mode: str = "P",
+        *,
+        chirality: str = "L",
+        corners: tuple[str, ...] = CORNERS,
+        qk_dim: int | None = None,
+        v_dim: int | None = None,
+        source_bias: float = 0.0,
+        mark_bias: float = 0.0,
+        direct_bias: float = -6.0,
+        transition_bias: float = 1.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_choice("PLSTM2d", "mode", mode, ("P", "D"))
+        check_choice("PLSTM2d", "chirality", chirality, ("L", "R"))
+        for corner in corners:
+            check_choice("PLSTM2d", "every corner", corner, CORNERS)
+        self.num_heads, self.mode, self.chirality = num_heads, mode, chirality
+        self.corners, self.backend, self.dim = tuple(corners), backend, dim
+        self.qk_dim, self.v_dim = head_widths("PLSTM2d", dim, num_heads, qk_dim, v_dim)
+        self.q_proj = nn.Linear(dim, num_heads * self.qk_dim)
+        self.k_proj = nn.Linear(dim, num_heads * self.qk_dim)
+        self.v_proj = nn.Linear(dim, num_heads * self.v_dim)
+        self.out_proj = nn.Linear(num_heads * self.v_dim, dim, bias=False)
+        scans = len(self.corners) * num_heads
+        sources, marks, transitions = (1, 1, 1) if mode == "P" else (2, 2, 3)
+        self.source_proj = nn.Linear(dim, scans * sources)
+        self.mark_proj = nn.Linear(dim, scans * marks)
+        self.transition_proj = nn.Linear(dim, scans * transitions)
+        self.angle_proj = nn.Linear(dim, scans) if mode == "P" else None
+        self.direct_proj = nn.Linear(dim, num_heads)
+        self.norm = HeadRMSNorm(num_heads, self.v_dim)
+        self.biases = (source_bias, mark_bias, direct_bias, transition_bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            small_init_(linear)
+        gates = (self.source_proj, self.mark_proj, self.direct_proj, self.transition_proj)
+        for linear, bias in zip(gates, self.biases, strict=True):
+            constant_gate_(linear)
+            nn.init.constant_(linear.bias, bias)
+        if self.angle_proj is not None:
+            constant_gate_(self.angle_proj)
+            angles = torch.linspace(-ANGLE_RANGE, ANGLE_RANGE, self.num_heads)
+            with torch.no_grad():
+                self.angle_proj.bias.copy_(angles.repeat(len(self.corners)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, Y, X, dim) to the same shape."""
+        q, k, v = (
+            rearrange(proj(x), "b y x (h w) -> b y x h w", h=self.num_heads)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        y = plstm_2d(q, k, v, *self.gates(x), corners=self.corners, backend=self.backend)
+        return self.out_proj(self.norm(y))
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Activated source, transition, mark and direct of x (B, Y, X, dim), in the shapes of the op."""
+        source = torch.sigmoid(self._per_corner(self.source_proj(x)))
+        mark = torch.sigmoid(self._per_corner(self.mark_proj(x)))
+        transition = torch.tanh(5 * self._per_corner(self.transition_proj(x)))
+        direct = torch.sigmoid(self.direct_proj(x))
+        if self.mode == "P":
+            weighted = nn.functional.linear(x, self.angle_proj.weight) * (0.5 / self.dim)
+            first = torch.sigmoid(self._per_corner(weighted + self.angle_proj.bias))
+            split = torch.cat([first, 1 - first], -1)
+            return (
+                source * split,
+                self._repeat(split * transition),
+                self._repeat(mark)[..., 0, :],
+                direct,
+            )
+        return source, self._with_turn(*transition.split([2, 1], -1)), mark, direct
+
+    def _per_corner(self, logits: Tensor) -> Tensor:
+        """(B, Y, X, corners * H * n) to (corners, B, Y, X, H, n)."""
+        return rearrange(
+            logits, "b y x (c h n) -> c b y x h n", c=len(self.corners), h=self.num_heads
+        )
+
+    @staticmethod
+    def _repeat(per_output: Tensor) -> Tensor:
+        """The same factor for both incoming edges: (..., 2) to (..., 2, 2) [out, in]."""
+        return per_output.unsqueeze(-1).expand(*per_output.shape, 2)
+
+    def _with_turn(self, straight: Tensor, turn: Tensor) -> Tensor:
+        """Transition matrices with one of the two turns, (..., 2, 2)."""
+        zero = torch.zeros_like(turn)
+        along_x, along_y = straight.split(1, -1)
+        row_x = [along_x, turn if self.chirality == "L" else zero]
+        row_y = [zero if self.chirality == "L" else turn, along_y]
+        return torch.stack([torch.cat(row_x, -1), torch.cat(row_y, -1)], -2)

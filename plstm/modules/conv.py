@@ -1,0 +1,33 @@
+"""Causal depthwise convolution with a carried window."""
+
+import torch
+from torch import Tensor, nn
+
+
+class CausalConv1d(nn.Module):
+    """Depthwise convolution over the current and the width - 1 previous positions.
+
+    Args:
+        dim: Channels.
+        width: Positions seen, the current one included; at least 2.
+    """
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        if width < 2:
+            raise ValueError(
+                f"CausalConv1d: width must be at least 2, got {width}; leave it out instead"
+            )
+        self.dim, self.width = dim, width
+        self.conv = nn.Conv1d(dim, dim, width, groups=dim)
+
+    def forward(self, x: Tensor, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Convolve x (B, L, dim) after `window` (B, width - 1, dim), zeros if None; return the next window."""
+        if window is None:
+            window = x.new_zeros(x.shape[0], self.width - 1, self.dim)
+        x = torch.cat([window.to(x.dtype), x], 1)
+        return self.conv(x.mT).mT, x[:, x.shape[1] - self.width + 1 :]
+
+    def window_size(self) -> int:
+        """Numbers carried per sequence."""
+        return (self.width - 1) * self.dim

@@ -1,0 +1,35 @@
+"""Rotary position codes."""
+
+import torch
+from torch import Tensor
+
+
+def rotate_positions(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Tensor:
+    """Turn pairs of channels by an angle proportional to the position, so that q . k sees differences.
+
+    (x_i, x_{i + W/2}) is turned by p * base^(-2 i / W). With several position axes the channels are split
+    evenly between them.
+
+    Args:
+        x: Queries or keys, (B, H, L, W); W divisible by twice the number of axes.
+        positions: Coordinates of the L positions, (L, axes).
+        base: Slowest wavelength over 2 pi.
+
+    Returns:
+        Turned x, same shape and dtype.
+
+    Source: arXiv 2104.09864.
+    """
+    axes = positions.shape[1]
+    width = x.shape[-1] // axes
+    if x.shape[-1] % (2 * axes):
+        raise ValueError(
+            f"rotate_positions: the width per head must be divisible by {2 * axes} for {axes} position axes, "
+            f"got {x.shape[-1]}"
+        )
+    frequencies = base ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
+    angles = positions.to(frequencies)[..., None] * frequencies  # (L, axes, W / (2 axes))
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x.unflatten(-1, (axes, 2, width // 2)).unbind(-2)
+    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], -2)
+    return turned.flatten(-3)

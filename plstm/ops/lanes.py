@@ -1,0 +1,46 @@
+"""Gating matrices of a recurrence whose edges carry several states (lanes)."""
+
+import torch
+from torch import Tensor
+
+
+def lane_rows(
+    transition: list[Tensor], source: list[Tensor], mark: list[Tensor], *, prepend: bool = False
+) -> tuple[list[Tensor], Tensor]:
+    """Unroll c <- A_t c + B_t e_t with read-outs P_t c, as matrices acting on all inputs e.
+
+    row_t = P_t [A_{t-1} ... A_1 B_0, ..., A_{t-1} B_{t-2}, B_{t-1}]
+
+    Args:
+        transition: A_t per step, (..., J, J) [to, from].
+        source: B_t per step, (..., J, I).
+        mark: P_t per step, (..., O, J).
+        prepend: Put newer inputs on the left; for scans that run against the position axis.
+
+    Returns:
+        row_t per step, (..., O, t * I), and the same without mark after the last step, (..., J, L * I).
+    """
+    rows = []
+    reached = transition[0].new_zeros(*transition[0].shape[:-1], 0)
+    for a, b, p in zip(transition, source, mark, strict=True):
+        both = torch.cat([a, p], -2) @ reached
+        rows.append(both[..., a.shape[-2] :, :])
+        moved = both[..., : a.shape[-2], :]
+        reached = torch.cat([b, moved] if prepend else [moved, b], -1)
+    return rows, reached
+
+
+def lane_products(transition: list[Tensor], mark: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """How a state that enters the first step is read at every step and leaves the last one.
+
+    Returns:
+        P_t A_{t-1} ... A_0 for every t, (..., L, O, J), and A_{L-1} ... A_0, (..., J, J).
+    """
+    size = transition[0].shape[-1]
+    product = torch.eye(size, dtype=transition[0].dtype, device=transition[0].device)
+    product = product.expand_as(transition[0])
+    marks = []
+    for a, p in zip(transition, mark, strict=True):
+        marks.append(p @ product)
+        product = a @ product
+    return torch.stack(marks, -3), product

@@ -1,0 +1,116 @@
+"""pLSTM on sequences (path graphs)."""
+
+import torch
+from torch import Tensor
+
+from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.plstm_1d.chunk import plstm_1d_chunk
+from plstm.ops.plstm_1d.naive import plstm_1d_naive
+
+__all__ = ["plstm_1d"]
+
+CHUNK_SIZE = 64  # one lane; with J lanes a chunk has 64 / J positions, so its matrices stay alike
+
+
+def plstm_1d(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    *,
+    state: Tensor | None = None,
+    return_state: bool = False,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Linear recurrence with source, transition, mark and direct gates along a sequence.
+
+        y_t = scale * (M_t C_{t-1}^T q_t + D_t (q_t . k_t) v_t)
+        C_t = T_t C_{t-1} + S_t k_t v_t^T
+
+    The mark reads the state that arrives at t; a position reaches its own output through direct only.
+    With lanes an edge carries J states, T_t is a J x J matrix, and (I, O input and output lanes)
+
+        y_t[:, o] = scale * (sum_j M_t[o, j] C_{t-1}[j]^T q_t + sum_i D_t[o, i] (q_t . k_t) v_t[:, i])
+        C_t[j] = sum_i T_t[j, i] C_{t-1}[i] + sum_i S_t[j, i] k_t v_t[:, i]^T
+
+    Args:
+        q: Queries, (B, L, H, K).
+        k: Keys, (B, L, H, K).
+        v: Values, (B, L, H, V), or (B, L, H, V, I) with lanes.
+        source: S, (B, L, H), or (B, L, H, J, I).
+        transition: T, (B, L, H), or (B, L, H, J, J) [to, from]. Any sign, zero included.
+        mark: M, (B, L, H), or (B, L, H, O, J).
+        direct: D, (B, L, H), or (B, L, H, O, I).
+        state: State that arrives at the first position, (B, H, K, V) or (B, H, K, V, J); zeros if None.
+        return_state: Also return the state after the last position.
+        scale: Factor on the output, K^(-1/2) if None.
+        backend: "naive" (the loop), "chunk" (linear time, matrix products), or "auto".
+
+    Returns:
+        Output (B, L, H, V) or (B, L, H, V, O) in the dtype of v; with return_state also the state, in
+        float32 or wider.
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree, the sequence is empty, or the backend is unknown.
+
+    Source: arXiv 2506.11997, the sequence case; lanes after its state-tracking extension.
+    """
+    check_choice("plstm_1d", "backend", backend, ("auto", "naive", "chunk"))
+    lanes = v.ndim == 5
+    _check(q, k, v, source, transition, mark, direct, state, lanes)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
+    out_dtype = v.dtype
+
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v, source, transition, mark, direct = (
+            x.to(dtype) for x in (q, k, v, source, transition, mark, direct)
+        )
+        if not lanes:
+            v = v[..., None]
+            source, transition, mark, direct = (
+                x[..., None, None] for x in (source, transition, mark, direct)
+            )
+            state = state[..., None] if state is not None else None
+        if state is None:
+            batch, _, heads, key_width = q.shape
+            state = v.new_zeros(batch, heads, key_width, v.shape[3], transition.shape[-1])
+        args = (q, k, v, source, transition, mark, direct, state.to(dtype), scale)
+        if backend == "naive":
+            out, state = plstm_1d_naive(*args)
+        else:
+            out, state = plstm_1d_chunk(*args, chunk_size=max(1, CHUNK_SIZE // state.shape[-1]))
+        out, state = (out, state) if lanes else (out[..., 0], state[..., 0])
+    out = out.to(out_dtype)
+    return (out, state) if return_state else out
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    state: Tensor | None,
+    lanes: bool,
+) -> None:
+    tensors = {
+        "q": (q, "B L H K"),
+        "k": (k, "B L H K"),
+        "v": (v, "B L H V I" if lanes else "B L H V"),
+        "transition": (transition, "B L H J J" if lanes else "B L H"),
+        "source": (source, "B L H J I" if lanes else "B L H"),
+        "mark": (mark, "B L H O J" if lanes else "B L H"),
+        "direct": (direct, "B L H O I" if lanes else "B L H"),
+    }
+    if state is not None:
+        tensors["state"] = (state, "B H K V J" if lanes else "B H K V")
+    check_shapes("plstm_1d", **tensors)
+    if q.shape[1] == 0:
+        raise ValueError("plstm_1d: the sequence must have at least one position, got q with L = 0")

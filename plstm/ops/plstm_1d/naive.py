@@ -1,0 +1,29 @@
+"""The definition of the recurrence on a sequence: one step after the other."""
+
+import torch
+from torch import Tensor
+
+
+def plstm_1d_naive(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    state: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Equation (5) as a loop over positions; lane shapes as in `plstm_1d`."""
+    outs = []
+    for t in range(q.shape[1]):
+        read = torch.einsum("bhkvj,bhk->bhvj", state, q[:, t])  # C^T q for every lane
+        own = (q[:, t] * k[:, t]).sum(-1)[..., None, None] * v[:, t]  # (q . k) v, (B, H, V, I)
+        outs.append(
+            torch.einsum("bhoj,bhvj->bhvo", mark[:, t], read)
+            + torch.einsum("bhoi,bhvi->bhvo", direct[:, t], own)
+        )
+        update = torch.einsum("bhji,bhk,bhvi->bhkvj", source[:, t], k[:, t], v[:, t])
+        state = torch.einsum("bhji,bhkvi->bhkvj", transition[:, t], state) + update
+    return scale * torch.stack(outs, 1), state

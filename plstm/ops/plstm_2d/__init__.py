@@ -1,0 +1,110 @@
+"""pLSTM on two-dimensional grids."""
+
+import torch
+from torch import Tensor
+
+from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.plstm_2d.naive import plstm_2d_naive
+from plstm.ops.plstm_2d.rows import plstm_2d_chunk, plstm_2d_gating, plstm_2d_rows
+
+__all__ = ["CORNERS", "plstm_2d", "plstm_2d_gating"]
+
+CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
+WHOLE_UP_TO = 2304  # tokens (48 x 48) up to which the whole gating matrix is written
+CHUNK_TOKENS = 512  # tokens in a block of rows beyond that
+
+
+def plstm_2d(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    *,
+    corners: tuple[str, ...] = ("top_left",),
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Linear recurrence over a grid, scanned from any of its four corners at once.
+
+    Every node has an edge along x (direction 0) and one along y (direction 1), both away from the corner.
+    With A_0, A_1 the states that arrive on them (for the corner top_left),
+
+        C_g[y, x] = sum_h T[g, h] A_h[y, x] + S[g] k v^T,   A_0[y, x] = C_0[y, x-1], A_1[y, x] = C_1[y-1, x]
+        out[y, x] = scale * (sum_h M[h] A_h^T q + D (q . k) v)
+
+    summed over corners, the direct term counted once.
+
+    Args:
+        q: Queries, (B, Y, X, H, K).
+        k: Keys, (B, Y, X, H, K).
+        v: Values, (B, Y, X, H, V).
+        source: S, (corners, B, Y, X, H, 2).
+        transition: T, (corners, B, Y, X, H, 2, 2) [out, in].
+        mark: M, (corners, B, Y, X, H, 2) [in].
+        direct: D, (B, Y, X, H).
+        corners: Corner of every leading entry of the gates; gates are in image coordinates.
+        scale: Factor on the output, K^(-1/2) if None.
+        backend: "naive" (the loop), "rows" (whole gating matrix, quadratic memory), "chunk" (blocks of rows,
+            memory linear in Y), or "auto".
+
+    Returns:
+        Output (B, Y, X, H, V) in the dtype of v.
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree, the grid is empty, corners are unknown or repeated,
+            or the backend is unknown.
+
+    Source: arXiv 2506.11997, the grid case.
+    """
+    check_choice("plstm_2d", "backend", backend, ("auto", "naive", "rows", "chunk"))
+    _check(q, k, v, source, transition, mark, direct, corners)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
+    num_rows, num_columns = q.shape[1:3]
+    if backend == "auto":
+        backend = "rows" if num_rows * num_columns <= WHOLE_UP_TO else "chunk"
+
+    with torch.autocast(q.device.type, enabled=False):
+        args = [x.to(dtype) for x in (q, k, v, source, transition, mark, direct)]
+        if backend == "naive":
+            out = plstm_2d_naive(*args, corners, scale)
+        elif backend == "rows":
+            out = plstm_2d_rows(*args, corners, scale)
+        else:
+            out = plstm_2d_chunk(*args, corners, scale, max(1, CHUNK_TOKENS // num_columns))
+    return out.to(v.dtype)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    corners: tuple[str, ...],
+) -> None:
+    for corner in corners:
+        check_choice("plstm_2d", "every corner", corner, CORNERS)
+    if not corners or len(set(corners)) != len(corners):
+        raise ValueError(
+            f"plstm_2d: corners must be distinct and at least one, got {tuple(corners)}; "
+            f"choose from {', '.join(CORNERS)}"
+        )
+    leading = str(len(corners))
+    check_shapes(
+        "plstm_2d",
+        q=(q, "B Y X H K"),
+        k=(k, "B Y X H K"),
+        v=(v, "B Y X H V"),
+        direct=(direct, "B Y X H"),
+        source=(source, f"{leading} B Y X H 2"),
+        transition=(transition, f"{leading} B Y X H 2 2"),
+        mark=(mark, f"{leading} B Y X H 2"),
+    )
+    if q.shape[1] == 0 or q.shape[2] == 0:
+        raise ValueError(f"plstm_2d: the grid must not be empty, got q of shape {tuple(q.shape)}")

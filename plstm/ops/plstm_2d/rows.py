@@ -1,0 +1,190 @@
+"""Row form on a grid: a Y x X grid is a sequence of Y steps with X lanes.
+
+Fix a row and let c be the states on the vertical edges that enter it, e the inputs k v^T of its nodes,
+one per column. With Lsh the strictly triangular products of T[0,0] between columns,
+
+    c_next   = A c + B e     A = diag(T[1,1]) + diag(T[1,0]) Lsh diag(T[0,1])
+                             B = diag(S[1])   + diag(T[1,0]) Lsh diag(S[0])
+    read-out = P c + Q e     P = diag(M[1])   + diag(M[0])   Lsh diag(T[0,1])
+                             Q =                diag(M[0])   Lsh diag(S[0])
+
+Corners on the right turn Lsh upper triangular, corners at the bottom take the rows in reverse. Corners
+that share the row order share every matrix product.
+
+Letters: B batch, Y X rows and columns, H heads, G corners of one row order, R rows of a block.
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from plstm.ops.lanes import lane_products, lane_rows
+from plstm.ops.plstm_2d.naive import LEFTWARD, UPWARD
+from plstm.ops.products import transition_products
+
+
+class RowMatrices(NamedTuple):
+    """The matrices of every row, (B, H, Y, G, X, X) unless said otherwise."""
+
+    transition: Tensor  # A
+    source: Tensor  # B
+    mark: Tensor  # P
+    inside: Tensor  # Q, summed over corners: (B, H, Y, X, X)
+
+
+def row_matrices(
+    source: Tensor, transition: Tensor, mark: Tensor, leftward: list[bool]
+) -> RowMatrices:
+    """A, B, P and Q of every row for corners of one row order.
+
+    Args:
+        source: (G, B, Y, X, H, 2).
+        transition: (G, B, Y, X, H, 2, 2) [out, in].
+        mark: (G, B, Y, X, H, 2).
+        leftward: For every corner, whether its scan runs against the column axis.
+    """
+    s = rearrange(source, "g b y x h d -> d b h y g x")
+    m = rearrange(mark, "g b y x h d -> d b h y g x")
+    t = rearrange(transition, "g b y x h o i -> o i b h y g x")
+    between = torch.stack(
+        [_products_between(t[0, 0, ..., g, :], left) for g, left in enumerate(leftward)], -3
+    )
+    to_column = torch.stack([t[1, 0], m[0]])[:, None, ..., None]  # rows of A and B, rows of P and Q
+    from_column = torch.stack([t[0, 1], s[0]])[None, ..., None, :]  # columns of A and P, of B and Q
+    (a, b), (p, q) = to_column * between * from_column
+    return RowMatrices(
+        transition=a + torch.diag_embed(t[1, 1]),
+        source=b + torch.diag_embed(s[1]),
+        mark=p + torch.diag_embed(m[1]),
+        inside=q.sum(-3),
+    )
+
+
+def _products_between(factors: Tensor, leftward: bool) -> Tensor:
+    """Products of factors (..., X) strictly between two columns, (..., X, X) [to, from]."""
+    if leftward:
+        return _products_between(factors.flip(-1), False).flip(-2, -1)
+    return transition_products(factors)[..., :-1, 1:]
+
+
+def plstm_2d_gating(
+    source: Tensor, transition: Tensor, mark: Tensor, direct: Tensor, corners: tuple[str, ...]
+) -> Tensor:
+    """The gating matrix G = sum over corners of M (I - T)^-1 S, plus diag(D), (B, H, Y X, Y X).
+
+    Arguments as in `plstm_2d`; rows are read-outs, columns inputs, nodes numbered row by row.
+    """
+    num_rows, num_columns = direct.shape[1:3]
+    below, above, inside = [], [], 0
+    for upward in (False, True):
+        chosen = [c for c, name in enumerate(corners) if (name in UPWARD) == upward]
+        if not chosen:
+            continue
+        gates = (x[chosen] for x in (source, transition, mark))
+        row = row_matrices(*gates, leftward=[corners[c] in LEFTWARD for c in chosen])
+        inside = inside + row.inside
+        a, b, p = (x.unbind(2) for x in row[:3])
+        if upward:
+            above, _ = lane_rows(a[::-1], b[::-1], p[::-1], prepend=True)
+            above = above[::-1]
+        else:
+            below, _ = lane_rows(a, b, p)
+    diagonal = torch.diag_embed(rearrange(direct, "b y x h -> b h y x")) + inside
+
+    gating_rows = []
+    for y in range(num_rows):
+        left = below[y].sum(-3) if below else _zeros(diagonal, y * num_columns)
+        right = above[y].sum(-3) if above else _zeros(diagonal, (num_rows - 1 - y) * num_columns)
+        gating_rows.append(torch.cat([left, diagonal[:, :, y], right], -1))
+    return torch.cat(gating_rows, -2)
+
+
+def _zeros(like: Tensor, width: int) -> Tensor:
+    batch, heads, _, num_columns, _ = like.shape
+    return like.new_zeros(batch, heads, num_columns, width)
+
+
+def plstm_2d_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    corners: tuple[str, ...],
+    scale: float,
+) -> Tensor:
+    """Parallel form: gate q k^T by the whole N x N gating matrix, N = Y X; shapes as in `plstm_2d`."""
+    gating = plstm_2d_gating(source, transition, mark, direct, corners)
+    q, k, v = (rearrange(x, "b y x h w -> b h (y x) w") for x in (q, k, v))
+    out = ((scale * q) @ k.mT * gating) @ v
+    return rearrange(out, "b h (y x) w -> b y x h w", y=direct.shape[1])
+
+
+def plstm_2d_chunk(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    corners: tuple[str, ...],
+    scale: float,
+    chunk_rows: int,
+) -> Tensor:
+    """Chunkwise form: gating matrices inside blocks of rows, X lane states across their borders.
+
+    Memory grows linearly in Y: a block of R rows holds (R X)^2 gates and X states of K x V per corner.
+    """
+    num_rows = direct.shape[1]
+    blocks = [slice(y, min(y + chunk_rows, num_rows)) for y in range(0, num_rows, chunk_rows)]
+    outs = [
+        plstm_2d_rows(
+            *(x[:, block] for x in (q, k, v)),
+            *(x[:, :, block] for x in (source, transition, mark)),
+            direct[:, block],
+            corners,
+            scale=1.0,
+        )
+        for block in blocks
+    ]
+    for c, corner in enumerate(corners):
+        upward = corner in UPWARD
+        state = None
+        for n in reversed(range(len(blocks))) if upward else range(len(blocks)):
+            gates = (x[c : c + 1, :, blocks[n]] for x in (source, transition, mark))
+            row = row_matrices(*gates, leftward=[corner in LEFTWARD])
+            read, state = _cross_block(
+                q[:, blocks[n]], k[:, blocks[n]], v[:, blocks[n]], row, state, upward
+            )
+            if read is not None:
+                outs[n] = outs[n] + read
+    return scale * torch.cat(outs, 1)
+
+
+def _cross_block(
+    q: Tensor, k: Tensor, v: Tensor, row: RowMatrices, state: Tensor | None, upward: bool
+) -> tuple[Tensor | None, Tensor]:
+    """What a block reads of the state (B, H, X, K, V) that enters it, and the state that leaves it."""
+    num_rows, num_columns = q.shape[1:3]
+    order = slice(None, None, -1) if upward else slice(None)
+    a, b, p = (x[:, :, :, 0].unbind(2)[order] for x in row[:3])
+    _, leave = lane_rows(a, b, p, prepend=upward)  # (B, H, X, R X)
+    k, v = (rearrange(x, "b r x h w -> b h (r x) w") for x in (k, v))
+    # For every lane, the sum over nodes of leave * k v^T, as one product.
+    weighted = torch.einsum("bhxn,bhnk->bhxkn", leave, k)
+    update = weighted.flatten(2, 3) @ v
+    update = update.unflatten(2, weighted.shape[2:4])
+    if state is None:
+        return None, update
+    enter, across = lane_products(a, p)  # (B, H, R, X, X), (B, H, X, X)
+    if upward:
+        enter = enter.flip(2)
+    per_lane = torch.einsum("brxhk,bhlkv->bhrxlv", q, state)
+    read = torch.einsum("bhrxl,bhrxlv->brxhv", enter, per_lane)
+    kept = (across @ state.flatten(3)).unflatten(-1, state.shape[-2:])
+    return read, kept + update

@@ -1,0 +1,42 @@
+"""Products of consecutive transitions: the (I - T)^-1 of a path graph."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+class _TransitionProducts(torch.autograd.Function):
+    """Keeps only the result: the backward of an inverse needs nothing else, and never divides."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, transition: Tensor) -> Tensor:
+        size = transition.shape[-1] + 1
+        below = torch.ones(size, size, dtype=torch.bool, device=transition.device).tril(-1)
+        factors = torch.nn.functional.pad(transition, (1, 0), value=1.0).unsqueeze(-1)
+        products = torch.where(below, factors, 1.0).cumprod(-2).tril()
+        ctx.save_for_backward(products)
+        return products
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        (products,) = ctx.saved_tensors
+        # d (I - N)^-1 = P dN P, so dN = P^T grad P^T; only the subdiagonal of N varies.
+        left = products.mT @ grad
+        return (left[..., 1:, :] * products[..., :-1, :]).sum(-1)
+
+
+def transition_products(transition: Tensor) -> Tensor:
+    """All products of consecutive factors, P[t, s] = T[s] T[s+1] ... T[t-1] for s <= t, 0 above.
+
+    The empty product on the diagonal is 1. Equals (I - N)^-1 with T on the first subdiagonal of N.
+    Multiplies only, so zero, negative and tiny factors are exact, in the gradient too.
+
+    Args:
+        transition: Factors T, (..., L).
+
+    Returns:
+        Lower-triangular products, (..., L + 1, L + 1).
+
+    Source: arXiv 2506.11997, the resolvent of the transition matrix on a path graph.
+    """
+    return _TransitionProducts.apply(transition)
