@@ -163,6 +163,6 @@ class PLSTM1d(nn.Module):
                 two=2,
                 **shape,
             )
-            u, w = torch.matrix_exp((free - free.mT) / 2)
+            u, w = torch.matrix_exp(((free - free.mT) / 2).contiguous())
         decay = rearrange(decay, "b l (h i) -> b l h 1 i", **shape).to(u.dtype)
         return (u * decay) @ w

@@ -1,0 +1,143 @@
+"""Sequence model: tokens, blocks of any causal mixer, next-token logits."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from plstm.modules.block import MixerFactory, build_blocks
+from plstm.modules.position import LearnedPosition1d
+
+
+class SequenceModel(nn.Module):
+    """Predicts the next token of a sequence; with causal mixers only.
+
+    Args:
+        in_dim: Size of the vocabulary that comes in.
+        out_dim: Size of the vocabulary that goes out.
+        dim: Model width.
+        depth: Blocks.
+        mixers: Factories called with `dim`, cycled over the depth.
+        max_length: Positions of a learned position code; None for no code, and any length.
+        tied: Use the embedding as output weights; needs in_dim = out_dim.
+        logit_cap: Bound c on the logits by c tanh(logit / c); None for no bound.
+        feed_forward_ratio: Hidden width of the feed-forward part over `dim`; 0 leaves it out.
+        dropout: Dropout on the embedding and on every branch.
+
+    Raises:
+        ValueError: tied sizes differ; depth or mixers make no sense.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        dim: int,
+        depth: int,
+        mixers: Sequence[MixerFactory],
+        max_length: int | None = None,
+        tied: bool = True,
+        logit_cap: float | None = None,
+        feed_forward_ratio: float = 4.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if tied and in_dim != out_dim:
+            raise ValueError(
+                f"SequenceModel: tied weights need in_dim = out_dim, got {in_dim} and {out_dim}; "
+                "set tied to false"
+            )
+        self.logit_cap, self.max_length = logit_cap, max_length
+        self.embed = nn.Embedding(in_dim, dim)
+        self.position = LearnedPosition1d(dim, max_length) if max_length is not None else None
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = build_blocks(
+            dim, depth, mixers, feed_forward_ratio=feed_forward_ratio, dropout=dropout
+        )
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.head = nn.Linear(dim, out_dim, bias=False)
+        nn.init.normal_(self.embed.weight, std=0.02)
+        nn.init.normal_(self.head.weight, std=0.02)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits (B, L, out_dim) of tokens (B, L), integers below in_dim."""
+        x = self._embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self._logits(x)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Tensor,
+        length: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue tokens (B, L) by sampling, one step at a time from the carried states.
+
+        Args:
+            tokens: Prompt, (B, L) with L >= 1.
+            length: Tokens to add.
+            temperature: Divides the logits; 0 takes the most likely token.
+            top_k: Sample from the k most likely tokens only.
+            generator: Source of randomness.
+
+        Returns:
+            Prompt and continuation, (B, L + length).
+
+        Raises:
+            ValueError: empty prompt, negative temperature, top_k below 1, or longer than max_length.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] == 0 or temperature < 0 or (top_k or 1) < 1:
+            raise ValueError(
+                "SequenceModel.generate: needs a prompt (B, L) with L >= 1, temperature >= 0 and "
+                f"top_k >= 1, got {tuple(tokens.shape)}, {temperature} and {top_k}"
+            )
+        training = self.training
+        self.eval()
+        states = []
+        x = self._embed(tokens)
+        for block in self.blocks:
+            x, state = block.forward_with_state(x)
+            states.append(state)
+        for _ in range(length):
+            logits = self._logits(x[:, -1:])[:, 0]
+            token = _sample(logits, temperature, top_k, generator)
+            x = self._embed(token, start=tokens.shape[1])[:, 0]
+            tokens = torch.cat([tokens, token], 1)
+            for i, block in enumerate(self.blocks):
+                x, states[i] = block.step(x, states[i])
+            x = x[:, None]
+        self.train(training)
+        return tokens
+
+    def _embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        x = self.embed(tokens)
+        if self.position is not None:
+            x = self.position(x, start)
+        return self.dropout(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = self.head(self.norm(x))
+        if self.logit_cap is not None:
+            logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
+        return logits
+
+
+def _sample(
+    logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
+) -> Tensor:
+    """One token per row of logits (B, out_dim), (B, 1)."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    if top_k is not None:
+        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, float("-inf"))
+    probabilities = torch.softmax(logits.float() / temperature, -1)
+    return torch.multinomial(probabilities, 1, generator=generator)

@@ -1,0 +1,95 @@
+"""Image model: patches, blocks of any mixer over the grid of patches, a head."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from plstm.modules.block import MixerFactory, build_blocks
+from plstm.modules.init import small_init_
+from plstm.modules.position import LearnedPosition2d
+from plstm.ops.checks import check_choice
+
+
+class VisionModel(nn.Module):
+    """Classifies images of any size divisible by the patch.
+
+    With mixers [PLSTM2d P, PLSTM2d D] it is pLSTM-Vis, with [SoftmaxAttention] a ViT.
+
+    Args:
+        in_dim: Channels of the image.
+        out_dim: Classes.
+        dim: Model width.
+        depth: Blocks.
+        mixers: Factories called with `dim`, cycled over the depth.
+        patch_size: Side of a square patch in pixels.
+        position_grid: Rows and columns of a learned position code, resized to other grids;
+            None for no code.
+        pooling: "corners" concatenates the four corner tokens, "mean" averages all tokens.
+        feed_forward_ratio: Hidden width of the feed-forward part over `dim`; 0 leaves it out.
+        dropout: Dropout on every branch.
+        drop_path: Drop-path probability of the last block, growing linearly up to it.
+        layer_scale: Initial value of a learned scale on every branch, None for no scale.
+
+    Raises:
+        ValueError: depth, mixers, patch size or pooling make no sense.
+
+    Source: arXiv 2506.11997, the vision model.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        dim: int,
+        depth: int,
+        mixers: Sequence[MixerFactory],
+        patch_size: int = 16,
+        position_grid: tuple[int, int] | None = None,
+        pooling: str = "corners",
+        feed_forward_ratio: float = 4.0,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("VisionModel", "pooling", pooling, ("corners", "mean"))
+        self.in_dim, self.patch_size, self.pooling = in_dim, patch_size, pooling
+        self.embed = nn.Conv2d(in_dim, dim, patch_size, stride=patch_size)
+        self.position = LearnedPosition2d(dim, *position_grid) if position_grid else None
+        self.blocks = build_blocks(
+            dim,
+            depth,
+            mixers,
+            feed_forward_ratio=feed_forward_ratio,
+            dropout=dropout,
+            drop_path=drop_path,
+            layer_scale=layer_scale,
+        )
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.head = nn.Linear(dim * (4 if pooling == "corners" else 1), out_dim)
+        small_init_(self.head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, out_dim) of images (B, in_dim, height, width)."""
+        x = self.embed(self._checked(images)).movedim(1, -1)  # (B, Y, X, dim)
+        if self.position is not None:
+            x = self.position(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        if self.pooling == "mean":
+            return self.head(x.mean((1, 2)))
+        corner_tokens = [x[:, y, column] for y in (0, -1) for column in (0, -1)]
+        return self.head(torch.cat(corner_tokens, -1))
+
+    def _checked(self, images: Tensor) -> Tensor:
+        fits = images.ndim == 4 and images.shape[1] == self.in_dim
+        if not fits or any(n % self.patch_size or n == 0 for n in images.shape[2:]):
+            raise ValueError(
+                f"VisionModel: images must have shape (B, {self.in_dim}, height, width) with sides "
+                f"divisible by the patch size {self.patch_size}, got {tuple(images.shape)}; "
+                "resize or pad them"
+            )
+        return images

@@ -1,0 +1,48 @@
+"""Learned position codes."""
+
+import torch
+from torch import Tensor, nn
+
+
+class LearnedPosition2d(nn.Module):
+    """A learned vector per grid position, resized bicubically to grids of another size.
+
+    Args:
+        dim: Model width.
+        rows: Rows of the learned grid.
+        columns: Columns of the learned grid.
+    """
+
+    def __init__(self, dim: int, rows: int, columns: int) -> None:
+        super().__init__()
+        self.code = nn.Parameter(0.02 * torch.randn(1, dim, rows, columns))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the code to x (B, Y, X, dim)."""
+        code = self.code
+        if code.shape[2:] != x.shape[1:3]:
+            code = nn.functional.interpolate(code, size=tuple(x.shape[1:3]), mode="bicubic")
+        return x + code.movedim(1, -1)
+
+
+class LearnedPosition1d(nn.Module):
+    """A learned vector per position of a sequence.
+
+    Args:
+        dim: Model width.
+        max_length: Positions there are codes for.
+    """
+
+    def __init__(self, dim: int, max_length: int) -> None:
+        super().__init__()
+        self.code = nn.Parameter(0.02 * torch.randn(max_length, dim))
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """Add the codes of positions start, start + 1, ... to x (B, L, dim)."""
+        end = start + x.shape[1]
+        if end > len(self.code):
+            raise ValueError(
+                f"LearnedPosition1d: only {len(self.code)} positions have a code, got a sequence "
+                f"up to position {end}; raise max_length or leave the position code out"
+            )
+        return x + self.code[start:end]

@@ -1,0 +1,130 @@
+"""The LightningModule: a net, cross-entropy, accuracy, an optimiser."""
+
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from tasks.optim import WarmupCosine, parameter_groups
+
+NetFactory = Callable[[int, int], nn.Module]  # (in_dim, out_dim), sizes that the data knows
+SchedulerFactory = Callable[[Optimizer, int], LRScheduler]  # (optimizer, total steps)
+
+
+class Classification(LightningModule):
+    """Learns to name the class of every input (or of every position of it).
+
+    Batches are (inputs, targets) or a PyG batch with targets `y`; the net maps inputs to logits with the
+    classes on the last axis.
+
+    Args:
+        net: Factory called with in_dim and out_dim.
+        in_dim: Size of one input; comes from the data.
+        out_dim: Number of classes; comes from the data.
+        net_args: Further sizes for the factory; come from the data.
+        optimizer: Factory called with the parameter groups.
+        scheduler: Factory called with the optimiser and the number of steps.
+        compile: Compile the net with torch.compile.
+    """
+
+    def __init__(
+        self,
+        net: NetFactory,
+        in_dim: int,
+        out_dim: int,
+        net_args: dict[str, int] | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: SchedulerFactory = WarmupCosine,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.make_net, self.net_args = net, net_args or {}
+        self.in_dim, self.out_dim = in_dim, out_dim
+        self.optimizer, self.scheduler, self.compile_net = optimizer, scheduler, compile
+        self.net: nn.Module | None = None
+        self.metrics = nn.ModuleDict()
+
+    def configure_model(self) -> None:
+        if self.net is None:
+            self.net = self.make_net(self.in_dim, self.out_dim, **self.net_args)
+            if self.compile_net:
+                self.net.compile()  # in place, so that checkpoints keep their names
+
+    def setup(self, stage: str) -> None:
+        self.eval_names = getattr(self.trainer.datamodule, "eval_names", [""])
+        self.metrics["train/accuracy"] = self._accuracy()
+        for name in self.eval_names:
+            self.metrics[f"loss{name}"] = MeanMetric()
+            self.metrics[f"accuracy{name}"] = self._accuracy()
+
+    def _accuracy(self) -> MulticlassAccuracy:
+        return MulticlassAccuracy(self.out_dim, average="micro")
+
+    def forward(self, inputs: object) -> Tensor:
+        """Logits of a batch of inputs."""
+        return self.net(inputs)
+
+    def training_step(self, batch: object, batch_idx: int) -> Tensor:
+        logits, targets = self._predict(batch)
+        loss = nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+        self.metrics["train/accuracy"](logits.flatten(0, -2), targets.flatten())
+        self._log("train/loss", loss, len(targets), prog_bar=True)
+        self._log("train/accuracy", self.metrics["train/accuracy"], len(targets))
+        return loss
+
+    def validation_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate("val", batch, dataloader_idx)
+
+    def test_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate("test", batch, dataloader_idx)
+
+    def predict_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Class probabilities."""
+        return torch.softmax(self._predict(batch)[0].float(), -1)
+
+    def _evaluate(self, split: str, batch: object, dataloader_idx: int) -> None:
+        logits, targets = self._predict(batch)
+        logits, size = logits.flatten(0, -2).float(), len(targets)
+        losses = nn.functional.cross_entropy(logits, targets.flatten(), reduction="none")
+        name = self.eval_names[dataloader_idx]
+        for metric, update in (("loss", (losses,)), ("accuracy", (logits, targets.flatten()))):
+            self.metrics[f"{metric}{name}"](*update)
+            self._log(
+                f"{split}/{metric}{name}", self.metrics[f"{metric}{name}"], size, prog_bar=True
+            )
+
+    def _predict(self, batch: object) -> tuple[Tensor, Tensor]:
+        inputs, targets = batch if isinstance(batch, (tuple, list)) else (batch, batch.y)
+        return self.net(inputs), targets
+
+    def _log(self, name: str, value: object, size: int, **options: object) -> None:
+        self.log(name, value, batch_size=size, add_dataloader_idx=False, **options)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(parameter_groups(self))
+        scheduler = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        """Keep plain values only, so that the file loads with weights_only=True."""
+        saved = checkpoint.get("hyper_parameters", {})
+        checkpoint["hyper_parameters"] = {k: v for k, v in saved.items() if _is_plain(v)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, (str, int, float, bool))

@@ -1,0 +1,61 @@
+"""What every task's data has in common."""
+
+from collections.abc import Iterator
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import Sampler
+
+
+class DataModule(LightningDataModule):
+    """A LightningDataModule that knows its own shapes, so that they are written nowhere else."""
+
+    @property
+    def in_dim(self) -> int:
+        """Size of one input: channels, features or vocabulary."""
+        raise NotImplementedError(f"{type(self).__name__} must define in_dim")
+
+    @property
+    def out_dim(self) -> int:
+        """Number of classes."""
+        raise NotImplementedError(f"{type(self).__name__} must define out_dim")
+
+    @property
+    def net_args(self) -> dict[str, int]:
+        """Further sizes the net is built with, by keyword."""
+        return {}
+
+    @property
+    def eval_names(self) -> list[str]:
+        """Suffix of the metric names, one per validation (and test) loader."""
+        return [""]
+
+    def train_epoch(self) -> int:
+        """The epoch the trainer is in, 0 without a trainer; seeds the order of the samples."""
+        return self.trainer.current_epoch if self.trainer is not None else 0
+
+
+class ShuffledSampler(Sampler[int]):
+    """Indices in an order that depends on (seed, epoch) only, none of them twice.
+
+    Args:
+        size: Number of samples to choose from.
+        seed: Seed of the run.
+        epoch: First epoch; later ones come from `set_epoch`, which Lightning calls.
+        count: Samples of an epoch, all of them if None.
+    """
+
+    def __init__(self, size: int, seed: int = 0, epoch: int = 0, count: int | None = None) -> None:
+        self.size, self.seed, self.epoch = size, seed, epoch
+        self.count = size if count is None else min(count, size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) & (2**63 - 1))
+        yield from torch.randperm(self.size, generator=generator)[: self.count].tolist()

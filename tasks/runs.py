@@ -1,0 +1,55 @@
+"""The folder of a run: the resolved configuration, the checkpoints, the pictures."""
+
+import json
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from matplotlib.figure import Figure
+
+
+def run_folder(trainer: Trainer) -> Path | None:
+    """Folder of the first logger's run, the one checkpoints go to; None without a logger."""
+    for logger in trainer.loggers:
+        _ = logger.experiment  # fixes the run's id
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        folder = Path(logger.save_dir or ".") / str(logger.name) / version
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    return None
+
+
+def log_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:
+    """Send a picture to a logger that shows pictures."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_figure(name, figure, step, close=False)
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [figure])
+
+
+def log_text(logger: Logger, name: str, text: str, step: int) -> None:
+    """Send a text to a logger that shows texts."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_text(name, f"```\n{text}\n```", step)
+    elif isinstance(logger, WandbLogger):
+        logger.log_text(name, columns=["text"], data=[[text]])
+
+
+class SaveResolvedConfig(SaveConfigCallback):
+    """Saves the resolved configuration in the run's own folder, and in wandb's record of it.
+
+    Lightning's own callback writes it beside the runs, where a second run of wandb finds it in its way.
+    """
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = run_folder(trainer)
+        if folder is None or stage != "fit":
+            return
+        self.parser.save(
+            self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False
+        )
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                dumped = self.parser.dump(self.config, skip_none=False, format="json")
+                logger.experiment.config.update(json.loads(dumped), allow_val_change=True)

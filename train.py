@@ -1,0 +1,6 @@
+"""Train, validate, test or predict: python train.py {fit,validate,test,predict} --config FILE."""
+
+from tasks.cli import main
+
+if __name__ == "__main__":
+    main()
