@@ -29,7 +29,7 @@ def assert_close(name: str, got: Tensor, want: Tensor, rtol: float = 1e-10) -> N
 
 
 def gradients(out: Tensor, inputs: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
-    """Gradient of every input under one random cotangent that depends on the seed and shape only."""
+    """Gradient of every input under one random cotangent, a function of seed and shape."""
     generator = torch.Generator().manual_seed(seed)
     cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
     grads = torch.autograd.grad(out, list(inputs.values()), cotangent, allow_unused=True)
