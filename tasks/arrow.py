@@ -1,7 +1,7 @@
 """Arrow pointing: does the ray of the arrow meet the circle?
 
-The answer needs long range: arrow and circle are small and far apart, and the extrapolation sets put the
-same shapes on larger canvases, farther apart than any training image.
+The answer needs long range: arrow and circle are small and far apart, and the extrapolation sets
+put the same shapes on larger canvases, farther apart than any training image.
 """
 
 import torch
@@ -19,7 +19,8 @@ SPLITS = ("train", "val", "test")
 
 
 def uniform(seed: int, index: Tensor, draws: int) -> Tensor:
-    """Random numbers in [0, 1) that depend on (seed, index, draw) only, (len(index), draws) in float64.
+    """Random numbers in [0, 1) that depend on (seed, index, draw) only, (len(index), draws) in
+    float64.
 
     A counter-based generator (the finaliser of SplitMix64), so a whole batch is drawn at once.
     """
@@ -142,7 +143,7 @@ def _distance_to_segment(pixels: Tensor, start: Tensor, end: Tensor) -> Tensor:
 
 
 class ArrowDataset(Dataset):
-    """Images drawn when they are asked for, a whole batch at once; a pure function of (seed, index)."""
+    """Images drawn when asked for, a whole batch at once; a pure function of (seed, index)."""
 
     def __init__(self, seed: int, size: int, **drawing: object) -> None:
         self.seed, self.size, self.drawing = seed, size, drawing
@@ -163,7 +164,8 @@ class ArrowData(DataModule):
 
     Args:
         image_size: Side of the training canvas in pixels.
-        extrapolation_sizes: Sides of further validation and test canvases; shapes keep their pixel size.
+        extrapolation_sizes: Sides of further validation and test canvases; shapes keep their pixel
+            size.
         padding: Pixels between the centres of the shapes and the border, at least.
         radius: Least and greatest radius of the circle in pixels.
         arrow_length: Least and greatest length of the arrow in pixels.
@@ -200,8 +202,8 @@ class ArrowData(DataModule):
         room = min(self.sizes) - 2 * padding
         if room <= 4 * radius[1]:
             raise ValueError(
-                f"ArrowData: the padded square must be wider than four radii, got {room} pixels for a "
-                f"radius up to {radius[1]}; use larger images or smaller shapes"
+                f"ArrowData: the padded square must be wider than four radii, got {room} pixels "
+                f"for a radius up to {radius[1]}; use larger images or smaller shapes"
             )
 
     @property

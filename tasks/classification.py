@@ -21,8 +21,8 @@ SchedulerFactory = Callable[[Optimizer, int], LRScheduler]  # (optimizer, total 
 class Classification(LightningModule):
     """Learns to name the class of every input (or of every position of it).
 
-    Batches are (inputs, targets) or a PyG batch with targets `y`; the net maps inputs to logits with the
-    classes on the last axis.
+    Batches are (inputs, targets) or a PyG batch with targets `y`; the net maps inputs to logits
+    with the classes on the last axis.
 
     Args:
         net: Factory called with in_dim and out_dim.

@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, object]]:
-    """Two groups: matrices, which decay, and vectors (biases, norms, gates' biases), which do not."""
+    """Two groups: matrices, which decay, and vectors (biases and norms), which do not."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim >= 2]},

@@ -12,7 +12,8 @@ POINTS = 400  # training losses kept for the learning curve, at most
 
 
 class Pictures(Callback):
-    """Draws the learning curve, and accuracy against input size where a task evaluates several sizes.
+    """Draws the learning curve, and accuracy against input size where a task evaluates several
+    sizes.
 
     Saved as PNG in the run's folder and sent to the logger.
     """

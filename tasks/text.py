@@ -36,10 +36,11 @@ class WindowDataset(Dataset):
 
 
 class TextData(DataModule):
-    """Windows of a text: the first part of the file to train, the next to validate, the last to test.
+    """Windows of a text: the first part of the file to train, the next to validate, the last to
+    test.
 
-    Training windows start anywhere; validation and test windows tile their part, so every character there
-    is predicted once. With the text "abcab" and context 2, a sample is ("ab", "bc").
+    Training windows start anywhere; validation and test windows tile their part, so every character
+    there is predicted once. With the text "abcab" and context 2, a sample is ("ab", "bc").
 
     Args:
         path: The text file, UTF-8. Its characters are the vocabulary.
@@ -70,7 +71,7 @@ class TextData(DataModule):
         self.save_hyperparameters(logger=False)
         if not Path(path).is_file():
             raise ValueError(f"TextData: path must be a text file, got {path!r}; no such file")
-        if not (0 < val_share and 0 <= test_share and val_share + test_share < 1):
+        if val_share <= 0 or test_share < 0 or val_share + test_share >= 1:
             raise ValueError(
                 "TextData: val_share and test_share must leave something to train on, "
                 f"got {val_share} and {test_share}"
@@ -114,8 +115,8 @@ class TextData(DataModule):
         for split, part in parts.items():
             if len(part) <= self.hparams.context:
                 raise ValueError(
-                    f"TextData: every part needs more than context={self.hparams.context} characters, "
-                    f"got {len(part)} for {split}; take a longer text or a shorter context"
+                    f"TextData: every part needs more than context={self.hparams.context} "
+                    f"characters, got {len(part)} for {split}; take a longer text or a shorter context"
                 )
         return parts
 
@@ -184,7 +185,7 @@ class LanguageModel(Classification):
         rank_zero_info(f"Sample after {self.trainer.global_step} steps:\n{text}\n")
 
     def sample(self) -> str:
-        """Text written by the net after the first character of the validation part, same every time."""
+        """What the net writes after the first character of the validation part."""
         data = self.trainer.datamodule
         prompt = data.parts["val"][None, :1].to(self.device)
         limit = self.net.max_length  # positions a learned code can name

@@ -23,11 +23,13 @@ class PLSTM1dState(NamedTuple):
 class PLSTM1d(nn.Module):
     """Linear recurrent mixer along a sequence, causal, linear in its length.
 
-    y_t = norm(scale * (M_t C_{t-1}^T q_t + D_t (q_t . k_t) v_t)),   C_t = T_t C_{t-1} + S_t k_t v_t^T
+    y_t = norm(scale * (M_t C_{t-1}^T q_t + D_t (q_t . k_t) v_t)),   C_t = T_t C_{t-1} + S_t k_t
+    v_t^T
 
-    with S, M, D = sigmoid and T = tanh(5 z) of linear maps of x_t. With `lanes` = J > 1 the values of a head
-    are split over J lanes, S, M and D are J x J, and T_t = U_t diag(tanh(5 z_t)) W_t with U and W orthogonal
-    (matrix exponentials of skew-symmetric maps of x_t): the form that can track state.
+    with S, M, D = sigmoid and T = tanh(5 z) of linear maps of x_t. With `lanes` = J > 1 the values
+    of a head are split over J lanes, S, M and D are J x J, and T_t = U_t diag(tanh(5 z_t)) W_t with
+    U and W orthogonal (matrix exponentials of skew-symmetric maps of x_t): the form that can track
+    state.
 
     Args:
         dim: Model width.
@@ -35,7 +37,8 @@ class PLSTM1d(nn.Module):
         qk_dim: Key width per head, dim / num_heads if None.
         v_dim: Value width per head, all lanes together; dim / num_heads if None.
         lanes: States per edge, J.
-        conv_width: Width of a causal depthwise convolution before q, k and the gates; 0 leaves it out.
+        conv_width: Width of a causal depthwise convolution before q, k and the gates; 0 leaves it
+            out.
         source_bias: Logit of the source gate at the start.
         mark_bias: Logit of the mark gate at the start.
         direct_bias: Logit of the direct gate at the start.
@@ -100,7 +103,7 @@ class PLSTM1d(nn.Module):
     def forward(
         self, x: Tensor, state: PLSTM1dState | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, PLSTM1dState]:
-        """Map x (B, L, dim) to the same shape; continue from `state` and return the next on request."""
+        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
         window = state.window if state is not None else x[:, :0]
         mixed = x
         if self.conv is not None:

@@ -19,10 +19,10 @@ class PLSTM2d(nn.Module):
     Gates per corner and head, from linear maps of x (direction 0 along x, 1 along y):
 
         P: a = sigmoid(b + w.x / (2 dim)), t = tanh(5 z); T[0, :] = a t, T[1, :] = (1 - a) t,
-           S = s (a, 1 - a), M = (m, m). What arrives at a node is split over its two outgoing edges and
-           never amplified.
-        D: T = diag(tanh(5 z)) plus one turn tanh(5 z): into x for chirality "L" (T[0, 1]), into y for "R"
-           (T[1, 0]). Every pair of nodes is joined by one path at most, at full strength.
+           S = s (a, 1 - a), M = (m, m). What arrives at a node is split over its two outgoing edges
+           and never amplified.
+        D: T = diag(tanh(5 z)) plus one turn tanh(5 z): into x for chirality "L" (T[0, 1]), into y
+           for "R" (T[1, 0]). A pair of nodes is joined by one path at most, at full strength.
 
     S, M and D (per node, not per corner) are sigmoids.
 
@@ -43,7 +43,8 @@ class PLSTM2d(nn.Module):
     Raises:
         ValueError: unknown mode, chirality or corner, or widths that do not divide.
 
-    Source: arXiv 2506.11997. There the second direction of mode P takes 1 - a t, which grows for t < 0.
+    Source: arXiv 2506.11997, which gives the second direction of mode P 1 - a t; that exceeds 1
+    for t < 0.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class PLSTM2d(nn.Module):
         return self.out_proj(self.norm(y))
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Activated source, transition, mark and direct of x (B, Y, X, dim), in the shapes of the op."""
+        """Activated source, transition, mark and direct of x (B, Y, X, dim), as in the op."""
         source = torch.sigmoid(self._per_corner(self.source_proj(x)))
         mark = torch.sigmoid(self._per_corner(self.mark_proj(x)))
         transition = torch.tanh(5 * self._per_corner(self.transition_proj(x)))

@@ -12,10 +12,10 @@ from plstm.modules.widths import head_widths
 
 
 class AttentionState(NamedTuple):
-    """Keys and values of the positions seen so far, (B, H, L, K) and (B, H, L, V), keys before rotation."""
+    """Keys, before rotation, and values of the positions seen so far."""
 
-    k: Tensor
-    v: Tensor
+    k: Tensor  # (B, H, L, K)
+    v: Tensor  # (B, H, L, V)
 
 
 class SoftmaxAttention(nn.Module):
@@ -27,12 +27,14 @@ class SoftmaxAttention(nn.Module):
         dim: Model width.
         num_heads: Number of heads.
         causal: Only look back; for sequences.
-        rotary: Turn q and k by their coordinates (rotary position code); without it the layer knows no order.
+        rotary: Turn q and k by their coordinates (rotary position code); without it the layer knows
+            no order.
         qk_dim: Key width per head, dim / num_heads if None.
         v_dim: Value width per head, dim / num_heads if None.
 
     Raises:
-        ValueError: widths do not divide; causal with more than one position axis; state without causal.
+        ValueError: widths do not divide; causal with more than one position axis; state without
+        causal.
 
     Source: arXiv 1706.03762.
     """
@@ -64,7 +66,7 @@ class SoftmaxAttention(nn.Module):
     def forward(
         self, x: Tensor, state: AttentionState | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, AttentionState]:
-        """Map x (B, *positions, dim) to the same shape; causal layers also take and return a state."""
+        """Map x (B, *positions, dim) to the same shape; causal ones also take and return a state."""
         axes = x.shape[1:-1]
         if (self.causal and len(axes) != 1) or (
             not self.causal and (return_state or state is not None)

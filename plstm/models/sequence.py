@@ -92,7 +92,8 @@ class SequenceModel(nn.Module):
             Prompt and continuation, (B, L + length).
 
         Raises:
-            ValueError: empty prompt, negative temperature, top_k below 1, or longer than max_length.
+            ValueError: empty prompt, negative temperature, top_k below 1, or longer than
+            max_length.
         """
         if tokens.ndim != 2 or tokens.shape[1] == 0 or temperature < 0 or (top_k or 1) < 1:
             raise ValueError(

@@ -26,7 +26,7 @@ class FeedForward(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drop whole residual branches, sample by sample, with probability `rate` (Huang et al., 2016)."""
+    """Drop whole residual branches of a sample with probability `rate` (arXiv 1603.09382)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -45,11 +45,13 @@ class Block(nn.Module):
     Args:
         dim: Model width.
         mixer: Factory called with `dim`.
-        feed_forward_ratio: Hidden width of the feed-forward part over `dim`; 0 leaves that part out.
+        feed_forward_ratio: Hidden width of the feed-forward part over `dim`; 0 leaves that part
+            out.
         dropout: Dropout on both branches.
         drop_path: Probability of dropping a branch for a sample; not for packed graphs, whose first
             axis is not the sample.
-        layer_scale: Initial value of a learned scale per channel on both branches, None for no scale.
+        layer_scale: Initial value of a learned scale per channel on both branches, None for no
+            scale.
     """
 
     def __init__(
@@ -105,10 +107,11 @@ class Block(nn.Module):
 def build_blocks(
     dim: int, depth: int, mixers: Sequence[MixerFactory], *, drop_path: float = 0.0, **block: object
 ) -> nn.ModuleList:
-    """`depth` blocks whose mixers cycle through `mixers`; drop path grows linearly up to `drop_path`."""
+    """`depth` blocks that cycle through `mixers`; drop path grows linearly up to `drop_path`."""
     if depth < 1 or not mixers:
         raise ValueError(
-            f"build_blocks: need depth >= 1 and at least one mixer, got depth={depth} and {len(mixers)} mixers"
+            "build_blocks: need depth >= 1 and at least one mixer, "
+            f"got depth={depth} and {len(mixers)} mixers"
         )
     rates = torch.linspace(0, drop_path, depth).tolist()
     return nn.ModuleList(

@@ -22,7 +22,11 @@ class CausalConv1d(nn.Module):
         self.conv = nn.Conv1d(dim, dim, width, groups=dim)
 
     def forward(self, x: Tensor, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Convolve x (B, L, dim) after `window` (B, width - 1, dim), zeros if None; return the next window."""
+        """Convolve x (B, L, dim) after `window` (B, width - 1, dim), zeros if None.
+
+        Returns:
+            The result, (B, L, dim), and the next window.
+        """
         if window is None:
             window = x.new_zeros(x.shape[0], self.width - 1, self.dim)
         x = torch.cat([window.to(x.dtype), x], 1)

@@ -5,10 +5,11 @@ from torch import Tensor
 
 
 def rotate_positions(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Tensor:
-    """Turn pairs of channels by an angle proportional to the position, so that q . k sees differences.
+    """Turn pairs of channels by an angle proportional to the position, so that q . k sees
+    differences.
 
-    (x_i, x_{i + W/2}) is turned by p * base^(-2 i / W). With several position axes the channels are split
-    evenly between them.
+    (x_i, x_{i + W/2}) is turned by p * base^(-2 i / W). With several position axes the channels are
+    split evenly between them.
 
     Args:
         x: Queries or keys, (B, H, L, W); W divisible by twice the number of axes.
@@ -24,8 +25,8 @@ def rotate_positions(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Te
     width = x.shape[-1] // axes
     if x.shape[-1] % (2 * axes):
         raise ValueError(
-            f"rotate_positions: the width per head must be divisible by {2 * axes} for {axes} position axes, "
-            f"got {x.shape[-1]}"
+            f"rotate_positions: the width per head must be divisible by {2 * axes} for {axes} "
+            f"position axes, got {x.shape[-1]}"
         )
     frequencies = base ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
     angles = positions.to(frequencies)[..., None] * frequencies  # (L, axes, W / (2 axes))

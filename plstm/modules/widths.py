@@ -13,8 +13,8 @@ def head_widths(
         raise ValueError(f"{layer}: dim and num_heads must be positive, got {dim} and {num_heads}")
     if None in (qk_dim, v_dim) and dim % num_heads:
         raise ValueError(
-            f"{layer}: dim must be divisible by num_heads, got dim={dim} and num_heads={num_heads}; "
-            "change one of them or give qk_dim and v_dim"
+            f"{layer}: dim must be divisible by num_heads, got dim={dim} and "
+            f"num_heads={num_heads}; change one of them or give qk_dim and v_dim"
         )
     qk_dim = dim // num_heads if qk_dim is None else qk_dim
     v_dim = dim // num_heads if v_dim is None else v_dim

@@ -11,8 +11,8 @@ def check_shapes(function: str, **tensors: tuple[Tensor, Pattern]) -> dict[str, 
 
     Args:
         function: Name put in front of every message.
-        tensors: Argument name to (tensor, pattern), for example `q=(q, "B L H K")`; the first tensor
-            that uses a letter fixes its size.
+        tensors: Argument name to (tensor, pattern), for example `q=(q, "B L H K")`; the first
+            tensor that uses a letter fixes its size.
 
     Returns:
         Size of every letter.
@@ -30,8 +30,8 @@ def check_shapes(function: str, **tensors: tuple[Tensor, Pattern]) -> dict[str, 
             )
         if tensor.device != first.device:
             raise ValueError(
-                f"{function}: all tensors must be on one device, got {first_name} on {first.device} and "
-                f"{name} on {tensor.device}; move them with .to(device)"
+                f"{function}: all tensors must be on one device, got {first_name} on "
+                f"{first.device} and {name} on {tensor.device}; move them with .to(device)"
             )
         axes = pattern.split()
         expected = [int(axis) if axis.isdigit() else sizes.get(axis) for axis in axes]

@@ -31,11 +31,12 @@ def plstm_1d(
         y_t = scale * (M_t C_{t-1}^T q_t + D_t (q_t . k_t) v_t)
         C_t = T_t C_{t-1} + S_t k_t v_t^T
 
-    The mark reads the state that arrives at t; a position reaches its own output through direct only.
-    With lanes an edge carries J states, T_t is a J x J matrix, and (I, O input and output lanes)
+    The mark reads the state that arrives at t; a position reaches its own output through direct
+    only. With lanes an edge carries J states, T_t is a J x J matrix, and (I, O input and output
+    lanes)
 
-        y_t[:, o] = scale * (sum_j M_t[o, j] C_{t-1}[j]^T q_t + sum_i D_t[o, i] (q_t . k_t) v_t[:, i])
-        C_t[j] = sum_i T_t[j, i] C_{t-1}[i] + sum_i S_t[j, i] k_t v_t[:, i]^T
+        y_t[:, o] = scale * (sum_j M_t[o, j] C_{t-1}[j]^T q_t + sum_i D_t[o, i] (q_t . k_t) v_t[:,
+        i]) C_t[j] = sum_i T_t[j, i] C_{t-1}[i] + sum_i S_t[j, i] k_t v_t[:, i]^T
 
     Args:
         q: Queries, (B, L, H, K).
@@ -45,17 +46,19 @@ def plstm_1d(
         transition: T, (B, L, H), or (B, L, H, J, J) [to, from]. Any sign, zero included.
         mark: M, (B, L, H), or (B, L, H, O, J).
         direct: D, (B, L, H), or (B, L, H, O, I).
-        state: State that arrives at the first position, (B, H, K, V) or (B, H, K, V, J); zeros if None.
+        state: State that arrives at the first position, (B, H, K, V) or (B, H, K, V, J); zeros if
+            None.
         return_state: Also return the state after the last position.
         scale: Factor on the output, K^(-1/2) if None.
         backend: "naive" (the loop), "chunk" (linear time, matrix products), or "auto".
 
     Returns:
-        Output (B, L, H, V) or (B, L, H, V, O) in the dtype of v; with return_state also the state, in
-        float32 or wider.
+        Output (B, L, H, V) or (B, L, H, V, O) in the dtype of v; with return_state also the state,
+        in float32 or wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, the sequence is empty, or the backend is unknown.
+        ValueError: shapes, dtypes or devices disagree, the sequence is empty, or the backend is
+        unknown.
 
     Source: arXiv 2506.11997, the sequence case; lanes after its state-tracking extension.
     """

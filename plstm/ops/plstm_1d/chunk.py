@@ -1,7 +1,7 @@
 """Chunkwise form on a sequence: parallel inside a chunk, recurrent states across chunk borders.
 
-Letters: B batch, N chunks, C positions in a chunk, H heads, K V widths, J I O lanes of the state, the
-values and the outputs.
+Letters: B batch, N chunks, C positions in a chunk, H heads, K V widths, J I O lanes of the state,
+the values and the outputs.
 """
 
 from typing import NamedTuple

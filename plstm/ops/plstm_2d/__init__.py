@@ -29,11 +29,11 @@ def plstm_2d(
 ) -> Tensor:
     """Linear recurrence over a grid, scanned from any of its four corners at once.
 
-    Every node has an edge along x (direction 0) and one along y (direction 1), both away from the corner.
-    With A_0, A_1 the states that arrive on them (for the corner top_left),
+    Every node has an edge along x (direction 0) and one along y (direction 1), both away from the
+    corner. With A_0, A_1 the states that arrive on them (for the corner top_left),
 
-        C_g[y, x] = sum_h T[g, h] A_h[y, x] + S[g] k v^T,   A_0[y, x] = C_0[y, x-1], A_1[y, x] = C_1[y-1, x]
-        out[y, x] = scale * (sum_h M[h] A_h^T q + D (q . k) v)
+        C_g[y, x] = sum_h T[g, h] A_h[y, x] + S[g] k v^T,   A_0[y, x] = C_0[y, x-1], A_1[y, x] =
+        C_1[y-1, x] out[y, x] = scale * (sum_h M[h] A_h^T q + D (q . k) v)
 
     summed over corners, the direct term counted once.
 
@@ -47,14 +47,15 @@ def plstm_2d(
         direct: D, (B, Y, X, H).
         corners: Corner of every leading entry of the gates; gates are in image coordinates.
         scale: Factor on the output, K^(-1/2) if None.
-        backend: "naive" (the loop), "rows" (whole gating matrix, quadratic memory), "chunk" (blocks of rows,
-            memory linear in Y), or "auto".
+        backend: "naive" (the loop), "rows" (whole gating matrix, quadratic memory), "chunk" (blocks
+            of rows, memory linear in Y), or "auto".
 
     Returns:
         Output (B, Y, X, H, V) in the dtype of v.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, the grid is empty, corners are unknown or repeated,
+        ValueError: shapes, dtypes or devices disagree, the grid is empty, corners are unknown or
+        repeated,
             or the backend is unknown.
 
     Source: arXiv 2506.11997, the grid case.

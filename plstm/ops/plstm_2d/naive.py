@@ -1,4 +1,4 @@
-"""The definition of the recurrence on a grid: one node after the other, one corner after the other."""
+"""The definition of the recurrence on a grid: node after node, corner after corner."""
 
 import torch
 from torch import Tensor

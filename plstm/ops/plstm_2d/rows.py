@@ -1,15 +1,15 @@
 """Row form on a grid: a Y x X grid is a sequence of Y steps with X lanes.
 
-Fix a row and let c be the states on the vertical edges that enter it, e the inputs k v^T of its nodes,
-one per column. With Lsh the strictly triangular products of T[0,0] between columns,
+Fix a row and let c be the states on the vertical edges that enter it, e the inputs k v^T of its
+nodes, one per column. With Lsh the strictly triangular products of T[0,0] between columns,
 
     c_next   = A c + B e     A = diag(T[1,1]) + diag(T[1,0]) Lsh diag(T[0,1])
                              B = diag(S[1])   + diag(T[1,0]) Lsh diag(S[0])
     read-out = P c + Q e     P = diag(M[1])   + diag(M[0])   Lsh diag(T[0,1])
                              Q =                diag(M[0])   Lsh diag(S[0])
 
-Corners on the right turn Lsh upper triangular, corners at the bottom take the rows in reverse. Corners
-that share the row order share every matrix product.
+Corners on the right turn Lsh upper triangular, corners at the bottom take the rows in reverse.
+Corners that share the row order share every matrix product.
 
 Letters: B batch, Y X rows and columns, H heads, G corners of one row order, R rows of a block.
 """
@@ -117,7 +117,7 @@ def plstm_2d_rows(
     corners: tuple[str, ...],
     scale: float,
 ) -> Tensor:
-    """Parallel form: gate q k^T by the whole N x N gating matrix, N = Y X; shapes as in `plstm_2d`."""
+    """Parallel form: gate q k^T by the whole gating matrix; shapes as in `plstm_2d`."""
     gating = plstm_2d_gating(source, transition, mark, direct, corners)
     q, k, v = (rearrange(x, "b y x h w -> b h (y x) w") for x in (q, k, v))
     out = ((scale * q) @ k.mT * gating) @ v
@@ -138,7 +138,8 @@ def plstm_2d_chunk(
 ) -> Tensor:
     """Chunkwise form: gating matrices inside blocks of rows, X lane states across their borders.
 
-    Memory grows linearly in Y: a block of R rows holds (R X)^2 gates and X states of K x V per corner.
+    Memory grows linearly in Y: a block of R rows holds (R X)^2 gates and X states of K x V per
+    corner.
     """
     num_rows = direct.shape[1]
     blocks = [slice(y, min(y + chunk_rows, num_rows)) for y in range(0, num_rows, chunk_rows)]
@@ -169,8 +170,7 @@ def plstm_2d_chunk(
 def _cross_block(
     q: Tensor, k: Tensor, v: Tensor, row: RowMatrices, state: Tensor | None, upward: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """What a block reads of the state (B, H, X, K, V) that enters it, and the state that leaves it."""
-    num_rows, num_columns = q.shape[1:3]
+    """What a block reads of the state (B, H, X, K, V) that enters, and the one that leaves."""
     order = slice(None, None, -1) if upward else slice(None)
     a, b, p = (x[:, :, :, 0].unbind(2)[order] for x in row[:3])
     _, leave = lane_rows(a, b, p, prepend=upward)  # (B, H, X, R X)

@@ -1,0 +1,102 @@
+"""Input and output parts shared by all models of graphs."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plstm.ops.checks import check_choice
+
+_MAX_PERIOD = 1000.0
+
+
+def degree_code(degree: Tensor, dim: int) -> Tensor:
+    """Sinusoidal code of node degrees, (N,) to (N, dim): sines, then cosines, periods up to 2 pi 1000."""
+    half = (dim + 1) // 2
+    steps = torch.arange(half, device=degree.device, dtype=torch.float32) / half
+    angle = degree[:, None].float() * torch.exp(-math.log(_MAX_PERIOD) * steps)
+    return torch.cat([angle.sin(), angle.cos()], -1)[:, :dim]
+
+
+def node_features(data: Any, in_dim: int) -> Tensor:
+    """data.x as floating point, or ones (N, in_dim) for graphs without node features.
+
+    Raises:
+        ValueError: data.x is not (N, in_dim).
+    """
+    x = getattr(data, "x", None)
+    if x is None:
+        return torch.ones(data.num_nodes, in_dim, device=data.edge_index.device)
+    if x.ndim != 2 or x.shape[1] != in_dim:
+        raise ValueError(
+            f"node_features: data.x must have shape (N, {in_dim}), got {tuple(x.shape)}; "
+            "in_dim is the number of node features of the data set"
+        )
+    return x if x.is_floating_point() else x.float()
+
+
+class GraphEncoder(nn.Module):
+    """Linear map of the node features plus a sinusoidal code of the degree; linear map of the edge
+    features.
+
+    Args:
+        in_dim: Width of the node features.
+        dim: Model width.
+        edge_dim: Width of the edge features, 0 for none.
+    """
+
+    def __init__(self, in_dim: int, dim: int, edge_dim: int = 0) -> None:
+        super().__init__()
+        self.in_dim, self.dim = in_dim, dim
+        self.node = nn.Linear(in_dim, dim)
+        self.edge = nn.Linear(edge_dim, dim) if edge_dim else None
+
+    def forward(self, data: Any) -> Tensor:
+        """Node features of the model, (N, dim), for undirected data.edge_index with both directions."""
+        x = self.node(node_features(data, self.in_dim))
+        degree = torch.bincount(data.edge_index[1], minlength=data.num_nodes)
+        return x + degree_code(degree, self.dim).to(x.dtype)
+
+    def edges(self, edge_attr: Tensor | None) -> Tensor | None:
+        """Edge features of the model, (E, dim), None without edge_dim.
+
+        Raises:
+            ValueError: the model was built with edge_dim, and the data have no edge features.
+        """
+        if self.edge is None:
+            return None
+        if edge_attr is None:
+            raise ValueError(
+                f"GraphEncoder: edge features must be given with edge_dim={self.edge.in_features}, got "
+                "None; build the model with edge_dim=0 for data without them"
+            )
+        return self.edge(edge_attr.to(self.edge.weight.dtype))
+
+
+class GraphReadout(nn.Module):
+    """Pool the nodes of every graph, then Linear, GELU, dropout, Linear.
+
+    Args:
+        dim: Model width.
+        out_dim: Number of outputs.
+        pooling: "mean" or "sum".
+        dropout: Dropout between the two linear maps.
+    """
+
+    def __init__(self, dim: int, out_dim: int, pooling: str = "mean", dropout: float = 0.0) -> None:
+        super().__init__()
+        check_choice("GraphReadout", "pooling", pooling, ("mean", "sum"))
+        self.pooling = pooling
+        self.hidden, self.out = nn.Linear(dim, dim), nn.Linear(dim, out_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, batch: Tensor | None, num_graphs: int) -> Tensor:
+        """Map nodes x (N, dim) with their graphs batch (N,) to (num_graphs, out_dim)."""
+        if batch is None:
+            batch = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+        pooled = x.new_zeros(num_graphs, x.shape[1]).index_add(0, batch, x)
+        if self.pooling == "mean":
+            count = torch.bincount(batch, minlength=num_graphs).clamp(min=1)
+            pooled = pooled / count[:, None].to(pooled.dtype)
+        return self.out(self.dropout(nn.functional.gelu(self.hidden(pooled))))
