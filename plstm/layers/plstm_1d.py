@@ -10,6 +10,7 @@ from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.widths import head_widths
+from plstm.ops.checks import accumulation_dtype
 from plstm.ops.plstm_1d import plstm_1d
 
 
@@ -159,13 +160,11 @@ class PLSTM1d(nn.Module):
     def _lane_transition(self, mixed: Tensor, decay: Tensor) -> Tensor:
         """U diag(decay) W with orthogonal U and W, (B, L, H, J, J); spectral norm at most 1."""
         shape = {"h": self.num_heads, "i": self.lanes}
+        dtype = accumulation_dtype(mixed)  # rounded angles would turn the lanes of a long product
+        weight, bias = (p.to(dtype) for p in (self.rotation_proj.weight, self.rotation_proj.bias))
         with torch.autocast(mixed.device.type, enabled=False):
-            free = rearrange(
-                self.rotation_proj(mixed.float() if mixed.dtype.itemsize < 4 else mixed),
-                "b l (two h j i) -> two b l h j i",
-                two=2,
-                **shape,
-            )
+            free = nn.functional.linear(mixed.to(dtype), weight, bias)
+            free = rearrange(free, "b l (two h j i) -> two b l h j i", two=2, **shape)
             u, w = torch.matrix_exp(((free - free.mT) / 2).contiguous())
         decay = rearrange(decay, "b l (h i) -> b l h 1 i", **shape).to(u.dtype)
         return (u * decay) @ w
