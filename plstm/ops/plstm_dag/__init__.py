@@ -1,0 +1,113 @@
+"""pLSTM on directed acyclic graphs."""
+
+import torch
+from torch import Tensor
+
+from plstm.graph.line_graph import LineGraph
+from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.plstm_dag.levels import plstm_dag_levels
+from plstm.ops.plstm_dag.naive import plstm_dag_naive
+from plstm.ops.plstm_dag.solve import plstm_dag_solve, solve_cost
+
+BACKENDS = {"naive": plstm_dag_naive, "levels": plstm_dag_levels, "solve": plstm_dag_solve}
+# Multiply-adds of "solve" per number moved by "levels" where both take equally long: measured on
+# one CPU core with PROTEINS batches, 4 heads of width 24 ("solve" 1.5 times as fast at 17, 0.6 at 37).
+_SOLVE_PER_LEVELS = 24
+
+
+def plstm_dag(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    graph: LineGraph,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Run the pLSTM recurrence over a DAG, or over a packed batch of DAGs.
+
+    Every edge e carries a state C_e per head; a node reads its incoming edges, and itself through
+    direct:
+
+        C_e = sum_{e' into src(e)} T[e,e'] C_e' + S[e] k_src(e) v_src(e)^T
+        y_n = scale * ( sum_{e into n} M[e] C_e^T q_n + D[n] (q_n . k_n) v_n )
+
+    with S = source, T = transition, M = mark, D = direct. All gates are activated numbers of any
+    sign.
+
+    Args:
+        q: Queries, (N, H, K).
+        k: Keys, (N, H, K).
+        v: Values, (N, H, V).
+        source: Factor from a node to each outgoing edge, (E, H).
+        transition: Factor from the incoming to the outgoing edge of every pair, (A, H).
+        mark: Factor from each incoming edge to the output of its node, (E, H).
+        direct: Factor from the input to the output of the same node, (N, H).
+        graph: Edges and pairs with N, E and A of the arrays above.
+        scale: Factor on the output, K^(-1/2) if None.
+        backend: "naive" (loop over edges, the definition), "levels" (recurrent form, memory linear
+            in N), "solve" (parallel form, one triangular solve for all graphs) or "auto" (by size).
+
+    Returns:
+        Outputs, (N, H, V), in v's dtype; computed in float32 or wider.
+
+    Raises:
+        ValueError: shapes disagree with each other or with the graph, different devices, unknown
+            backend.
+
+    Source:
+        arXiv 2506.11997; the linear system over the line graph and its batching are worked out
+        here.
+    """
+    sizes = check_shapes(
+        "plstm_dag",
+        q=(q, "N H K"),
+        k=(k, "N H K"),
+        v=(v, "N H V"),
+        source=(source, "E H"),
+        transition=(transition, "A H"),
+        mark=(mark, "E H"),
+        direct=(direct, "N H"),
+    )
+    _check_graph(sizes, graph, q.device)
+    check_choice("plstm_dag", "backend", backend, ("auto", *BACKENDS))
+    if backend == "auto":
+        backend = choose_backend(graph, sizes["K"], sizes["V"])
+    inputs = (q, k, v, source, transition, mark, direct)
+    dtype, scale = accumulation_dtype(*inputs), sizes["K"] ** -0.5 if scale is None else scale
+    with torch.autocast(q.device.type, enabled=False):
+        out = BACKENDS[backend](*(x.to(dtype) for x in inputs), graph, scale)
+    return out.to(v.dtype)
+
+
+def choose_backend(graph: LineGraph, qk_dim: int, v_dim: int) -> str:
+    """Pick "solve" while its dense products are small against the states that "levels" moves."""
+    moved = (graph.num_edges + graph.line_index.shape[1]) * qk_dim * v_dim
+    cost = graph.cached(f"solve_cost {qk_dim} {v_dim}", lambda g: solve_cost(g, qk_dim, v_dim))
+    cheap = cost <= _SOLVE_PER_LEVELS * moved
+    return "solve" if cheap else "levels"
+
+
+def _check_graph(sizes: dict[str, int], graph: LineGraph, device: torch.device) -> None:
+    if not isinstance(graph, LineGraph):
+        raise ValueError(
+            f"plstm_dag: graph must be a LineGraph, got {type(graph).__name__}; "
+            "see plstm.graph.LineGraph.from_edges"
+        )
+    have = {"N": graph.num_nodes, "E": graph.num_edges, "A": graph.line_index.shape[1]}
+    names = {"N": "q", "E": "source", "A": "transition"}
+    for letter, size in have.items():
+        if sizes[letter] != size:
+            raise ValueError(
+                f"plstm_dag: {names[letter]} must have {letter}={size} rows as {graph}, got "
+                f"{sizes[letter]}; nodes, edges and pairs have one row each"
+            )
+    if graph.device != device:
+        raise ValueError(
+            f"plstm_dag: graph must be on the device of q ({device}), got {graph.device}; "
+            "move it with graph.to(device)"
+        )
