@@ -12,7 +12,7 @@ _MAX_PERIOD = 1000.0
 
 
 def degree_code(degree: Tensor, dim: int) -> Tensor:
-    """Sinusoidal code of node degrees, (N,) to (N, dim): sines, then cosines, periods up to 2 pi 1000."""
+    """Sines, then cosines of node degrees (N,) in periods from 2 pi to 2000 pi, (N, dim)."""
     half = (dim + 1) // 2
     steps = torch.arange(half, device=degree.device, dtype=torch.float32) / half
     angle = degree[:, None].float() * torch.exp(-math.log(_MAX_PERIOD) * steps)
@@ -37,8 +37,7 @@ def node_features(data: Any, in_dim: int) -> Tensor:
 
 
 class GraphEncoder(nn.Module):
-    """Linear map of the node features plus a sinusoidal code of the degree; linear map of the edge
-    features.
+    """Linear map and sinusoidal degree code of the nodes; linear map of the edges.
 
     Args:
         in_dim: Width of the node features.
@@ -53,7 +52,7 @@ class GraphEncoder(nn.Module):
         self.edge = nn.Linear(edge_dim, dim) if edge_dim else None
 
     def forward(self, data: Any) -> Tensor:
-        """Node features of the model, (N, dim), for undirected data.edge_index with both directions."""
+        """Node features of the model, (N, dim); edge_index has both directions of every edge."""
         x = self.node(node_features(data, self.in_dim))
         degree = torch.bincount(data.edge_index[1], minlength=data.num_nodes)
         return x + degree_code(degree, self.dim).to(x.dtype)
@@ -68,8 +67,8 @@ class GraphEncoder(nn.Module):
             return None
         if edge_attr is None:
             raise ValueError(
-                f"GraphEncoder: edge features must be given with edge_dim={self.edge.in_features}, got "
-                "None; build the model with edge_dim=0 for data without them"
+                "GraphEncoder: edge features must be given with edge_dim="
+                f"{self.edge.in_features}, got None; build the model with edge_dim=0"
             )
         return self.edge(edge_attr.to(self.edge.weight.dtype))
 

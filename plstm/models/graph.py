@@ -1,0 +1,83 @@
+"""Graph classification and regression with blocks that run along a DAG and against it."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from plstm.graph.line_graph import line_graph
+from plstm.modules.block import MixerFactory, build_blocks
+from plstm.modules.graph import GraphEncoder, GraphReadout
+
+
+class GraphModel(nn.Module):
+    """Encode nodes and edges, mix along the DAG in alternating directions, pool, classify.
+
+    The direction flips each time the list of mixers has been used up: with mixers [P, D] and depth
+    4 the blocks are P, D along the DAG and P, D along its reverse; with [P] every other block is
+    reversed.
+
+    Args:
+        in_dim: Width of the node features.
+        out_dim: Number of outputs per graph.
+        dim: Model width.
+        depth: Number of blocks.
+        mixers: Factories of graph mixers, cycled over the depth; called with dim, and with
+            edge_dim=dim too if the model has edge features.
+        edge_dim: Width of the edge features, 0 for none.
+        feed_forward_ratio: Hidden width of the feed-forward parts over dim; 0 leaves them out.
+        dropout: Dropout on the branches of the blocks and in the head.
+        layer_scale: Initial value of a learned scale per channel on the branches, None for no
+            scale.
+        pooling: "mean" or "sum" over the nodes of a graph.
+
+    Raises:
+        ValueError: no mixers, depth < 1, unknown pooling.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        dim: int,
+        depth: int,
+        mixers: list[MixerFactory],
+        edge_dim: int = 0,
+        feed_forward_ratio: float = 4.0,
+        dropout: float = 0.0,
+        layer_scale: float | None = None,
+        pooling: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.encoder = GraphEncoder(in_dim, dim, edge_dim)
+        self.blocks = build_blocks(
+            dim,
+            depth,
+            _with_edges(mixers, dim) if edge_dim else mixers,
+            feed_forward_ratio=feed_forward_ratio,
+            dropout=dropout,
+            layer_scale=layer_scale,
+        )
+        self.period = len(mixers)  # blocks between two flips of the direction
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.readout = GraphReadout(dim, out_dim, pooling, dropout)
+
+    def forward(self, data: Any) -> Tensor:
+        """Map a DagData, or a batch of G of them, to (G, out_dim).
+
+        Args:
+            data: Object with the fields of plstm.graph.DagData and, for a batch, `batch` and
+                `num_graphs`; x and dag_edge_attr may be missing.
+        """
+        graph = line_graph(data)
+        x = self.encoder(data)
+        edge_attr = self.encoder.edges(getattr(data, "dag_edge_attr", None))
+        for i, block in enumerate(self.blocks):
+            x = block(x, graph.reverse() if i // self.period % 2 else graph, edge_attr)
+        return self.readout(self.norm(x), graph.batch, graph.num_graphs)
+
+
+def _with_edges(mixers: Sequence[MixerFactory], dim: int) -> list[MixerFactory]:
+    return [partial(mixer, edge_dim=dim) for mixer in mixers]
