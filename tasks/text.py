@@ -116,7 +116,8 @@ class TextData(DataModule):
             if len(part) <= self.hparams.context:
                 raise ValueError(
                     f"TextData: every part needs more than context={self.hparams.context} "
-                    f"characters, got {len(part)} for {split}; take a longer text or a shorter context"
+                    f"characters, got {len(part)} for {split}; take a longer text or "
+                    "a shorter context"
                 )
         return parts
 

@@ -66,14 +66,14 @@ class SoftmaxAttention(nn.Module):
     def forward(
         self, x: Tensor, state: AttentionState | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, AttentionState]:
-        """Map x (B, *positions, dim) to the same shape; causal ones also take and return a state."""
+        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state."""
         axes = x.shape[1:-1]
         if (self.causal and len(axes) != 1) or (
             not self.causal and (return_state or state is not None)
         ):
             raise ValueError(
-                f"SoftmaxAttention: a state and causal=True go together, over one position axis, got "
-                f"causal={self.causal}, {len(axes)} position axes and "
+                "SoftmaxAttention: a state and causal=True go together, over one position axis, "
+                f"got causal={self.causal}, {len(axes)} position axes and "
                 f"{'a' if return_state or state is not None else 'no'} state"
             )
         q, k, v = (

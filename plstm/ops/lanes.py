@@ -25,8 +25,8 @@ def lane_rows(
     reached = transition[0].new_zeros(*transition[0].shape[:-1], 0)
     for a, b, p in zip(transition, source, mark, strict=True):
         both = torch.cat([a, p], -2) @ reached
-        rows.append(both[..., a.shape[-2] :, :])
-        moved = both[..., : a.shape[-2], :]
+        moved, read = both.split([a.shape[-2], p.shape[-2]], -2)
+        rows.append(read)
         reached = torch.cat([b, moved] if prepend else [moved, b], -1)
     return rows, reached
 

@@ -45,19 +45,20 @@ def row_matrices(
         mark: (G, B, Y, X, H, 2).
         leftward: For every corner, whether its scan runs against the column axis.
     """
-    s = rearrange(source, "g b y x h d -> d b h y g x")
-    m = rearrange(mark, "g b y x h d -> d b h y g x")
-    t = rearrange(transition, "g b y x h o i -> o i b h y g x")
+    # unbind, not indexing: its gradient is one copy instead of a zero-filled tensor per entry.
+    s0, s1 = rearrange(source, "g b y x h d -> d b h y g x").unbind()
+    m0, m1 = rearrange(mark, "g b y x h d -> d b h y g x").unbind()
+    t00, t01, t10, t11 = rearrange(transition, "g b y x h o i -> (o i) b h y g x").unbind()
     between = torch.stack(
-        [_products_between(t[0, 0, ..., g, :], left) for g, left in enumerate(leftward)], -3
+        [_products_between(f, left) for f, left in zip(t00.unbind(-2), leftward, strict=True)], -3
     )
-    to_column = torch.stack([t[1, 0], m[0]])[:, None, ..., None]  # rows of A and B, rows of P and Q
-    from_column = torch.stack([t[0, 1], s[0]])[None, ..., None, :]  # columns of A and P, of B and Q
-    (a, b), (p, q) = to_column * between * from_column
+    to_column = torch.stack([t10, m0])[:, None, ..., None]  # rows of A and B, rows of P and Q
+    from_column = torch.stack([t01, s0])[None, ..., None, :]  # columns of A and P, of B and Q
+    a, b, p, q = (to_column * between * from_column).flatten(0, 1).unbind()
     return RowMatrices(
-        transition=a + torch.diag_embed(t[1, 1]),
-        source=b + torch.diag_embed(s[1]),
-        mark=p + torch.diag_embed(m[1]),
+        transition=a + torch.diag_embed(t11),
+        source=b + torch.diag_embed(s1),
+        mark=p + torch.diag_embed(m1),
         inside=q.sum(-3),
     )
 
@@ -77,12 +78,13 @@ def plstm_2d_gating(
     Arguments as in `plstm_2d`; rows are read-outs, columns inputs, nodes numbered row by row.
     """
     num_rows, num_columns = direct.shape[1:3]
+    per_corner = [x.unbind() for x in (source, transition, mark)]
     below, above, inside = [], [], 0
     for upward in (False, True):
         chosen = [c for c, name in enumerate(corners) if (name in UPWARD) == upward]
         if not chosen:
             continue
-        gates = (x[chosen] for x in (source, transition, mark))
+        gates = (torch.stack([x[c] for c in chosen]) for x in per_corner)
         row = row_matrices(*gates, leftward=[corners[c] in LEFTWARD for c in chosen])
         inside = inside + row.inside
         a, b, p = (x.unbind(2) for x in row[:3])
