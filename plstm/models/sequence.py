@@ -95,13 +95,27 @@ class SequenceModel(nn.Module):
             ValueError: empty prompt, negative temperature, top_k below 1, or longer than
             max_length.
         """
-        if tokens.ndim != 2 or tokens.shape[1] == 0 or temperature < 0 or (top_k or 1) < 1:
+        no_choice = top_k is not None and top_k < 1
+        if tokens.ndim != 2 or tokens.shape[1] == 0 or temperature < 0 or no_choice:
             raise ValueError(
                 "SequenceModel.generate: needs a prompt (B, L) with L >= 1, temperature >= 0 and "
                 f"top_k >= 1, got {tuple(tokens.shape)}, {temperature} and {top_k}"
             )
         training = self.training
         self.eval()
+        try:
+            return self._continue(tokens, length, temperature, top_k, generator)
+        finally:
+            self.train(training)
+
+    def _continue(
+        self,
+        tokens: Tensor,
+        length: int,
+        temperature: float,
+        top_k: int | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         states = []
         x = self._embed(tokens)
         for block in self.blocks:
@@ -115,7 +129,6 @@ class SequenceModel(nn.Module):
             for i, block in enumerate(self.blocks):
                 x, states[i] = block.step(x, states[i])
             x = x[:, None]
-        self.train(training)
         return tokens
 
     def _embed(self, tokens: Tensor, start: int = 0) -> Tensor:
