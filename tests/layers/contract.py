@@ -1,0 +1,78 @@
+"""The mixers that the nets of configs/net use, read from the files, and options no file uses."""
+
+import importlib
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+NETS = Path(__file__).parents[2] / "configs" / "net"
+POSITIONS = {"VisionModel": (4, 5), "SequenceModel": (7,)}  # graph nets have tests of their own
+
+
+def import_class(path: str) -> type:
+    """Class at a dotted path."""
+    module, name = path.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
+
+
+OPTIONS = [  # class, arguments, positions
+    ("plstm_1d.PLSTM1d", {"num_heads": 2, "lanes": 2, "conv_width": 3}, (7,)),
+    ("plstm_1d.PLSTM1d", {"num_heads": 3, "qk_dim": 5, "v_dim": 6, "lanes": 3}, (7,)),
+    ("plstm_2d.PLSTM2d", {"num_heads": 2, "mode": "D", "chirality": "R", "v_dim": 5}, (4, 5)),
+    (
+        "plstm_2d.PLSTM2d",
+        {"num_heads": 1, "corners": ["top_left", "top_right"], "qk_dim": 5},
+        (4, 5),
+    ),
+    ("softmax_attention.SoftmaxAttention", {"num_heads": 2, "causal": True, "qk_dim": 5}, (7,)),
+]
+
+
+class Case:
+    """One mixer with its arguments, and the positions it is given."""
+
+    def __init__(self, file: str, mixer: dict, dim: int, positions: tuple[int, ...]) -> None:
+        self.dim, self.positions = dim, positions
+        self.cls, self.kwargs = import_class(mixer["class_path"]), mixer.get("init_args", {})
+        words = [self.cls.__name__, *(f"{k}={v}" for k, v in self.kwargs.items())]
+        self.name = "-".join([file, *words]).replace(" ", "")
+
+    def build(self, seed: int | None = None) -> nn.Module:
+        """The mixer; with a seed also random offsets on all parameters, so that none is idle."""
+        if seed is None:
+            return self.cls(self.dim, **self.kwargs)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            mixer = self.cls(self.dim, **self.kwargs)
+            with torch.no_grad():
+                for parameter in mixer.parameters():
+                    parameter += 0.1 * torch.randn_like(parameter)
+        return mixer
+
+    def inputs(self, batch: int = 2, seed: int = 0) -> Tensor:
+        """Random input (B, *positions, dim)."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(batch, *self.positions, self.dim, generator=generator)
+
+
+def _cases() -> list[Case]:
+    cases, seen = [], []
+    for file in sorted(NETS.glob("*.yaml")):
+        net = yaml.safe_load(file.read_text())
+        positions = POSITIONS.get(net["class_path"].rsplit(".", 1)[1])
+        for mixer in net["init_args"].get("mixers", []) if positions else []:
+            if (mixer, positions) not in seen:
+                seen.append((mixer, positions))
+                cases.append(Case(file.stem, mixer, net["init_args"]["dim"], positions))
+    for path, kwargs, positions in OPTIONS:
+        mixer = {"class_path": f"plstm.layers.{path}", "init_args": kwargs}
+        cases.append(Case("options", mixer, 12, positions))
+    return cases
+
+
+CASES = _cases()
+CAUSAL = [case for case in CASES if len(case.positions) == 1]
+FIRST = list({case.cls: case for case in reversed(CASES)}.values())  # of each class
+LANES = [case for case in CASES if "lanes" in case.kwargs]

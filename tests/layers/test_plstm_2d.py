@@ -1,0 +1,135 @@
+import pytest
+import torch
+
+from plstm import PLSTM2d
+from plstm.ops.plstm_2d import CORNERS
+from tests.helpers import assert_close
+
+MODES = ["P", "D"]
+modes = pytest.mark.parametrize("mode", MODES)
+
+
+def perturbed(**kwargs):
+    layer = PLSTM2d(12, 2, **kwargs).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter += 0.5 * torch.randn_like(parameter)
+    return layer
+
+
+@modes
+def test_gate_shapes(mode):
+    layer = perturbed(mode=mode, corners=("top_left", "bottom_right", "top_right"))
+    source, transition, mark, direct = layer.gates(torch.randn(2, 4, 5, 12).double())
+    assert source.shape == mark.shape == (3, 2, 4, 5, 2, 2)
+    assert transition.shape == (3, 2, 4, 5, 2, 2, 2)
+    assert direct.shape == (2, 4, 5, 2)
+
+
+def test_mode_p_splits():
+    layer = perturbed(mode="P")
+    x = torch.randn(2, 4, 5, 12).double()
+    source, transition, mark, _ = layer.gates(x)
+    assert_close("same for both incoming edges", transition[..., 0], transition[..., 1])
+    assert_close("same mark", mark[..., 0], mark[..., 1])
+    angle = source[..., 0] / source.sum(-1)
+    share = transition[..., 0, 0] / transition[..., 0].sum(-1)
+    assert_close("source and transition turn together", share, angle)
+    decay = transition[..., 0].sum(-1)
+    assert (decay.abs() <= 1).all()
+    assert (decay < 0).any()
+
+
+def test_mode_p_heads_look_in_different_directions():
+    source, *_ = PLSTM2d(12, 3, mode="P").gates(torch.randn(1, 2, 2, 12))
+    angle = source[..., 0] / source.sum(-1)
+    want = torch.tensor([-2.0, 0.0, 2.0]).sigmoid().expand_as(angle)
+    assert_close("angle", angle, want, 1e-6)
+
+
+@pytest.mark.parametrize("chirality", ["L", "R"])
+def test_mode_d_keeps_one_turn(chirality):
+    _, transition, _, _ = perturbed(mode="D", chirality=chirality).gates(
+        torch.randn(2, 4, 5, 12).double()
+    )
+    into_x, into_y = transition[..., 0, 1], transition[..., 1, 0]
+    kept, dropped = (into_x, into_y) if chirality == "L" else (into_y, into_x)
+    assert (dropped == 0).all()
+    assert (kept != 0).all()
+    assert (transition.abs() <= 1).all()
+
+
+@pytest.mark.parametrize("chirality", ["L", "R"])
+def test_chirality_is_what_reaches_round_the_corner(chirality):
+    """Open gates: the other node of the diagonal is reached by one of the two ways only."""
+    layer = perturbed(mode="D", chirality=chirality, corners=("top_left",), transition_bias=100.0)
+    x = torch.randn(1, 2, 2, 12).double()
+    # A node in between passes on only where its own transition is open: close it at (0, 1).
+    source, transition, mark, direct = layer.gates(x)
+    closed = transition.clone()
+    closed[:, :, 0, 1] = 0
+
+    def run(gate):
+        layer.gates = lambda _: (source, gate, mark, direct)
+        return layer(x)[0, 1, 1]
+
+    # Right then down turns into y, which "R" keeps.
+    passes_there = not torch.allclose(run(transition), run(closed))
+    assert passes_there == (chirality == "R")
+
+
+@modes
+def test_published_biases(mode):
+    layer = PLSTM2d(12, 2, mode, source_bias=-4.0, mark_bias=-3.0, direct_bias=-6.0)
+    source, _, mark, direct = layer.gates(torch.randn(2, 3, 3, 12))
+    strength = source.sum(-1) if mode == "P" else source  # P splits it over two edges
+    for gate, logit in ((strength, -4.0), (mark, -3.0), (direct, -6.0)):
+        assert_close("gate", gate, torch.full_like(gate, logit).sigmoid(), 1e-5)
+
+
+@modes
+@pytest.mark.parametrize("corner", CORNERS)
+def test_one_corner_sees_one_quadrant(mode, corner):
+    layer, x = perturbed(mode=mode, corners=(corner,)), torch.randn(1, 3, 5, 12).double()
+    moved = x.clone()
+    moved[:, 1, 2] += 1
+    changed = (layer(moved) - layer(x)).norm(dim=-1)[0] > 1e-12
+    want = torch.zeros(3, 5, dtype=torch.bool)
+    rows = slice(1, None) if corner.startswith("top") else slice(None, 2)
+    columns = slice(2, None) if corner.endswith("left") else slice(None, 3)
+    want[rows, columns] = True
+    assert torch.equal(changed, want)
+
+
+@modes
+def test_all_corners_see_everything(mode):
+    layer, x = perturbed(mode=mode), torch.randn(1, 3, 5, 12).double()
+    moved = x.clone()
+    moved[:, 1, 2] += 1
+    assert ((layer(moved) - layer(x)).norm(dim=-1) > 1e-12).all()
+
+
+@modes
+def test_backends_agree(mode):
+    layer, x = perturbed(mode=mode), torch.randn(2, 4, 5, 12).double()
+    y = layer(x)
+    for backend in ("naive", "rows", "chunk"):
+        layer.backend = backend
+        assert_close(backend, layer(x), y)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"mode": "Q"}, "PLSTM2d: mode must be one of 'P', 'D', got 'Q'"),
+        ({"chirality": "left"}, "PLSTM2d: chirality must be one of 'L', 'R', got 'left'"),
+        ({"corners": ("middle",)}, "PLSTM2d: every corner must be one of .*got 'middle'"),
+        ({"corners": ("top_left", "top_left")}, "corners must be distinct"),
+        ({"num_heads": 5}, "PLSTM2d: dim must be divisible by num_heads"),
+        ({"backend": "fast"}, "backend must be one of"),
+    ],
+    ids=lambda case: "-".join(f"{k}={v}" for k, v in case.items()) if type(case) is dict else "",
+)
+def test_errors(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        PLSTM2d(12, **{"num_heads": 2} | kwargs)(torch.zeros(1, 2, 2, 12))
