@@ -1,17 +1,21 @@
 """pLSTM: linear recurrent networks with source, transition and mark gates on the edges of a DAG."""
 
 from plstm.graph import LineGraph
-from plstm.layers import PLSTM1d, PLSTM2d, SoftmaxAttention
-from plstm.models import SequenceModel, VisionModel
-from plstm.ops import plstm_1d, plstm_2d
+from plstm.layers import PLSTM1d, PLSTM2d, PLSTMGraph, SoftmaxAttention
+from plstm.models import GNNModel, GraphModel, SequenceModel, VisionModel
+from plstm.ops import plstm_1d, plstm_2d, plstm_dag
 
 __all__ = [
+    "GNNModel",
+    "GraphModel",
     "LineGraph",
     "PLSTM1d",
     "PLSTM2d",
+    "PLSTMGraph",
     "SequenceModel",
     "SoftmaxAttention",
     "VisionModel",
     "plstm_1d",
     "plstm_2d",
+    "plstm_dag",
 ]

@@ -1,6 +1,8 @@
 """Models: an embedding, blocks of any mixer, a head."""
 
+from plstm.models.gnn import GNNModel
+from plstm.models.graph import GraphModel
 from plstm.models.sequence import SequenceModel
 from plstm.models.vision import VisionModel
 
-__all__ = ["SequenceModel", "VisionModel"]
+__all__ = ["GNNModel", "GraphModel", "SequenceModel", "VisionModel"]
