@@ -4,6 +4,8 @@ The answer needs long range: arrow and circle are small and far apart, and the e
 put the same shapes on larger canvases, farther apart than any training image.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -46,7 +48,19 @@ def _signed(x: int) -> int:
     return x - (1 << 64) if x >= 1 << 63 else x
 
 
-def draw_arrows(
+class Scene(NamedTuple):
+    """What is drawn, in pixels; B images."""
+
+    label: Tensor  # 1 where the ray of the arrow meets the circle, (B,)
+    arrow: Tensor  # centre of the arrow, (B, 2): x, y
+    circle: Tensor  # centre of the circle, (B, 2)
+    radius: Tensor  # (B,)
+    angle: Tensor  # heading of the arrow in radians, from x towards y, (B,)
+    length: Tensor  # (B,)
+    width: Tensor  # of the strokes, (B,)
+
+
+def sample_scenes(
     seed: int,
     index: Tensor,
     *,
@@ -55,26 +69,9 @@ def draw_arrows(
     radius: tuple[float, float],
     arrow_length: tuple[float, float],
     line_width: tuple[float, float],
-) -> tuple[Tensor, Tensor]:
-    """Draw the images of one split.
-
-    Example: label 1 is an arrow in the lower left that points at a disc in the upper right.
-
-    Args:
-        seed: Seed of the split.
-        index: Which images, (B,) integers; even indices have label 1.
-        image_size: Side of the square canvas in pixels.
-        padding: Pixels between the centres of the shapes and the border, at least.
-        radius: Least and greatest radius of the circle in pixels.
-        arrow_length: Least and greatest length of the arrow in pixels.
-        line_width: Least and greatest width of its strokes in pixels.
-
-    Returns:
-        Images (B, 1, image_size, image_size), 1 on white and 0 on black, and labels (B,).
-
-    Source: arXiv 2506.11997, the arrow-pointing extrapolation task.
-    """
-    u = uniform(seed, index, 9)
+) -> Scene:
+    """Place the shapes of images; arguments as in `draw_arrows`."""
+    u = uniform(seed, index, 8)
     label = (index % 2 == 0).long()
     r, length, width = (
         low + (high - low) * u[:, i]
@@ -94,29 +91,41 @@ def draw_arrows(
         (2 * u[:, 7] - 1) * hit,
         miss + (2 * torch.pi - 2 * miss) * u[:, 7],
     )
-    images = _render(
-        image_size, arrow + padding, circle + padding, r, direction + turn, length, width
-    )
-    return images, label
+    return Scene(label, arrow + padding, circle + padding, r, direction + turn, length, width)
 
 
-def _render(
-    size: int,
-    arrow: Tensor,
-    circle: Tensor,
-    r: Tensor,
-    angle: Tensor,
-    length: Tensor,
-    width: Tensor,
-) -> Tensor:
+def draw_arrows(
+    seed: int, index: Tensor, *, image_size: int, **shapes: tuple[float, float] | float
+) -> tuple[Tensor, Tensor]:
+    """Draw the images of one split.
+
+    Example: label 1 is an arrow in the lower left that points at a disc in the upper right.
+
+    Args:
+        seed: Seed of the split.
+        index: Which images, (B,) integers; even indices have label 1.
+        image_size: Side of the square canvas in pixels.
+        padding: Pixels between the centres of the shapes and the border, at least.
+        radius: Least and greatest radius of the circle in pixels.
+        arrow_length: Least and greatest length of the arrow in pixels.
+        line_width: Least and greatest width of its strokes in pixels.
+
+    Returns:
+        Images (B, 1, image_size, image_size), 1 on white and 0 on black, and labels (B,).
+
+    Source: arXiv 2506.11997, the arrow-pointing extrapolation task.
+    """
+    scene = sample_scenes(seed, index, image_size=image_size, **shapes)
+    return _render(image_size, scene), scene.label
+
+
+def _render(size: int, scene: Scene) -> Tensor:
     """Anti-aliased shapes from their distances to every pixel centre."""
+    arrow, circle, r, angle, length, width = (x.float() for x in scene[1:])
     centres = torch.arange(size, device=r.device, dtype=torch.float32) + 0.5
     pixels = torch.stack(
         torch.meshgrid(centres, centres, indexing="xy"), -1
     )  # (size, size, 2): x, y
-    arrow, circle, r, angle, length, width = (
-        x.float() for x in (arrow, circle, r, angle, length, width)
-    )
     ink = r[:, None, None] - (pixels - circle[:, None, None]).norm(dim=-1)
     heading = _unit(angle)
     tip = arrow + heading * length[:, None] / 2
