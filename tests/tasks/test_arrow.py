@@ -1,0 +1,224 @@
+import pytest
+import torch
+
+from tasks.arrow import SPLITS, ArrowData, draw_arrows, sample_scenes, uniform
+from tests.helpers import assert_close
+
+SHAPES = {"padding": 5, "radius": (3, 5), "arrow_length": (6, 9), "line_width": (1, 2)}
+SIZES = [32, 64]
+sizes = pytest.mark.parametrize("image_size", SIZES)
+
+
+def scenes(image_size, count=4000, seed=7):
+    return sample_scenes(seed, torch.arange(count), image_size=image_size, **SHAPES)
+
+
+def data(**kwargs):
+    small = {"image_size": 32, "extrapolation_sizes": (48, 64), "batch_size": 8}
+    return ArrowData(
+        **{**SHAPES, **small, "train_size": 20, "val_size": 12, "test_size": 10, **kwargs}
+    )
+
+
+def test_uniform_is_uniform():
+    u = uniform(3, torch.arange(20_000), 8)
+    assert u.dtype == torch.float64
+    assert u.min() >= 0
+    assert u.max() < 1
+    # Five standard deviations of each estimate.
+    assert (u.mean(0) - 1 / 2).abs().max() < 5 * (1 / 12 / 20_000) ** 0.5
+    assert (u.var(0) - 1 / 12).abs().max() < 5 * (1 / 180 / 20_000) ** 0.5
+    counts = torch.histc(u[:, 0], 10, 0, 1)
+    assert (counts - 2000).abs().max() < 5 * 2000**0.5
+
+
+def test_uniform_is_uncorrelated():
+    """Between draws, between neighbouring indices and between neighbouring seeds."""
+    index = torch.arange(20_000)
+    u, other = uniform(3, index, 6), uniform(4, index, 6)
+    columns = torch.cat([u, u.roll(1, 0), u.roll(2, 0), other], 1)
+    correlation = torch.corrcoef(columns.T) - torch.eye(24)
+    assert correlation.abs().max() < 5 / 20_000**0.5
+
+
+def test_uniform_depends_on_seed_index_and_draw_only():
+    whole = uniform(5, torch.arange(50), 6)
+    order = torch.randperm(50)
+    assert torch.equal(uniform(5, order, 6), whole[order])
+    assert torch.equal(uniform(5, torch.tensor([17]), 3), whole[17:18, :3])
+    assert not torch.equal(uniform(6, torch.arange(50), 6), whole)
+    assert len(whole.unique()) == whole.numel()
+
+
+@sizes
+def test_labels_are_balanced(image_size):
+    assert scenes(image_size, count=1000).label.sum() == 500
+
+
+@sizes
+def test_sizes_are_in_their_ranges(image_size):
+    scene = scenes(image_size)
+    names = {"radius": "radius", "length": "arrow_length", "width": "line_width"}
+    for field, argument in names.items():
+        drawn, (low, high) = getattr(scene, field), SHAPES[argument]
+        assert low <= drawn.min() < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < drawn.max() <= high
+
+
+@sizes
+def test_centres_are_apart_and_inside(image_size):
+    scene, padding = scenes(image_size), SHAPES["padding"]
+    for centre in (scene.arrow, scene.circle):
+        assert centre.min() >= padding
+        assert centre.max() <= image_size - padding
+        assert centre.std(0).min() > 0.25 * (image_size - 2 * padding)  # all over the square: 0.29
+    assert ((scene.circle - scene.arrow).abs() >= 2 * scene.radius[:, None] - 1e-9).all()
+
+
+@sizes
+def test_labels_say_whether_the_ray_hits(image_size):
+    scene = scenes(image_size)
+    heading = torch.stack([scene.angle.cos(), scene.angle.sin()], -1)
+    to_circle = scene.circle - scene.arrow
+    ahead = (heading * to_circle).sum(-1)  # along the ray; behind the arrow it is the start
+    miss = (to_circle - ahead.clamp(min=0)[:, None] * heading).norm(dim=-1)
+    hit = scene.label == 1
+    assert (miss[hit] <= scene.radius[hit] / 1.2 + 1e-9).all()
+    assert (miss[~hit] >= scene.radius[~hit] * 1.2 - 1e-9).all()
+    # Close calls on both sides do occur.
+    share = miss / scene.radius
+    assert share[hit].max() > 0.8
+    assert share[~hit].min() < 1.4
+
+
+@sizes
+def test_arrow_turns_all_ways(image_size):
+    angle = scenes(image_size).angle
+    for label in (0, 1):
+        chosen = angle[scenes(image_size).label == label]
+        heading = torch.stack([chosen.cos(), chosen.sin()], -1)
+        assert heading.mean(0).norm() < 0.1
+
+
+def test_label_is_not_in_the_places():
+    """Neither the places nor the sizes alone tell the label."""
+    scene = scenes(64)
+    facts = torch.cat([scene.arrow, scene.circle, torch.stack(scene[3:], -1)], -1)
+    facts[:, 5] = facts[:, 5] % (2 * torch.pi)
+    correlation = torch.corrcoef(torch.cat([facts, scene.label[:, None]], 1).T)[-1, :-1]
+    assert correlation.abs().max() < 5 / len(facts) ** 0.5
+
+
+def test_image_shows_the_scene():
+    """Where the circle and the arrow are drawn, at a scale where they do not touch."""
+    shapes = {"padding": 20, "radius": (10, 12), "arrow_length": (30, 40), "line_width": (2, 3)}
+    index = torch.arange(24)
+    images, labels = draw_arrows(3, index, image_size=200, **shapes)
+    scene = sample_scenes(3, index, image_size=200, **shapes)
+    assert images.shape == (24, 1, 200, 200)
+    assert images.min() == 0
+    assert images.max() == 1
+    assert torch.equal(labels, scene.label)
+    centres = torch.arange(200) + 0.5
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    pixels = torch.stack([x, y], -1)
+    checked = 0
+    for n in index.tolist():
+        ink = 1 - images[n, 0]
+        circle, arrow, r = scene.circle[n], scene.arrow[n], scene.radius[n]
+        distance = (pixels - circle).norm(dim=-1)
+        assert (ink[distance < r - 1] == 1).all()
+        from_arrow = (pixels - arrow).norm(dim=-1)
+        assert (ink[(distance > r + 1) & (from_arrow > 25)] == 0).all()
+        if (circle - arrow).norm() < r + 27:
+            continue  # shapes overlap
+        checked += 1
+        disc = ink * (distance < r + 2)
+        assert abs(disc.sum() - torch.pi * r**2) < 0.02 * torch.pi * r**2
+        assert_close("centre", (disc[..., None] * pixels).sum((0, 1)) / disc.sum(), circle, 1e-3)
+        # The head is heavier than the tail: the centre of mass lies ahead of the arrow's centre.
+        strokes = ink * (from_arrow < 25)
+        mass = (strokes[..., None] * (pixels - arrow)).sum((0, 1)) / strokes.sum()
+        cos, sin = scene.angle[n].cos(), scene.angle[n].sin()
+        assert mass[0] * cos + mass[1] * sin > 0.1 * scene.length[n]
+        assert abs(mass[1] * cos - mass[0] * sin) < 0.5  # and not beside it
+    assert checked > 12
+
+
+def test_images_are_a_function_of_seed_and_index():
+    index = torch.tensor([5, 0, 12, 5])
+    images, labels = draw_arrows(3, index, image_size=32, **SHAPES)
+    for n, i in enumerate(index):
+        image, label = draw_arrows(3, i[None], image_size=32, **SHAPES)
+        assert torch.equal(image[0], images[n])
+        assert label[0] == labels[n]
+    assert not torch.equal(images[0], images[1])
+    assert not torch.equal(draw_arrows(4, index, image_size=32, **SHAPES)[0], images)
+
+
+def test_dataset_items_equal_batches():
+    dataset = data().dataset("val", 48)
+    images, labels = dataset.__getitems__([3, 8])
+    image, label = dataset[8]
+    assert len(dataset) == 12
+    assert torch.equal(image, images[1])
+    assert label == labels[1]
+
+
+def test_splits_sizes_and_seeds_share_no_stream():
+    seeds = [
+        data(seed=seed).dataset(split, size).seed
+        for seed in (0, 1, 2)
+        for split in SPLITS
+        for size in (32, 48, 64)
+    ]
+    assert len(set(seeds)) == len(seeds)
+    drawn = uniform(seeds[0], torch.arange(100), 8)
+    for seed in seeds[1:]:
+        assert not torch.isin(uniform(seed, torch.arange(100), 8), drawn).any()
+
+
+def test_loaders_give_whole_batches():
+    arrows = data()
+    batches = list(arrows.train_dataloader())
+    assert [images.shape for images, _ in batches] == [(8, 1, 32, 32)] * 2  # the rest is dropped
+    for loaders, count in ((arrows.val_dataloader(), 12), (arrows.test_dataloader(), 10)):
+        for size, loader in zip((32, 48, 64), loaders, strict=True):
+            images, labels = (torch.cat(part) for part in zip(*loader, strict=True))
+            assert images.shape == (count, 1, size, size)
+            assert labels.tolist() == [1, 0] * (count // 2)
+    assert arrows.eval_names == ["", "@48", "@64"]
+    assert (arrows.in_dim, arrows.out_dim) == (1, 2)
+
+
+def test_workers_draw_the_same():
+    alone, helped = (next(iter(data(num_workers=n).val_dataloader()[0])) for n in (0, 1))
+    assert torch.equal(alone[0], helped[0])
+
+
+def test_train_order_depends_on_seed_and_epoch():
+    def order(seed, epoch):
+        sampler = data(seed=seed).train_dataloader().sampler
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 0) == order(0, 0)
+    assert sorted(order(0, 0)) == list(range(20))
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"image_size": 30}, {"extrapolation_sizes": (30,)}, {"padding": 6}, {"radius": (3, 6)}],
+    ids=str,
+)
+def test_shapes_must_fit(kwargs):
+    with pytest.raises(
+        ValueError, match="ArrowData: the padded square must be wider than four radii"
+    ):
+        data(**kwargs)
+
+
+def test_unknown_shape():
+    with pytest.raises(TypeError, match="colour"):
+        draw_arrows(0, torch.arange(2), image_size=32, **SHAPES, colour=1)
