@@ -11,7 +11,8 @@ from plstm.ops.plstm_dag.solve import plstm_dag_solve, solve_cost
 
 BACKENDS = {"naive": plstm_dag_naive, "levels": plstm_dag_levels, "solve": plstm_dag_solve}
 # Multiply-adds of "solve" per number moved by "levels" where both take equally long: measured on
-# one CPU core with PROTEINS batches, 4 heads of width 24 ("solve" 1.5 times as fast at 17, 0.6 at 37).
+# one CPU core with PROTEINS batches, 4 heads of width 24 ("solve" 1.5 times as fast at 17, 0.6
+# times at 37).
 _SOLVE_PER_LEVELS = 24
 
 
