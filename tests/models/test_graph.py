@@ -1,0 +1,165 @@
+"""GraphModel and GNNModel: batches, directions, permutation, contract, errors."""
+
+import copy
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
+
+from plstm.graph import LineGraph, ToDag
+from plstm.layers.plstm_graph import PLSTMGraph
+from plstm.models.gnn import GNNS, GNNModel
+from plstm.models.graph import GraphModel
+from plstm.modules.graph import GraphEncoder, GraphReadout, degree_code
+from tests.graph.graphs import molecule
+from tests.helpers import assert_close
+
+IN_DIM, OUT_DIM, EDGE_DIM = 3, 4, 2
+KINDS = ["ring", "node", "apart", "tree"]
+MIXERS = [partial(PLSTMGraph, num_heads=2, mode=mode) for mode in "PD"]
+
+
+def molecules(x: bool = True, edge_attr: bool = True) -> list[Data]:
+    """Prepared graphs; edge features are equal in both directions."""
+    items = []
+    for kind in KINDS:
+        edge_index, size = molecule(kind)
+        item = Data(edge_index=edge_index, num_nodes=size, y=torch.tensor([0]))
+        if x:
+            item.x = torch.randn(size, IN_DIM)
+        if edge_attr:
+            half = torch.randn(edge_index.shape[1] // 2, EDGE_DIM)
+            item.edge_attr = torch.cat([half, half])
+        items.append(ToDag()(item))
+    return items
+
+
+def make(kind: str = "plstm", in_dim: int = IN_DIM, **options: object) -> nn.Module:
+    if kind == "plstm":
+        options = {"mixers": MIXERS, "depth": 4, **options}
+        return GraphModel(in_dim, OUT_DIM, dim=8, **options)
+    return GNNModel(in_dim, OUT_DIM, dim=8, depth=2, gnn=kind, **options)
+
+
+@pytest.mark.parametrize("edge_dim", [0, EDGE_DIM])
+@pytest.mark.parametrize("kind", ["plstm", *GNNS])
+def test_contract(kind: str, edge_dim: int) -> None:
+    model, batch = make(kind, edge_dim=edge_dim), Batch.from_data_list(molecules())
+    out = model(batch)
+    assert out.shape == (len(KINDS), OUT_DIM)
+    (out * torch.randn_like(out)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    model.eval()
+    out, other = model(batch), make(kind, edge_dim=edge_dim).eval()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(batch), out)
+    assert torch.equal(copy.deepcopy(model)(batch), out)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "sum"])
+@pytest.mark.parametrize("kind", ["plstm", "GIN"])
+def test_batch_equals_one_by_one(kind: str, pooling: str) -> None:
+    model, items = make(kind, pooling=pooling).eval(), molecules()
+    together = model(Batch.from_data_list(items))
+    for item, row in zip(items, together, strict=True):
+        assert_close("alone", model(item)[0], row, 1e-5)
+
+
+def test_relabelling_keeps_the_logits() -> None:
+    """Nodes renumbered with the DAG kept."""
+    model, item = make(edge_dim=EDGE_DIM).double(), molecules()[0]
+    item.x, item.dag_edge_attr = item.x.double(), item.dag_edge_attr.double()
+    other, name = item.clone(), torch.randperm(item.num_nodes)
+    other.x = item.x[torch.argsort(name)]
+    other.edge_index, other.dag_edge_index = name[item.edge_index], name[item.dag_edge_index]
+    assert_close("logits", model(other), model(item), 1e-10)
+
+
+def test_graphs_without_features_and_duck_typing() -> None:
+    model, batch = make(in_dim=1), Batch.from_data_list(molecules(x=False, edge_attr=False))
+    fields = ("edge_index", "dag_edge_index", "line_index", "tree_index", "edge_level")
+    fields += ("reverse_edge_level", "num_nodes", "num_graphs", "batch")
+    plain = SimpleNamespace(**{name: getattr(batch, name) for name in fields})
+    assert torch.equal(model(plain), model(batch))
+    assert torch.isfinite(make("GIN", in_dim=1).eval()(batch)).all()
+
+
+class Spy(nn.Module):
+    """A mixer that notes the direction it is run in."""
+
+    def __init__(self, dim: int, name: str, seen: list[tuple[str, bool]]) -> None:
+        super().__init__()
+        self.name, self.seen = name, seen
+
+    def forward(self, x: Tensor, graph: LineGraph, edge_attr: Tensor | None = None) -> Tensor:
+        along = bool((graph.edge_index[0] < graph.edge_index[1]).all())
+        self.seen.append((self.name, along))
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize(
+    ("names", "want"),
+    [("PD", [("P", True), ("D", True), ("P", False), ("D", False)]), ("P", [True, False] * 2)],
+)
+def test_direction_flips_when_the_mixers_are_used_up(names: str, want: list) -> None:
+    seen: list[tuple[str, bool]] = []
+    edge_index, size = molecule("ring")
+    item = ToDag("given")(Data(x=torch.randn(size, IN_DIM), edge_index=edge_index))
+    make(mixers=[partial(Spy, name=name, seen=seen) for name in names])(item)
+    assert seen == [w if isinstance(w, tuple) else ("P", w) for w in want]
+
+
+def test_information_flows_both_ways() -> None:
+    """Any node of a path changes any other one's features within two blocks."""
+    nodes = torch.arange(6)
+    edges = torch.stack([nodes[:-1], nodes[1:]])
+    item = ToDag("given")(
+        Data(x=torch.randn(6, IN_DIM), edge_index=torch.cat([edges, edges.flip(0)], 1))
+    )
+    model = make(depth=2, mixers=MIXERS[:1]).double()
+    model.readout = nn.Module()
+    model.readout.forward = lambda x, batch, num_graphs: x  # look at the nodes
+    x = item.x.double().requires_grad_()
+    item.x = x
+    out = model(item)
+    for node in (0, 5):
+        (grad,) = torch.autograd.grad(out[node, 0], x, retain_graph=True)
+        assert (grad.abs().sum(1) > 0).all()
+
+
+def test_degree_code() -> None:
+    code = degree_code(torch.tensor([0, 1, 2, 7, 40]), 6)
+    assert code.shape == (5, 6)
+    assert torch.equal(code[0], torch.tensor([0.0, 0, 0, 1, 1, 1]))
+    assert torch.cdist(code, code).add(torch.eye(5)).min() > 0.1  # degrees differ
+    assert degree_code(torch.tensor([3]), 5).shape == (1, 5)
+
+
+def test_readout_pools_per_graph() -> None:
+    x, batch = torch.randn(5, 8), torch.tensor([0, 0, 2, 2, 2])
+    for pooling in ("mean", "sum"):
+        readout = GraphReadout(8, 3, pooling)
+        readout.hidden = readout.out = nn.Identity()
+        got = readout(x, batch, 3)
+        want = torch.stack([getattr(x[batch == i], pooling)(0) for i in (0, 2)])
+        assert_close(pooling, got[[0, 2]], nn.functional.gelu(want), 1e-6)
+        assert torch.equal(got[1], torch.zeros(8))  # a graph without nodes
+
+
+def test_errors() -> None:
+    items = molecules(edge_attr=False)
+    with pytest.raises(ValueError, match=r"data.x must have shape \(N, 5\), got \(8, 3\)"):
+        make(in_dim=5)(items[0])
+    with pytest.raises(ValueError, match="edge features must be given with edge_dim=2"):
+        make(edge_dim=EDGE_DIM)(items[0])
+    with pytest.raises(ValueError, match="pooling must be one of 'mean', 'sum'"):
+        make(pooling="max")
+    with pytest.raises(ValueError, match="need depth >= 1"):
+        make(depth=0)
+    with pytest.raises(ValueError, match="gnn must be one of"):
+        make("GINE")
+    assert GraphEncoder(3, 8).edges(torch.ones(2, 2)) is None
