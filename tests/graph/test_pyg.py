@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch_geometric.data import Batch, Data
+from torch_geometric.datasets import TUDataset
 from torch_geometric.loader import DataLoader
 
 from plstm.graph import DagData, LineGraph, ToDag
 from plstm.graph.line_graph import line_graph
-from tests.graph.graphs import molecule
+from tests.graph.graphs import molecule, real_tu_root
 
 KINDS = ["ring", "node", "apart", "tree", "ring"]
 
@@ -118,3 +119,18 @@ def test_unknown_name() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'ToDAG'"):
         _ = plstm.graph.ToDAG
+
+
+def test_real_molecules(tmp_path: Path) -> None:
+    """NCI1 has 399 graphs with isolated nodes; half a thousand of its graphs in one batch."""
+    root = real_tu_root("NCI1", tmp_path)
+    items = [ToDag()(item) for item in TUDataset(str(root), "NCI1")[:500]]
+    batch = Batch.from_data_list(items)
+    graph = line_graph(batch)
+    want = LineGraph.from_edges(graph.edge_index, graph.num_nodes, batch.batch)
+    assert torch.equal(graph.edge_level, want.edge_level)
+    assert torch.equal(graph.reverse().edge_level, want.reverse().edge_level)
+    tree = set(map(tuple, graph.multitree().line_index.T.tolist()))
+    assert tree == set(map(tuple, want.multitree().line_index.T.tolist()))
+    undirected = {tuple(sorted(edge)) for edge in batch.edge_index.T.tolist()}
+    assert len(undirected) == graph.num_edges

@@ -1,0 +1,94 @@
+"""Cross-validation: train on every fold, test the checkpoint that validated best.
+
+    python -m tasks.folds --config configs/tu.yaml [--num_folds_to_run 3] [--data.name NCI1 ...]
+
+Arguments other than --num_folds_to_run go to `train.py fit`.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tasks.timing import EpochTimer
+
+Main = Callable[[list[str]], object]
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What one fold came to."""
+
+    fold: int
+    accuracy: float  # of the best-validation checkpoint on the test fold
+    seconds: float  # median over the training epochs
+    epochs: int
+
+
+def run_fold(main: Main, arguments: list[str], fold: int) -> tuple[FoldResult, int]:
+    """Fit and test one fold; also returns the number of folds of the data."""
+    timer = f"--trainer.callbacks+={EpochTimer.__module__}.{EpochTimer.__name__}"
+    cli = main(["fit", *arguments, f"--data.fold={fold}", timer])
+    (metrics,) = cli.trainer.test(
+        cli.model, datamodule=cli.datamodule, ckpt_path="best", verbose=False
+    )
+    (seconds,) = (x.seconds for x in cli.trainer.callbacks if isinstance(x, EpochTimer))
+    result = FoldResult(fold, metrics["test/accuracy"], statistics.median(seconds), len(seconds))
+    return result, cli.datamodule.hparams.num_folds
+
+
+def run_folds(
+    main: Main, arguments: list[str], num_folds_to_run: int | None = None
+) -> list[FoldResult]:
+    """Run folds 0, 1, ... of the data, all of them if num_folds_to_run is None.
+
+    Args:
+        main: tasks.cli.main.
+        arguments: Arguments of `fit`, without --data.fold.
+        num_folds_to_run: How many folds to run.
+
+    Raises:
+        ValueError: num_folds_to_run below 1.
+    """
+    if num_folds_to_run is not None and num_folds_to_run < 1:
+        raise ValueError(
+            f"run_folds: num_folds_to_run must be 1 or more, got {num_folds_to_run}; "
+            "leave it out to run all"
+        )
+    result, num_folds = run_fold(main, arguments, 0)
+    results = [result]
+    for fold in range(1, min(num_folds, num_folds_to_run or num_folds)):
+        results.append(run_fold(main, arguments, fold)[0])
+    return results
+
+
+def table(results: list[FoldResult]) -> str:
+    """Results fold by fold, then the mean and the sample standard deviation over folds."""
+    rows = [f"{'fold':>4}  {'test/accuracy':>13}  {'epochs':>6}  {'s/epoch':>8}"]
+    for r in results:
+        rows.append(f"{r.fold:>4}  {r.accuracy:>13.4f}  {r.epochs:>6}  {r.seconds:>8.3f}")
+    accuracy = [r.accuracy for r in results]
+    deviation = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
+    seconds = statistics.mean(r.seconds for r in results)
+    rows.append(f"mean  {statistics.mean(accuracy):>13.4f}  {'':>6}  {seconds:>8.3f}")
+    rows.append(f"  sd  {deviation:>13.4f}")
+    return "\n".join(rows)
+
+
+def main(arguments: list[str] | None = None) -> list[FoldResult]:
+    """Run the command line (that of the process if None) and print the table."""
+    from tasks.cli import main as train
+
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.folds", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--num_folds_to_run", type=int, help="all folds if left out")
+    options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    results = run_folds(train, rest, options.num_folds_to_run)
+    print(table(results))
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""How long training takes."""
+
+import time
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class EpochTimer(Callback):
+    """Seconds of every training epoch, from its start to the end of its last batch.
+
+    The validation at the end of an epoch does not count.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.perf_counter()
+        self.seconds.append(0.0)
+
+    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
+        self.seconds[-1] = time.perf_counter() - self._start

@@ -1,0 +1,129 @@
+"""Graph classification on the TU Dortmund data sets, stratified cross-validation.
+
+Example: MUTAG asks of 188 molecules (atoms are nodes, bonds are edges) whether they are mutagenic.
+"""
+
+import hashlib
+from functools import cached_property
+
+import numpy as np
+from sklearn.model_selection import StratifiedKFold, train_test_split
+from torch_geometric.datasets import TUDataset
+from torch_geometric.loader import DataLoader
+
+from plstm.graph.pyg import VERSION, ToDag
+from tasks.data import DataModule, ShuffledSampler
+
+VALIDATION_SHARE = 1 / 9  # of the graphs outside the test fold
+
+
+class DagTUDataset(TUDataset):
+    """TUDataset whose cache folder names its pre_transform, so that no other one's data is read."""
+
+    @property
+    def processed_dir(self) -> str:
+        made_by = hashlib.sha256(f"{VERSION} {self.pre_transform!r}".encode()).hexdigest()[:10]
+        return f"{super().processed_dir}_{made_by}"
+
+    def __init__(self, root: str, name: str, pre_transform: ToDag) -> None:
+        super().__init__(root, name, pre_transform=pre_transform)
+        # As TUDataset does with edge_attr: leave out numeric attributes, keep the labels.
+        if "dag_edge_attr" in self._data:
+            self._data.dag_edge_attr = self._data.dag_edge_attr[:, self.num_edge_attributes :]
+
+
+class TUData(DataModule):
+    """One fold of a TU data set: the fold is the test set, a ninth of the rest validates.
+
+    Raw files are read from root/name/raw and downloaded if they are not there.
+
+    Args:
+        name: Name of the data set, for example MUTAG, NCI1 or PROTEINS.
+        root: Folder of all TU data sets.
+        fold: Which fold is the test set, 0..num_folds - 1.
+        num_folds: Number of folds.
+        batch_size: Graphs of a batch.
+        order: Node order that makes DAGs of the graphs: "bfs", "given" or "random"; with "random"
+            training graphs get a new order at every access, evaluation keeps one fixed order.
+        seed: Seed of the folds, of the order of the samples and of random node orders.
+        num_workers: Processes that batch.
+
+    Raises:
+        ValueError: fold out of range.
+    """
+
+    def __init__(
+        self,
+        name: str = "MUTAG",
+        root: str = "data/tu",
+        fold: int = 0,
+        num_folds: int = 10,
+        batch_size: int = 64,
+        order: str = "bfs",
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= fold < num_folds:
+            raise ValueError(
+                f"TUData: fold must lie in 0..{num_folds - 1} "
+                f"with num_folds={num_folds}, got {fold}; "
+                "folds are counted from 0"
+            )
+        self.save_hyperparameters(logger=False)
+        self.pre_transform = ToDag(order, seed=seed if order == "random" else None)
+
+    @cached_property
+    def dataset(self) -> DagTUDataset:
+        """All graphs, prepared once and cached on disk; sizes are read from them before setup."""
+        return DagTUDataset(self.hparams.root, self.hparams.name, self.pre_transform)
+
+    @property
+    def in_dim(self) -> int:
+        return max(1, self.dataset.num_node_features)  # graphs without features get ones
+
+    @property
+    def out_dim(self) -> int:
+        return self.dataset.num_classes
+
+    @property
+    def net_args(self) -> dict[str, int]:
+        return {"edge_dim": self.dataset.num_edge_features}
+
+    @cached_property
+    def splits(self) -> dict[str, np.ndarray]:
+        """Numbers of the graphs in train, val and test, each ascending."""
+        h, y = self.hparams, self.dataset.y.numpy()
+        folds = StratifiedKFold(h.num_folds, shuffle=True, random_state=h.seed)
+        rest, test = list(folds.split(np.zeros(len(y)), y))[h.fold]
+        train, val = train_test_split(
+            rest, test_size=VALIDATION_SHARE, stratify=y[rest], random_state=h.seed
+        )
+        return {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
+
+    def subset(self, split: str) -> DagTUDataset:
+        """The graphs of a split; training graphs with the augmentation."""
+        subset = self.dataset.index_select(self.splits[split])
+        if split == "train" and self.hparams.order == "random":
+            subset.transform = ToDag("random")
+        return subset
+
+    def train_dataloader(self) -> DataLoader:
+        subset = self.subset("train")
+        sampler = ShuffledSampler(len(subset), self.hparams.seed, self.train_epoch())
+        return self._loader(subset, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.subset("val"))
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader(self.subset("test"))
+
+    def _loader(self, subset: DagTUDataset, **options: object) -> DataLoader:
+        return DataLoader(
+            subset,
+            batch_size=self.hparams.batch_size,
+            num_workers=self.hparams.num_workers,
+            persistent_workers=self.hparams.num_workers > 0,
+            **options,
+        )

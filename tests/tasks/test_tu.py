@@ -1,0 +1,185 @@
+"""TUData: a data set written by hand, its folds and cache, and MUTAG if it is there."""
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from plstm.graph import LineGraph, ToDag
+from plstm.graph.line_graph import line_graph
+from tasks.folds import run_folds, table
+from tasks.timing import EpochTimer
+from tasks.tu import DagTUDataset, TUData
+from tests.graph.graphs import real_tu_root
+
+COUNT = 24  # graphs; graph i is a path of 2 + i % 3 nodes and has label i % 2
+
+
+def write_tiny(root: Path, name: str = "TINY", attributes: bool = True) -> Path:
+    """Raw TU files: numbers from 1, both directions of every edge, labels -1 and 1."""
+    raw = root / name / "raw"
+    raw.mkdir(parents=True)
+    edges, graph, labels, bonds, first = [], [], [], [], 1
+    for i in range(COUNT):
+        size = 2 + i % 3
+        for a in range(first, first + size - 1):
+            edges += [(a, a + 1), (a + 1, a)]
+            bonds += [a % 2, a % 2]
+        graph += [i + 1] * size
+        labels += [(a + i) % 3 for a in range(size)]
+        first += size
+
+    def write(what: str, rows: list) -> None:
+        (raw / f"{name}_{what}.txt").write_text("\n".join(map(str, rows)) + "\n")
+
+    write("A", [f"{a}, {b}" for a, b in edges])
+    write("graph_indicator", graph)
+    write("graph_labels", [1 - 2 * (i % 2) for i in range(COUNT)])
+    if attributes:
+        write("node_labels", labels)
+        write("edge_labels", bonds)
+        write("edge_attributes", [f"{0.5 * b + 7}" for b in bonds])
+    return root
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path)
+
+
+def make(root: Path, **options: object) -> TUData:
+    return TUData("TINY", str(root), **{"num_folds": 4, "batch_size": 5, **options})
+
+
+def test_sizes_are_known_before_setup(tiny: Path) -> None:
+    data = make(tiny)
+    assert (data.in_dim, data.out_dim, data.net_args) == (3, 2, {"edge_dim": 2})
+    assert data.eval_names == [""]
+
+
+def test_graphs_without_labels(tmp_path: Path) -> None:
+    data = make(write_tiny(tmp_path, attributes=False))
+    assert (data.in_dim, data.net_args) == (1, {"edge_dim": 0})
+    batch = next(iter(data.train_dataloader()))
+    assert batch.x is None and batch.num_nodes == batch.batch.numel()
+    assert line_graph(batch).num_nodes == batch.num_nodes
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches(tiny: Path, num_workers: int) -> None:
+    data = make(tiny, num_workers=num_workers)
+    seen = 0
+    for batch in data.train_dataloader():
+        seen += batch.num_graphs
+        graph = line_graph(batch)
+        want = LineGraph.from_edges(graph.edge_index, graph.num_nodes, batch.batch)
+        assert torch.equal(graph.edge_level, want.edge_level)
+        assert torch.equal(graph.reverse().edge_level, want.reverse().edge_level)
+        assert set(map(tuple, graph.line_index.T.tolist())) == set(
+            map(tuple, want.line_index.T.tolist())
+        )
+        assert batch.dag_edge_attr.shape == (graph.num_edges, 2)  # labels, no attributes
+        assert torch.equal(batch.dag_edge_attr.sum(1), torch.ones(graph.num_edges))
+        assert set(batch.y.tolist()) <= {0, 1}
+    assert seen == len(data.splits["train"])
+
+
+def test_training_order_depends_on_seed_and_epoch_only(tiny: Path) -> None:
+    def first_epochs(seed: int) -> list[list[int]]:
+        loader, orders = make(tiny, seed=seed).train_dataloader(), []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            orders.append(list(loader.sampler))
+        return orders
+
+    assert first_epochs(0) == first_epochs(0) != first_epochs(1)
+    assert first_epochs(0)[0] != first_epochs(0)[1]
+
+
+def test_folds_are_disjoint_complete_and_stratified(tiny: Path) -> None:
+    tests = []
+    for fold in range(4):
+        data = make(tiny, fold=fold)
+        parts = [data.splits[name] for name in ("train", "val", "test")]
+        assert sorted(np.concatenate(parts).tolist()) == list(range(COUNT))
+        assert len(parts[1]) == 2  # a ninth of 18
+        for part in parts:
+            assert data.dataset.y[part].float().mean() == 0.5
+        tests.append(parts[2])
+    assert sorted(np.concatenate(tests).tolist()) == list(range(COUNT))
+    again, other = make(tiny).splits["test"], make(tiny, seed=1).splits["test"]
+    assert np.array_equal(tests[0], again) and not np.array_equal(tests[0], other)
+
+
+@pytest.mark.parametrize("fold", [-1, 4])
+def test_fold_out_of_range(tiny: Path, fold: int) -> None:
+    with pytest.raises(ValueError, match=r"TUData: fold must lie in 0\.\.3 with num_folds=4"):
+        make(tiny, fold=fold)
+
+
+def test_another_transform_never_reads_the_old_cache(tiny: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PyG warns when it finds another transform's data
+        sets = [
+            DagTUDataset(str(tiny), "TINY", transform)
+            for transform in (ToDag(), ToDag("given"), ToDag("random", 0), ToDag("random", 1))
+        ]
+        again = DagTUDataset(str(tiny), "TINY", ToDag("given"))
+    assert len({data.processed_dir for data in sets}) == len(sets)
+    assert again.processed_dir == sets[1].processed_dir
+    assert torch.equal(again.dag_edge_index, sets[1].dag_edge_index)
+    assert not torch.equal(sets[0].dag_edge_index, sets[2].dag_edge_index)
+
+
+def test_random_order_augments_training_only(tiny: Path) -> None:
+    data = make(tiny, order="random")
+    train, val = data.subset("train"), data.subset("val")
+    drawn = [torch.cat([item.dag_edge_index for item in train], 1) for _ in range(2)]
+    assert not torch.equal(*drawn)
+    kept = [torch.cat([item.dag_edge_index for item in val], 1) for _ in range(2)]
+    assert torch.equal(*kept)
+
+
+def test_fold_driver() -> None:
+    """Every fold is fitted and its best checkpoint tested, with a stand-in for the command line."""
+    calls = []
+
+    def main(arguments: list[str]) -> object:
+        timer = EpochTimer()
+        for _ in range(3):
+            timer.on_train_epoch_start(None, None)
+            timer.on_train_batch_end()
+        accuracy = 0.5 + 0.1 * len(calls)
+        calls.append(arguments)
+
+        def test(model: object, **options: object) -> list[dict[str, float]]:
+            assert options["ckpt_path"] == "best"
+            return [{"test/accuracy": accuracy}]
+
+        trainer = SimpleNamespace(test=test, callbacks=[timer])
+        datamodule = SimpleNamespace(hparams=SimpleNamespace(num_folds=3))
+        return SimpleNamespace(trainer=trainer, model=None, datamodule=datamodule)
+
+    results = run_folds(main, ["--config", "tu.yaml"])
+    assert [r.fold for r in results] == [0, 1, 2] and all(r.epochs == 3 for r in results)
+    assert [arguments[:4] for arguments in calls] == [
+        ["fit", "--config", "tu.yaml", f"--data.fold={fold}"] for fold in range(3)
+    ]
+    assert calls[0][4] == "--trainer.callbacks+=tasks.timing.EpochTimer"
+    assert "mean         0.6000" in table(results) and "sd         0.1000" in table(results)
+    assert len(run_folds(main, [], num_folds_to_run=2)) == 2
+    with pytest.raises(ValueError, match="num_folds_to_run must be 1 or more, got 0"):
+        run_folds(main, [], num_folds_to_run=0)
+
+
+def test_mutag(tmp_path: Path) -> None:
+    data = TUData("MUTAG", str(real_tu_root("MUTAG", tmp_path)))
+    assert (data.in_dim, data.out_dim, data.net_args) == (7, 2, {"edge_dim": 4})
+    assert [len(data.splits[s]) for s in ("train", "val", "test")] == [150, 19, 19]
+    for item in data.dataset:
+        graph = LineGraph.from_edges(item.dag_edge_index, item.num_nodes)  # acyclic
+        assert graph.num_edges == item.edge_index.shape[1] // 2
+        assert torch.equal(graph.edge_level, item.edge_level)
