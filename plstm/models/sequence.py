@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from plstm.modules.block import MixerFactory, build_blocks
+from plstm.modules.norm import RMSNorm
 from plstm.modules.position import LearnedPosition1d
 
 
@@ -55,7 +56,7 @@ class SequenceModel(nn.Module):
         self.blocks = build_blocks(
             dim, depth, mixers, feed_forward_ratio=feed_forward_ratio, dropout=dropout
         )
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.norm = RMSNorm(dim, eps=1e-5)
         self.head = nn.Linear(dim, out_dim, bias=False)
         nn.init.normal_(self.embed.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=0.02)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.init import small_init_
+from plstm.modules.norm import RMSNorm
 from plstm.modules.position import LearnedPosition2d
 from plstm.ops.checks import check_choice
 
@@ -67,7 +68,7 @@ class VisionModel(nn.Module):
             drop_path=drop_path,
             layer_scale=layer_scale,
         )
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.norm = RMSNorm(dim, eps=1e-5)
         self.head = nn.Linear(dim * (4 if pooling == "corners" else 1), out_dim)
         small_init_(self.head)
 

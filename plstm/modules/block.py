@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from plstm.modules.init import small_init_
+from plstm.modules.norm import RMSNorm
 
 MixerFactory = Callable[[int], nn.Module]
 
@@ -65,11 +66,11 @@ class Block(nn.Module):
         layer_scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(dim, eps=1e-5)
+        self.mixer_norm = RMSNorm(dim, eps=1e-5)
         self.mixer = mixer(dim)
         self.has_feed_forward = feed_forward_ratio > 0
         if self.has_feed_forward:
-            self.feed_forward_norm = nn.RMSNorm(dim, eps=1e-5)
+            self.feed_forward_norm = RMSNorm(dim, eps=1e-5)
             self.feed_forward = FeedForward(dim, feed_forward_ratio, dropout)
         self.dropout, self.drop_path = nn.Dropout(dropout), DropPath(drop_path)
         branches = 1 + self.has_feed_forward

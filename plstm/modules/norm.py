@@ -4,6 +4,14 @@ import torch
 from torch import Tensor, nn
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMS norm whose scale takes the dtype of the input: the fused kernel wants them alike."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x over its last axis."""
+        return nn.functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class HeadRMSNorm(nn.Module):
     """Root-mean-square norm of every head by itself, with a scale per head and channel.
 
