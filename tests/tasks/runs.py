@@ -1,0 +1,62 @@
+"""Tiny runs of the command line, in the folder the test is in."""
+
+import math
+from pathlib import Path
+
+from tasks.cli import CLI, main
+from tasks.runs import run_folder
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TU_NAME = "TINY"
+SMALL = {  # sizes that take a second
+    "quickstart": {"train_size": 16, "val_size": 8, "test_size": 8, "batch_size": 8},
+    "arrow": {"train_size": 2, "val_size": 2, "test_size": 2, "batch_size": 2},
+    "text": {"path": "input.txt", "context": 8, "batch_size": 2, "train_windows": 4},
+    "tu": {"name": TU_NAME, "root": "tu"},
+}
+FURTHER = {"arrow": ["--model.net.depth=2"], "text": ["--model.sample_length=20"]}
+
+
+def write_data() -> None:
+    """The files that the text and graph tasks read."""
+    Path("input.txt").write_text("to be or not to be, that is the question\n" * 10, "utf-8")
+    folder = Path("tu", TU_NAME, "raw")
+    folder.mkdir(parents=True)
+    edges, owner, labels, node_labels, first = [], [], [], [], 1
+    for graph in range(40):  # cycles and paths of 3 to 7 nodes
+        size, cyclic = 3 + graph % 5, graph % 2
+        for n in range(size - 1 + cyclic):
+            a, b = first + n, first + (n + 1) % size
+            edges += [f"{a}, {b}", f"{b}, {a}"]
+        owner += [graph + 1] * size
+        node_labels += [n % 3 for n in range(size)]
+        labels.append(cyclic)
+        first += size
+    lines = {"A": edges, "graph_indicator": owner, "graph_labels": labels}
+    for name, values in (lines | {"node_labels": node_labels}).items():
+        text = "".join(f"{value}\n" for value in values)
+        (folder / f"{TU_NAME}_{name}.txt").write_text(text, "utf-8")
+
+
+def run(subcommand: str, config: str | Path, *args: str) -> CLI:
+    """Run one epoch of a config by name, or of a saved config by path, on the CPU."""
+    if isinstance(config, str):
+        sizes = [f"--data.{name}={value}" for name, value in SMALL[config].items()]
+        sizes += FURTHER.get(config, [])
+        args = (*sizes, "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", *args)
+        config = CONFIGS / f"{config}.yaml"
+    plain = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    return main([subcommand, f"--config={config}", *plain, *args])
+
+
+def folder_of(cli: CLI) -> Path:
+    """Folder of a run that has ended."""
+    return run_folder(cli.trainer)
+
+
+def metrics_of(cli: CLI) -> dict[str, float]:
+    """Last value of every metric, all of them finite."""
+    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    assert metrics
+    assert all(math.isfinite(value) for value in metrics.values()), metrics
+    return metrics

@@ -1,0 +1,180 @@
+"""The command line in process: every config with every net that fits it, on a few samples."""
+
+import sys
+
+import pytest
+import torch
+import wandb
+import yaml
+
+from tests.layers.contract import import_class
+from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run, write_data
+
+# A net fits the config whose name ends its own.
+PAIRS = [
+    (config.stem, net)
+    for config in sorted(CONFIGS.glob("*.yaml"))
+    for net in sorted((CONFIGS / "net").glob(f"*_{config.stem}.yaml"))
+]
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    """An empty folder with data in it; nothing of one run is left to the next."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # a run sets it; restored afterwards
+    write_data()
+
+
+def test_every_config_and_net_is_run():
+    assert {config for config, _ in PAIRS} == set(SMALL)
+    assert {net for _, net in PAIRS} == set((CONFIGS / "net").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("config", "net"), PAIRS, ids=lambda x: getattr(x, "stem", x))
+def test_fit(config, net):
+    cli = run("fit", config, f"--model.net={net}")
+    assert cli.trainer.global_step > 0
+    metrics, folder = metrics_of(cli), folder_of(cli)
+    assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy"} <= metrics.keys()
+    assert folder.parent.name == config
+
+    for name in ("best", "last"):
+        checkpoint = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        cli.model.load_state_dict(checkpoint["state_dict"])
+    pictures = {"learning_curve.png"}
+    if len(getattr(cli.datamodule, "sizes", [])) > 1:
+        pictures.add("accuracy_by_size.png")
+    assert {file.name for file in folder.glob("*.png")} == pictures
+    assert all((folder / name).read_bytes().startswith(PNG) for name in pictures)
+    logged = (folder / "metrics.csv").read_text()
+    assert all(name in logged for name in ("train/loss", "val/loss", "lr-AdamW"))
+
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    named, used = yaml.safe_load(net.read_text()), saved["model"]["init_args"]["net"]
+    assert import_class(used["class_path"]) is import_class(named["class_path"])
+    assert used["init_args"].keys() > named["init_args"].keys()  # defaults are written out
+    if config == "text":
+        sample = (folder / "sample.txt").read_text()
+        assert len(sample) == 21
+        assert set(sample) <= set(cli.datamodule.vocabulary)
+
+
+@pytest.mark.parametrize("config", ["quickstart", "text"])
+def test_saved_config_repeats_the_run(config):
+    first = run("fit", config, "--data.seed=3", "--model.optimizer.lr=0.01")
+    again = run("fit", folder_of(first) / "config.yaml")
+    assert folder_of(again) != folder_of(first)
+    assert metrics_of(again) == metrics_of(first)
+    other = run("fit", config, "--data.seed=4", "--model.optimizer.lr=0.01")
+    assert metrics_of(other)["train/loss"] != metrics_of(first)["train/loss"]
+
+
+@pytest.mark.parametrize("config", ["quickstart", "text", "tu"])
+def test_checkpoint_is_what_was_validated(config):
+    first = run("fit", config)
+    folder = folder_of(first)
+    checkpoint = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
+    again = metrics_of(run("validate", folder / "config.yaml", checkpoint))
+    assert again == {name: metrics_of(first)[name] for name in again}
+    tested = metrics_of(run("test", folder / "config.yaml", checkpoint))
+    assert {"test/loss", "test/accuracy"} <= tested.keys()
+    # A net with other weights scores otherwise, so the checkpoint was read.
+    assert metrics_of(run("test", folder / "config.yaml"))["test/loss"] != tested["test/loss"]
+
+
+def test_evaluation_sizes_have_metrics_of_their_own():
+    metrics = metrics_of(run("test", "quickstart"))
+    assert {f"test/{m}{s}" for m in ("loss", "accuracy") for s in ("", "@48", "@64")} == set(
+        metrics
+    )
+
+
+def test_resumed_run_ends_like_an_unbroken_one():
+    keep = ["--trainer.max_epochs=2", "--trainer.callbacks+=ModelCheckpoint"]
+    keep += ["--trainer.callbacks.filename={epoch}", "--trainer.callbacks.save_top_k=-1"]
+    whole = run("fit", "text", *keep)
+    halfway = folder_of(whole) / "checkpoints" / "epoch=0.ckpt"
+    resumed = run("fit", "text", *keep, f"--ckpt_path={halfway}")
+    assert metrics_of(resumed)["val/loss"] == metrics_of(whole)["val/loss"]
+    weights = resumed.model.net.state_dict()
+    for name, weight in whole.model.net.state_dict().items():
+        assert torch.equal(weights[name], weight), name
+
+
+def test_bfloat16():
+    cli = run("fit", "quickstart", "--trainer.precision=bf16-mixed")
+    metrics_of(cli)
+    assert all(p.dtype == torch.float32 for p in cli.model.parameters())
+    full = run("fit", "quickstart")
+    close = metrics_of(full)["train/loss"]
+    assert metrics_of(cli)["train/loss"] != close
+    assert metrics_of(cli)["train/loss"] == pytest.approx(close, rel=0.05)
+
+
+def test_tensorboard_by_one_argument():
+    cli = run("fit", "quickstart", "--trainer.logger=TensorBoardLogger")
+    folder = folder_of(cli)
+    assert (folder / "config.yaml").is_file()
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    written = b"".join(file.read_bytes() for file in folder.glob("events.out*"))
+    for tag in (b"learning_curve", b"accuracy_by_size", b"val/accuracy@64"):
+        assert tag in written
+
+
+def test_wandb_by_one_argument(monkeypatch):
+    for name, value in {"MODE": "offline", "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    try:
+        cli = run(
+            "fit", "quickstart", "--trainer.logger=WandbLogger", "--trainer.logger.offline=true"
+        )
+        logged = cli.trainer.logger.experiment
+        assert logged.config["data"]["init_args"]["train_size"] == 16
+        assert logged.config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 2e-3
+        assert "val/accuracy@64" in dict(logged.summary)
+        assert "learning_curve" in dict(logged.summary)
+        folder = folder_of(cli)
+        assert (folder / "config.yaml").is_file()
+        assert (folder / "checkpoints" / "last.ckpt").is_file()
+    finally:
+        wandb.teardown()
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--model.net.colour=1",
+        "--model.colour=1",
+        "--data.colour=1",
+        "--trainer.colour=1",
+        "--data.batch_size=many",
+        "--model.net.mixers.init_args.colour=1",
+        "--model.net=none.yaml",
+    ],
+)
+def test_wrong_arguments_are_refused(argument, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("fit", "quickstart", argument)
+    assert stopped.value.code == 2
+    assert argument.split("=")[0].split(".")[-1] in capsys.readouterr().err
+
+
+def test_print_config_is_a_config(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        run("fit", "quickstart", "--print_config")
+    assert stopped.value.code == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert metrics_of(run("fit", printed)) == metrics_of(run("fit", "quickstart"))
+
+
+@pytest.mark.slow
+def test_compiled_run_has_the_same_checkpoint():
+    cli = run("fit", "quickstart", "--model.compile=true")
+    plain = run("fit", "quickstart")
+    assert cli.model.state_dict().keys() == plain.model.state_dict().keys()
+    # Fused kernels round differently, and two steps of AdamW magnify it.
+    assert metrics_of(cli)["val/loss"] == pytest.approx(metrics_of(plain)["val/loss"], rel=1e-2)
