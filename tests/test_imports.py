@@ -9,7 +9,16 @@ import pytest
 from setuptools import find_packages
 
 ROOT = Path(__file__).parents[1]
-HEAVY = "lightning torch_geometric wandb jsonargparse torchmetrics matplotlib sklearn tasks".split()
+HEAVY = [
+    "lightning",
+    "torch_geometric",
+    "wandb",
+    "jsonargparse",
+    "torchmetrics",
+    "matplotlib",
+    "sklearn",
+    "tasks",
+]
 
 
 def modules_after(statement):
