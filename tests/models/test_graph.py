@@ -144,10 +144,19 @@ def test_readout_pools_per_graph() -> None:
     for pooling in ("mean", "sum"):
         readout = GraphReadout(8, 3, pooling)
         readout.hidden = readout.out = nn.Identity()
+        readout.norm = nn.Identity()
         got = readout(x, batch, 3)
         want = torch.stack([getattr(x[batch == i], pooling)(0) for i in (0, 2)])
         assert_close(pooling, got[[0, 2]], nn.functional.gelu(want), 1e-6)
         assert torch.equal(got[1], torch.zeros(8))  # a graph without nodes
+
+
+def test_one_graph_trains() -> None:
+    """A last batch of one graph is normalised with the running statistics."""
+    readout, x = GraphReadout(8, 3), torch.randn(4, 8)
+    assert readout.training
+    out = readout(x, None, 1)
+    assert torch.equal(out, readout.eval()(x, None, 1))
 
 
 def test_errors() -> None:

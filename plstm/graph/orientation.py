@@ -1,0 +1,149 @@
+"""Turn an undirected graph into a DAG: a rank per node, edges point from low to high rank."""
+
+import numpy as np
+import torch
+
+from plstm.graph.topology import IntArray, ranges
+from plstm.ops.checks import check_choice
+
+ORDERS = ("given", "bfs", "random")
+
+
+def node_rank(
+    edge_index: IntArray, num_nodes: int, order: str = "bfs", seed: int | None = None
+) -> IntArray:
+    """Rank of every node, a permutation of 0..N-1.
+
+    Args:
+        edge_index: Undirected edges, (2, E), in one or both directions.
+        num_nodes: Number of nodes N.
+        order: "given" keeps the node numbers. "bfs" is canonical: by connected component, distance
+            from the root of the component, Weisfeiler-Leman colour, node number; the root has the
+            largest degree, then the smallest colour. "random" draws a permutation.
+        seed: For "random": the permutation is a fixed function of seed and graph; None draws a new
+            one from torch's global generator in every call (augmentation).
+
+    Returns:
+        Ranks, (N,).
+
+    Raises:
+        ValueError: unknown order.
+    """
+    check_choice("node_rank", "order", order, ORDERS)
+    if order == "given":
+        return np.arange(num_nodes, dtype=np.int64)
+    if order == "random":
+        return _random_rank(edge_index, num_nodes, seed)
+    return _bfs_rank(edge_index, num_nodes)
+
+
+def orient(edge_index: IntArray, rank: IntArray) -> tuple[IntArray, IntArray]:
+    """Keep every undirected edge once, from low to high rank; drop self-loops and duplicates.
+
+    Args:
+        edge_index: Undirected edges, (2, E_in), in one or both directions.
+        rank: A permutation of 0..N-1, (N,).
+
+    Returns:
+        DAG edges sorted by the ranks of src and dst, (2, E), and for each the column of edge_index
+        it was taken from, (E,): `edge_attr[column]` are its attributes.
+
+    Raises:
+        ValueError: rank is not a permutation.
+    """
+    num_nodes = rank.size
+    if not np.array_equal(np.sort(rank), np.arange(num_nodes)):
+        raise ValueError(
+            f"orient: rank must be a permutation of 0..{num_nodes - 1}, got "
+            f"{rank.tolist()[:8]}...; rank the nodes without ties"
+        )
+    low, high = np.sort(rank[edge_index], axis=0)
+    column = np.flatnonzero(low != high)
+    key, first = np.unique(low[column] * num_nodes + high[column], return_index=True)
+    node = np.argsort(rank)
+    return np.stack([node[key // max(num_nodes, 1)], node[key % max(num_nodes, 1)]]), column[first]
+
+
+def wl_colours(edge_index: IntArray, num_nodes: int) -> np.ndarray:
+    """Weisfeiler-Leman colours from the degree, (N,) uint64; equal under any relabelling.
+
+    A round hashes every colour together with the sum of its neighbours' hashed colours; rounds go
+    on while they split colour classes. Expects a simple graph with both directions stored.
+    """
+    src, dst = edge_index
+    colour = _mix(np.bincount(dst, minlength=num_nodes).astype(np.uint64))
+    classes = 0
+    for _ in range(num_nodes):
+        now = np.unique(colour).size
+        if now == classes:
+            break
+        classes = now
+        neighbours = np.zeros(num_nodes, dtype=np.uint64)
+        np.add.at(neighbours, dst, _mix(colour)[src])
+        colour = _mix(colour * np.uint64(3) + neighbours)
+    return colour
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Bijective scrambling of 64-bit numbers (the finaliser of splitmix64)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _simple_both_ways(edge_index: IntArray, num_nodes: int) -> IntArray:
+    """Both directions of every edge, once, without self-loops, sorted by src."""
+    both = np.concatenate([edge_index, edge_index[::-1]], axis=1)
+    both = both[:, both[0] != both[1]]
+    key = np.unique(both[0] * num_nodes + both[1])
+    return np.stack([key // max(num_nodes, 1), key % max(num_nodes, 1)])
+
+
+def _bfs_rank(edge_index: IntArray, num_nodes: int) -> IntArray:
+    edges = _simple_both_ways(edge_index, num_nodes)
+    degree = np.bincount(edges[0], minlength=num_nodes)
+    colour = wl_colours(edges, num_nodes)
+    number = np.arange(num_nodes, dtype=np.int64)
+    priority = _invert(np.lexsort((number, colour, -degree)))
+    component = _smallest_in_component(edges, priority)
+    distance = _distances(edges, num_nodes, np.flatnonzero(component == priority))
+    return _invert(np.lexsort((number, colour, distance, component)))
+
+
+def _invert(order: IntArray) -> IntArray:
+    rank = np.empty_like(order)
+    rank[order] = np.arange(order.size, dtype=order.dtype)
+    return rank
+
+
+def _smallest_in_component(edges: IntArray, value: IntArray) -> IntArray:
+    """Smallest value in the connected component of every node."""
+    value, (src, dst) = value.copy(), edges
+    while True:
+        before = value.copy()
+        np.minimum.at(value, dst, value[src])
+        if np.array_equal(value, before):
+            return value
+
+
+def _distances(edges: IntArray, num_nodes: int, roots: IntArray) -> IntArray:
+    """Distance of every node to the root of its component, one round per distance."""
+    count = np.bincount(edges[0], minlength=num_nodes)  # edges are sorted by src
+    start = np.cumsum(count) - count
+    distance = np.full(num_nodes, -1, dtype=np.int64)
+    frontier, depth = roots, 0
+    while frontier.size:
+        distance[frontier] = depth
+        reached = edges[1][ranges(start[frontier], count[frontier])]
+        frontier, depth = np.unique(reached[distance[reached] < 0]), depth + 1
+    return distance
+
+
+def _random_rank(edge_index: IntArray, num_nodes: int, seed: int | None) -> IntArray:
+    if seed is None:
+        return torch.randperm(num_nodes).numpy()
+    graph = np.ascontiguousarray(edge_index).astype(np.uint64).ravel()
+    place = np.arange(graph.size, dtype=np.uint64)
+    content = np.bitwise_xor.reduce(_mix(graph + _mix(place)), initial=np.uint64(num_nodes))
+    return np.random.default_rng([seed, int(content)]).permutation(num_nodes).astype(np.int64)

@@ -1,0 +1,85 @@
+"""PyTorch Geometric side: a Data class that batches line graphs, and its transform."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.transforms import BaseTransform
+
+from plstm.graph.line_graph import line_graph
+from plstm.graph.multitree import prune_to_multitree
+from plstm.graph.orientation import ORDERS, node_rank, orient
+from plstm.graph.topology import consecutive_edges, node_levels
+from plstm.ops.checks import check_choice
+
+__all__ = ["VERSION", "DagData", "ToDag", "line_graph"]
+
+VERSION = 1  # raise whenever ToDag makes other arrays: cached data sets are made anew
+_PAIR_KEYS = ("line_index", "tree_index")  # count edges of dag_edge_index, not nodes
+
+
+class DagData(Data):
+    """Data plus an oriented copy of its edges and their line graph; the PyG DataLoader batches it.
+
+    dag_edge_index (2, E), dag_edge_attr (E, F), line_index (2, A), tree_index (2, A'), edge_level
+    (E,), reverse_edge_level (E,); edge_index and edge_attr stay the undirected ones of the data
+    set.
+    """
+
+    def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if key in _PAIR_KEYS:
+            return self.dag_edge_index.size(1)
+        return super().__inc__(key, value, *args, **kwargs)
+
+    def __cat_dim__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return -1 if key in _PAIR_KEYS else super().__cat_dim__(key, value, *args, **kwargs)
+
+
+torch.serialization.add_safe_globals([DagData])  # cached data sets load with weights_only=True
+
+
+class ToDag(BaseTransform):
+    """Orient an undirected graph by a node order and prepare its line graph, both directions.
+
+    Works as pre_transform (once, cached) and as transform (at every access, for random orders).
+
+    Args:
+        order: "bfs" (canonical), "given" (node numbers) or "random".
+        seed: For "random": the order is a fixed function of seed and graph; None draws a new one in
+            every call, which is augmentation when used as `transform`.
+
+    Raises:
+        ValueError: unknown order.
+    """
+
+    def __init__(self, order: str = "bfs", seed: int | None = None) -> None:
+        check_choice("ToDag", "order", order, ORDERS)
+        self.order, self.seed = order, seed
+
+    def forward(self, data: Data) -> DagData:
+        """Return a DagData with all fields of data (x, edge_index, edge_attr, y ... untouched)."""
+        out = DagData.from_dict(data.to_dict())
+        num_nodes = data.num_nodes or 0
+        edges = np.zeros((2, 0), dtype=np.int64)
+        if data.edge_index is not None:
+            edges = data.edge_index.cpu().numpy()
+        edges, column = orient(edges, node_rank(edges, num_nodes, self.order, self.seed))
+        pairs = consecutive_edges(edges, num_nodes)
+        level = node_levels(edges, num_nodes)[edges[0]]
+        reverse_level = node_levels(edges[::-1], num_nodes)[edges[1]]
+        tree = pairs[:, prune_to_multitree(pairs, level, edges[0])]
+        out.dag_edge_index, out.line_index = _tensor(edges), _tensor(pairs)
+        out.tree_index = _tensor(tree)
+        out.edge_level, out.reverse_edge_level = _tensor(level), _tensor(reverse_level)
+        if data.edge_attr is not None:
+            out.dag_edge_attr = data.edge_attr[_tensor(column)]
+        return out
+
+    def __repr__(self) -> str:
+        return f"ToDag(order={self.order!r}, seed={self.seed!r})"
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
