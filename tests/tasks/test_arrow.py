@@ -93,11 +93,17 @@ def test_labels_say_whether_the_ray_hits(image_size):
 
 @sizes
 def test_arrow_turns_all_ways(image_size):
-    angle = scenes(image_size).angle
-    for label in (0, 1):
-        chosen = angle[scenes(image_size).label == label]
-        heading = torch.stack([chosen.cos(), chosen.sin()], -1)
-        assert heading.mean(0).norm() < 0.1
+    """On the canvas, and where it misses also as seen from the circle, ahead and behind."""
+    scene = scenes(image_size)
+    to_circle = scene.circle - scene.arrow
+    turn = scene.angle - torch.atan2(to_circle[:, 1], to_circle[:, 0])
+    negatives = scene.label == 0
+    for angle in (scene.angle[negatives], scene.angle[~negatives]):
+        assert torch.stack([angle.cos(), angle.sin()]).mean(1).norm() < 0.1
+    assert turn[negatives].sin().mean().abs() < 0.1  # either side alike
+    assert (turn[negatives].cos() < -0.99).any()
+    assert turn[~negatives].sin().mean().abs() < 0.1
+    assert (turn[~negatives].cos() > 0).all()
 
 
 def test_label_is_not_in_the_places():
