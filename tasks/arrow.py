@@ -4,6 +4,7 @@ The answer needs long range: arrow and circle are small and far apart, and the e
 put the same shapes on larger canvases, farther apart than any training image.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -168,6 +169,13 @@ class ArrowDataset(Dataset):
         return draw_arrows(self.seed, torch.tensor(indices), **self.drawing)
 
 
+class FreshSampler(ShuffledSampler):
+    """The next `size` indices in every epoch, so that no image comes twice."""
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(self.epoch * self.size, (self.epoch + 1) * self.size)
+
+
 class ArrowData(DataModule):
     """Arrow-pointing images: train at one size, validate and test there and at larger sizes.
 
@@ -180,6 +188,7 @@ class ArrowData(DataModule):
         arrow_length: Least and greatest length of the arrow in pixels.
         line_width: Least and greatest width of its strokes in pixels.
         train_size: Images of an epoch.
+        fresh: Draw new images in every epoch instead of the same ones in another order.
         val_size: Validation images of every size.
         test_size: Test images of every size.
         batch_size: Images of a batch.
@@ -199,6 +208,7 @@ class ArrowData(DataModule):
         arrow_length: tuple[float, float] = (15.0, 30.0),
         line_width: tuple[float, float] = (2.0, 4.0),
         train_size: int = 100_000,
+        fresh: bool = False,
         val_size: int = 5_000,
         test_size: int = 10_000,
         batch_size: int = 128,
@@ -244,7 +254,8 @@ class ArrowData(DataModule):
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train", self.hparams.image_size)
-        sampler = ShuffledSampler(len(dataset), self.hparams.seed, self.train_epoch())
+        sampler_class = FreshSampler if self.hparams.fresh else ShuffledSampler
+        sampler = sampler_class(len(dataset), self.hparams.seed, self.train_epoch())
         return self._loader(dataset, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> list[DataLoader]:

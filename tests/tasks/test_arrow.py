@@ -228,3 +228,12 @@ def test_shapes_must_fit(kwargs):
 def test_unknown_shape():
     with pytest.raises(TypeError, match="colour"):
         draw_arrows(0, torch.arange(2), image_size=32, **SHAPES, colour=1)
+
+
+def test_fresh_epochs_share_no_image():
+    sampler = ArrowData(train_size=6, fresh=True).train_dataloader().sampler
+    epochs = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        epochs += sampler
+    assert epochs == list(range(18))
