@@ -14,10 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from tasks.data import DataModule, ShuffledSampler
 
 CLEAR = 1.2  # nothing is drawn between hits of a circle of radius r / CLEAR and misses of CLEAR * r
-HEAD_LENGTH, HEAD_ANGLE = (
-    1 / 2.5,
-    0.5,
-)  # head strokes: share of the arrow's length, radians to the shaft
+HEAD_LENGTH = 1 / 2.5  # of the head strokes over that of the arrow
+HEAD_ANGLE = 0.5  # radians between head strokes and shaft
 SPLITS = ("train", "val", "test")
 
 
