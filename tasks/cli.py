@@ -1,5 +1,6 @@
 """The command line: LightningCLI with our defaults."""
 
+import warnings
 from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -32,6 +33,8 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
     """
     usage = "train.py {} --config FILE [--model.net.KEY V] [--data.KEY V] [--trainer.KEY V]"
     options = {"default_config_files": [str(DEFAULTS)]}
+    # Lightning asks PyTorch 2.13 in a way that works and that PyTorch calls old.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     per_command = {c: {**options, "usage": usage.format(c)} for c in SUBCOMMANDS}
     return CLI(
         LightningModule,
