@@ -35,8 +35,9 @@ def plstm_1d(
     only. With lanes an edge carries J states, T_t is a J x J matrix, and (I, O input and output
     lanes)
 
-        y_t[:, o] = scale * (sum_j M_t[o, j] C_{t-1}[j]^T q_t + sum_i D_t[o, i] (q_t . k_t) v_t[:,
-        i]) C_t[j] = sum_i T_t[j, i] C_{t-1}[i] + sum_i S_t[j, i] k_t v_t[:, i]^T
+        y_t[:, o] = scale * (sum_j M_t[o, j] C_{t-1}[j]^T q_t
+                             + sum_i D_t[o, i] (q_t . k_t) v_t[:, i])
+        C_t[j] = sum_i T_t[j, i] C_{t-1}[i] + sum_i S_t[j, i] k_t v_t[:, i]^T
 
     Args:
         q: Queries, (B, L, H, K).
