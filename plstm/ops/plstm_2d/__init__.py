@@ -32,8 +32,9 @@ def plstm_2d(
     Every node has an edge along x (direction 0) and one along y (direction 1), both away from the
     corner. With A_0, A_1 the states that arrive on them (for the corner top_left),
 
-        C_g[y, x] = sum_h T[g, h] A_h[y, x] + S[g] k v^T,   A_0[y, x] = C_0[y, x-1], A_1[y, x] =
-        C_1[y-1, x] out[y, x] = scale * (sum_h M[h] A_h^T q + D (q . k) v)
+        A_0[y, x] = C_0[y, x-1],   A_1[y, x] = C_1[y-1, x]
+        C_g[y, x] = sum_h T[g, h] A_h[y, x] + S[g] k v^T
+        out[y, x] = scale * (sum_h M[h] A_h^T q + D (q . k) v)
 
     summed over corners, the direct term counted once.
 
