@@ -20,8 +20,7 @@ SPLITS = ("train", "val", "test")
 
 
 def uniform(seed: int, index: Tensor, draws: int) -> Tensor:
-    """Random numbers in [0, 1) that depend on (seed, index, draw) only, (len(index), draws) in
-    float64.
+    """Random numbers in [0, 1) that depend on (seed, index, draw) only, (B, draws) in float64.
 
     A counter-based generator (the finaliser of SplitMix64), so a whole batch is drawn at once.
     """

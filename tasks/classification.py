@@ -77,6 +77,7 @@ class Classification(LightningModule):
         loss = nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
         self.metrics["train/accuracy"](logits.flatten(0, -2), targets.flatten())
         self._log("train/loss", loss, len(targets), prog_bar=True)
+        self._log("train/lr", self.optimizers().param_groups[0]["lr"], len(targets))
         self._log("train/accuracy", self.metrics["train/accuracy"], len(targets))
         return loss
 

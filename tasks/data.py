@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch.utils.data import Sampler
 
 
@@ -29,6 +30,10 @@ class DataModule(LightningDataModule):
     def eval_names(self) -> list[str]:
         """Suffix of the metric names, one per validation (and test) loader."""
         return [""]
+
+    def predict_dataloader(self) -> EVAL_DATALOADERS:
+        """Predictions are made for the test sets."""
+        return self.test_dataloader()
 
     def train_epoch(self) -> int:
         """The epoch the trainer is in, 0 without a trainer; seeds the order of the samples."""

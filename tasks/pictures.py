@@ -12,8 +12,7 @@ POINTS = 400  # training losses kept for the learning curve, at most
 
 
 class Pictures(Callback):
-    """Draws the learning curve, and accuracy against input size where a task evaluates several
-    sizes.
+    """Draws the learning curve, and accuracy against size where a task has several sizes.
 
     Saved as PNG in the run's folder and sent to the logger.
     """

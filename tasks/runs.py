@@ -39,8 +39,7 @@ def log_text(logger: Logger, name: str, text: str, step: int) -> None:
 class SaveResolvedConfig(SaveConfigCallback):
     """Saves the resolved configuration in the run's own folder, and in wandb's record of it.
 
-    Lightning's own callback writes it beside the runs, where a second run of wandb finds it in its
-    way.
+    Lightning's own callback writes it beside the runs, in the way of the next run of wandb.
     """
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -36,8 +36,7 @@ class WindowDataset(Dataset):
 
 
 class TextData(DataModule):
-    """Windows of a text: the first part of the file to train, the next to validate, the last to
-    test.
+    """Windows of a text file: its first part trains, the next validates, the last tests.
 
     Training windows start anywhere; validation and test windows tile their part, so every character
     there is predicted once. With the text "abcab" and context 2, a sample is ("ab", "bc").
@@ -142,7 +141,7 @@ class TextData(DataModule):
         batch_size = h.batch_size if options else 8 * h.batch_size  # evaluation keeps no gradients
         return DataLoader(
             dataset,
-            batch_size,
+            batch_size=batch_size,
             num_workers=h.num_workers,
             persistent_workers=h.num_workers > 0,
             **options,

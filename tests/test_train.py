@@ -50,7 +50,7 @@ def test_fit(config, net):
     assert {file.name for file in folder.glob("*.png")} == pictures
     assert all((folder / name).read_bytes().startswith(PNG) for name in pictures)
     logged = (folder / "metrics.csv").read_text()
-    assert all(name in logged for name in ("train/loss", "val/loss", "lr-AdamW"))
+    assert all(name in logged for name in ("train/loss", "val/loss", "train/lr"))
 
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     named, used = yaml.safe_load(net.read_text()), saved["model"]["init_args"]["net"]
@@ -83,6 +83,27 @@ def test_checkpoint_is_what_was_validated(config):
     assert {"test/loss", "test/accuracy"} <= tested.keys()
     # A net with other weights scores otherwise, so the checkpoint was read.
     assert metrics_of(run("test", folder / "config.yaml"))["test/loss"] != tested["test/loss"]
+
+
+@pytest.mark.parametrize("config", ["quickstart", "text", "tu"])
+def test_predictions_are_those_that_were_tested(config):
+    folder = folder_of(run("fit", config))
+    checkpoint = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
+    cli = run("predict", folder / "config.yaml", checkpoint)
+    saved = torch.load(folder_of(cli) / "predictions.pt", weights_only=True)
+    assert list(saved) == cli.datamodule.eval_names
+    tested = metrics_of(run("test", folder / "config.yaml", checkpoint))
+    loaders = cli.datamodule.test_dataloader()
+    loaders = loaders if isinstance(loaders, list) else [loaders]
+    for (name, probabilities), loader in zip(saved.items(), loaders, strict=True):
+        targets = torch.cat([batch.y if config == "tu" else batch[1] for batch in loader])
+        right = (probabilities.argmax(-1) == targets).float().mean()
+        assert right.item() == pytest.approx(tested[f"test/accuracy{name}"])
+
+
+def test_runs_without_a_logger():
+    cli = run("fit", "quickstart", "--trainer.logger=false")
+    assert metrics_of(cli)["train/lr"] > 0
 
 
 def test_evaluation_sizes_have_metrics_of_their_own():

@@ -8,7 +8,7 @@ from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.widths import head_widths
 from plstm.ops.checks import check_choice
-from plstm.ops.plstm_2d import CORNERS, plstm_2d
+from plstm.ops.plstm_2d import CORNERS, check_corners, plstm_2d
 
 ANGLE_RANGE = 2.0  # logits of the first direction are spread over the heads from minus to plus this
 
@@ -66,8 +66,7 @@ class PLSTM2d(nn.Module):
         super().__init__()
         check_choice("PLSTM2d", "mode", mode, ("P", "D"))
         check_choice("PLSTM2d", "chirality", chirality, ("L", "R"))
-        for corner in corners:
-            check_choice("PLSTM2d", "every corner", corner, CORNERS)
+        check_corners("PLSTM2d", corners)
         self.num_heads, self.mode, self.chirality = num_heads, mode, chirality
         self.corners, self.backend, self.dim = tuple(corners), backend, dim
         self.qk_dim, self.v_dim = head_widths("PLSTM2d", dim, num_heads, qk_dim, v_dim)
@@ -96,7 +95,8 @@ class PLSTM2d(nn.Module):
             nn.init.constant_(linear.bias, bias)
         if self.angle_proj is not None:
             constant_gate_(self.angle_proj)
-            angles = torch.linspace(-ANGLE_RANGE, ANGLE_RANGE, self.num_heads)
+            spread = ANGLE_RANGE if self.num_heads > 1 else 0.0
+            angles = torch.linspace(-spread, spread, self.num_heads)
             with torch.no_grad():
                 self.angle_proj.bias.copy_(angles.repeat(len(self.corners)))
 

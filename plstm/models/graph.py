@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from plstm.graph.line_graph import line_graph
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.graph import GraphEncoder, GraphReadout
+from plstm.modules.norm import RMSNorm
 
 
 class GraphModel(nn.Module):
@@ -61,7 +62,7 @@ class GraphModel(nn.Module):
             layer_scale=layer_scale,
         )
         self.period = len(mixers)  # blocks between two flips of the direction
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.norm = RMSNorm(dim, eps=1e-5)
         self.readout = GraphReadout(dim, out_dim, pooling, dropout)
 
     def forward(self, data: Any) -> Tensor:

@@ -93,8 +93,7 @@ class SequenceModel(nn.Module):
             Prompt and continuation, (B, L + length).
 
         Raises:
-            ValueError: empty prompt, negative temperature, top_k below 1, or longer than
-            max_length.
+            ValueError: empty prompt, negative temperature, top_k below 1, more than max_length.
         """
         no_choice = top_k is not None and top_k < 1
         if tokens.ndim != 2 or tokens.shape[1] == 0 or temperature < 0 or no_choice:

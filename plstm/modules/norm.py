@@ -1,4 +1,4 @@
-"""Normalisation applied to the output of a recurrence."""
+"""Root-mean-square norms."""
 
 import torch
 from torch import Tensor, nn

@@ -18,8 +18,7 @@ def lane_rows(
         prepend: Put newer inputs on the left; for scans that run against the position axis.
 
     Returns:
-        row_t per step, (..., O, t * I), and the same without mark after the last step, (..., J, L *
-        I).
+        row_t per step, (..., O, t I), and the same without mark after the last, (..., J, L I).
     """
     rows = []
     reached = transition[0].new_zeros(*transition[0].shape[:-1], 0)

@@ -124,6 +124,7 @@ def test_backends_agree(mode):
         ({"mode": "Q"}, "PLSTM2d: mode must be one of 'P', 'D', got 'Q'"),
         ({"chirality": "left"}, "PLSTM2d: chirality must be one of 'L', 'R', got 'left'"),
         ({"corners": ("middle",)}, "PLSTM2d: every corner must be one of .*got 'middle'"),
+        ({"corners": ()}, "corners must be distinct and at least one"),
         ({"corners": ("top_left", "top_left")}, "corners must be distinct"),
         ({"num_heads": 5}, "PLSTM2d: dim must be divisible by num_heads"),
         ({"backend": "fast"}, "backend must be one of"),

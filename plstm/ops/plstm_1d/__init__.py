@@ -58,8 +58,7 @@ def plstm_1d(
         in float32 or wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, the sequence is empty, or the backend is
-        unknown.
+        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend.
 
     Source: arXiv 2506.11997, the sequence case; lanes after its state-tracking extension.
     """

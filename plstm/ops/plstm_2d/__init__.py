@@ -80,6 +80,17 @@ def plstm_2d(
     return out.to(v.dtype)
 
 
+def check_corners(function: str, corners: tuple[str, ...]) -> None:
+    """Raise a ValueError unless the corners are known, distinct and at least one."""
+    for corner in corners:
+        check_choice(function, "every corner", corner, CORNERS)
+    if not corners or len(set(corners)) != len(corners):
+        raise ValueError(
+            f"{function}: corners must be distinct and at least one, got {tuple(corners)}; "
+            f"choose from {', '.join(CORNERS)}"
+        )
+
+
 def _check(
     q: Tensor,
     k: Tensor,
@@ -90,13 +101,7 @@ def _check(
     direct: Tensor,
     corners: tuple[str, ...],
 ) -> None:
-    for corner in corners:
-        check_choice("plstm_2d", "every corner", corner, CORNERS)
-    if not corners or len(set(corners)) != len(corners):
-        raise ValueError(
-            f"plstm_2d: corners must be distinct and at least one, got {tuple(corners)}; "
-            f"choose from {', '.join(CORNERS)}"
-        )
+    check_corners("plstm_2d", corners)
     leading = str(len(corners))
     check_shapes(
         "plstm_2d",

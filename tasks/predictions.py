@@ -1,0 +1,37 @@
+"""What `train.py predict` leaves behind."""
+
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from tasks.runs import run_folder
+
+
+class SavePredictions(BasePredictionWriter):
+    """Saves class probabilities of the test sets as `predictions.pt` in the run's folder.
+
+    The file holds one tensor per test set, (samples, ..., classes) in the order of the data, under
+    the suffix of its metrics ("" for the training size), and loads with weights_only=True.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="epoch")
+
+    def write_on_epoch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Sequence[Tensor] | Sequence[Sequence[Tensor]],
+        batch_indices: Sequence[object],
+    ) -> None:
+        folder, names = run_folder(trainer), trainer.datamodule.eval_names
+        if folder is None:
+            return
+        loaders = [predictions] if len(names) == 1 else predictions
+        saved = {name: torch.cat(list(x)).cpu() for name, x in zip(names, loaders, strict=True)}
+        torch.save(saved, folder / "predictions.pt")
+        rank_zero_info(f"Predictions: {folder / 'predictions.pt'}")
