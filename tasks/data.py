@@ -1,5 +1,6 @@
 """What every task's data has in common."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -8,18 +9,18 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch.utils.data import Sampler
 
 
-class DataModule(LightningDataModule):
+class DataModule(LightningDataModule, ABC):
     """A LightningDataModule that knows its own shapes, so that they are written nowhere else."""
 
     @property
+    @abstractmethod
     def in_dim(self) -> int:
         """Size of one input: channels, features or vocabulary."""
-        raise NotImplementedError(f"{type(self).__name__} must define in_dim")
 
     @property
+    @abstractmethod
     def out_dim(self) -> int:
         """Number of classes."""
-        raise NotImplementedError(f"{type(self).__name__} must define out_dim")
 
     @property
     def net_args(self) -> dict[str, int]:

@@ -141,15 +141,8 @@ class PLSTM1d(nn.Module):
         )
         transition = torch.tanh(5 * self.transition_proj(mixed))
         if self.lanes == 1:
-            return (
-                q,
-                k,
-                rearrange(v, "b l (h v) -> b l h v", h=self.num_heads),
-                source,
-                transition,
-                mark,
-                direct,
-            )
+            v = rearrange(v, "b l (h v) -> b l h v", h=self.num_heads)
+            return q, k, v, source, transition, mark, direct
         shape = {"h": self.num_heads, "i": self.lanes}
         v = rearrange(v, "b l (h v i) -> b l h v i", **shape)
         source, mark, direct = (

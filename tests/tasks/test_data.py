@@ -26,5 +26,5 @@ def test_sampler_count(count, length):
 
 @pytest.mark.parametrize("name", ["in_dim", "out_dim"])
 def test_sizes_must_be_defined(name):
-    with pytest.raises(NotImplementedError, match=f"DataModule must define {name}"):
-        getattr(DataModule(), name)
+    with pytest.raises(TypeError, match=rf"abstract .*\b{name}\b"):
+        DataModule()

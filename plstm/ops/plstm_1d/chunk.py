@@ -51,22 +51,16 @@ def plstm_1d_chunk(
         rearrange(x, "b (n c) h ... -> b n h c ...", c=chunk_size)
         for x in (q, k, v, source, transition, mark, direct)
     )
-    gates = (
-        _scalar_gates if transition.shape[-1] == 1 == v.shape[-1] == mark.shape[-2] else _lane_gates
-    )(source, transition, mark, direct)
+    one_lane = direct.shape[-2:] == (1, 1) and transition.shape[-1] == 1
+    collapse = _scalar_gates if one_lane else _lane_gates
+    gates = collapse(source, transition, mark, direct)
     states, state = _scan_chunks(k, v, gates, state)
 
-    scores = q @ k.mT
-    if v.shape[-1] == 1:  # one product of plain matrices where the lanes allow it
-        out = (scores[..., None, :] * gates.inside[..., 0]).flatten(-3, -2) @ v[..., 0]
-        out = rearrange(out, "b n h (c o) v -> b n h c v o", c=chunk_size)
-    else:
-        gated = scores[..., None, :, None] * gates.inside  # (B, N, H, C, O, C, I)
-        values = rearrange(v, "b n h c v i -> b n h (c i) v")
-        out = gated.flatten(-2).flatten(-3, -2) @ values
-        out = rearrange(out, "b n h (c o) v -> b n h c v o", c=chunk_size)
-    read = q @ states.flatten(-2)  # C^T q, (B, N, H, C, V * J)
-    read = read.unflatten(-1, states.shape[-2:])
+    gated = (q @ k.mT)[..., None, :, None] * gates.inside  # (B, N, H, C, O, C, I)
+    values = rearrange(v, "b n h c v i -> b n h (c i) v")
+    out = gated.flatten(-2).flatten(-3, -2) @ values  # (B, N, H, C * O, V)
+    out = rearrange(out, "b n h (c o) v -> b n h c v o", c=chunk_size)
+    read = (q @ states.flatten(-2)).unflatten(-1, states.shape[-2:])  # C^T q, (B, N, H, C, V, J)
     out = out + torch.einsum("bnhcoj,bnhcvj->bnhcvo", gates.enter, read)
     out = rearrange(out, "b n h c v o -> b (n c) h v o")
     return scale * out[:, :length], state
