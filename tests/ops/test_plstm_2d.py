@@ -107,7 +107,7 @@ def test_chunk_sizes(corners, tokens, monkeypatch):
 
 
 def test_auto_beyond_whole_matrix(monkeypatch):
-    monkeypatch.setattr(MODULE, "WHOLE_UP_TO", 27)
+    monkeypatch.setattr(MODULE, "WHOLE_ENTRIES", 27)
     monkeypatch.setattr(MODULE, "plstm_2d_rows", None)  # must not be called
     assert_backends_agree(grid_inputs(7, 4, 4), CORNERS, "auto")
 

@@ -10,7 +10,10 @@ from plstm.ops.plstm_2d.rows import plstm_2d_chunk, plstm_2d_gating, plstm_2d_ro
 __all__ = ["CORNERS", "plstm_2d", "plstm_2d_gating"]
 
 CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
-WHOLE_UP_TO = 2304  # tokens (48 x 48) up to which the whole gating matrix is written
+# Entries of all gating matrices, B H (Y X)^2, up to which they are written: 1 GiB in float32, and a
+# training step holds a few such. Where it fits, the whole form was the faster one at every size
+# measured on a CPU (up to 56 x 56 tokens, width 64: 2.7 times).
+WHOLE_ENTRIES = 2**28
 CHUNK_TOKENS = 512  # tokens in a block of rows beyond that
 
 
@@ -67,7 +70,8 @@ def plstm_2d(
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
     num_rows, num_columns = q.shape[1:3]
     if backend == "auto":
-        backend = "rows" if num_rows * num_columns <= WHOLE_UP_TO else "chunk"
+        entries = q.shape[0] * q.shape[3] * (num_rows * num_columns) ** 2
+        backend = "rows" if entries <= WHOLE_ENTRIES else "chunk"
 
     with torch.autocast(q.device.type, enabled=False):
         args = [x.to(dtype) for x in (q, k, v, source, transition, mark, direct)]
