@@ -119,12 +119,9 @@ class PLSTM2d(nn.Module):
             weighted = nn.functional.linear(x, self.angle_proj.weight) * (0.5 / self.dim)
             first = torch.sigmoid(self._per_corner(weighted + self.angle_proj.bias))
             split = torch.cat([first, 1 - first], -1)
-            return (
-                source * split,
-                self._repeat(split * transition),
-                self._repeat(mark)[..., 0, :],
-                direct,
-            )
+            both_in = (*split.shape, 2)  # the same factor for both incoming edges
+            transition = (split * transition).unsqueeze(-1).expand(both_in)
+            return source * split, transition, mark.expand(split.shape), direct
         return source, self._with_turn(*transition.split([2, 1], -1)), mark, direct
 
     def _per_corner(self, logits: Tensor) -> Tensor:
@@ -132,11 +129,6 @@ class PLSTM2d(nn.Module):
         return rearrange(
             logits, "b y x (c h n) -> c b y x h n", c=len(self.corners), h=self.num_heads
         )
-
-    @staticmethod
-    def _repeat(per_output: Tensor) -> Tensor:
-        """The same factor for both incoming edges: (..., 2) to (..., 2, 2) [out, in]."""
-        return per_output.unsqueeze(-1).expand(*per_output.shape, 2)
 
     def _with_turn(self, straight: Tensor, turn: Tensor) -> Tensor:
         """Transition matrices with one of the two turns, (..., 2, 2)."""

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from plstm.graph.line_graph import LineGraph
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm
+from plstm.modules.widths import head_widths
 from plstm.ops.checks import check_choice
 from plstm.ops.plstm_dag import plstm_dag
 
@@ -40,7 +41,7 @@ class PLSTMGraph(nn.Module):
         backend: Backend of plstm_dag.
 
     Raises:
-        ValueError: unknown mode; dim not divisible by num_heads while a width per head is missing.
+        ValueError: unknown mode; widths that do not divide.
 
     Source:
         arXiv 2506.11997. The published biases of source and mark are -4; with those a new layer
@@ -66,13 +67,8 @@ class PLSTMGraph(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("PLSTMGraph", "mode", mode, ("P", "D"))
-        if dim % num_heads and (qk_dim is None or v_dim is None):
-            raise ValueError(
-                f"PLSTMGraph: dim must be divisible by num_heads, got {dim} and {num_heads}; "
-                "or set both qk_dim and v_dim"
-            )
         self.dim, self.num_heads, self.mode, self.edge_dim = dim, num_heads, mode, edge_dim
-        self.qk_dim, self.v_dim = qk_dim or dim // num_heads, v_dim or dim // num_heads
+        self.qk_dim, self.v_dim = head_widths("PLSTMGraph", dim, num_heads, qk_dim, v_dim)
         self.source_bias, self.mark_bias, self.direct_bias = source_bias, mark_bias, direct_bias
         self.transition_bias, self.transition_std = transition_bias, transition_std
         self.backend = backend
