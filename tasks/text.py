@@ -13,6 +13,8 @@ from tasks.classification import Classification
 from tasks.data import DataModule, ShuffledSampler
 from tasks.runs import log_text, run_folder
 
+EVAL_BATCHES = 8  # training batches in one for evaluation, which keeps no gradients
+
 
 class WindowDataset(Dataset):
     """Windows of a text and the same windows one character later.
@@ -124,26 +126,24 @@ class TextData(DataModule):
         part, h = self.parts["train"], self.hparams
         dataset = WindowDataset(part, h.context, torch.arange(len(part) - h.context))
         sampler = ShuffledSampler(len(dataset), h.seed, self.train_epoch(), count=h.train_windows)
-        return self._loader(dataset, sampler=sampler)
+        return self._loader(dataset, h.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self._tiles("val"))
+        return self._loader(self._tiles("val"), EVAL_BATCHES * self.hparams.batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self._tiles("test"))
+        return self._loader(self._tiles("test"), EVAL_BATCHES * self.hparams.batch_size)
 
     def _tiles(self, split: str) -> WindowDataset:
         part, context = self.parts[split], self.hparams.context
         return WindowDataset(part, context, torch.arange(0, len(part) - context, context))
 
-    def _loader(self, dataset: Dataset, **options: object) -> DataLoader:
-        h = self.hparams
-        batch_size = h.batch_size if options else 8 * h.batch_size  # evaluation keeps no gradients
+    def _loader(self, dataset: Dataset, batch_size: int, **options: object) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=batch_size,
-            num_workers=h.num_workers,
-            persistent_workers=h.num_workers > 0,
+            num_workers=self.hparams.num_workers,
+            persistent_workers=self.hparams.num_workers > 0,
             **options,
         )
 
