@@ -154,7 +154,7 @@ def test_wandb_by_one_argument(monkeypatch):
         )
         logged = cli.trainer.logger.experiment
         assert logged.config["data"]["init_args"]["train_size"] == 16
-        assert logged.config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 3e-3
+        assert logged.config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 2.5e-3
         assert "val/accuracy@64" in dict(logged.summary)
         assert "learning_curve" in dict(logged.summary)
         folder = folder_of(cli)
