@@ -1,5 +1,6 @@
 """Time and peak memory of a function, and where it was measured."""
 
+import ctypes
 import platform
 import statistics
 import time
@@ -29,6 +30,8 @@ def peak_mib(function: Callable[[], object]) -> float | None:
     """Rise of the resident memory during one call in MiB; None where the system cannot tell."""
     if not RESET.exists():
         return None
+    # What earlier calls freed, and the C library kept, would hide the rise.
+    ctypes.CDLL(None).malloc_trim(0)
     RESET.write_text("5")
     before = _status_mib("VmRSS")
     function()

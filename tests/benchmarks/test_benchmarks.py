@@ -61,3 +61,15 @@ def test_median_counts_calls():
     calls = []
     assert median_ms(lambda: calls.append(1), repeats=4) >= 0
     assert len(calls) == 5
+
+
+def test_peak_memory_is_not_hidden_by_what_was_freed_before():
+    def work() -> None:
+        blocks = [torch.zeros(2**18) for _ in range(64)]  # 1 MiB each
+        assert blocks
+
+    first, second = peak_mib(work), peak_mib(work)
+    if first is None:
+        pytest.skip("the system does not tell the peak of the resident memory")
+    assert 60 < first < 100
+    assert second == pytest.approx(first, rel=0.1)
