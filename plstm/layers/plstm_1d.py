@@ -95,8 +95,7 @@ class PLSTM1d(nn.Module):
             small_init_(linear)
         gates = (self.source_proj, self.mark_proj, self.direct_proj, self.transition_proj)
         for linear, bias in zip(gates, self.biases, strict=True):
-            constant_gate_(linear)
-            nn.init.constant_(linear.bias, bias)
+            constant_gate_(linear, bias)
         if self.rotation_proj is not None:
             constant_gate_(self.rotation_proj)
             nn.init.normal_(self.rotation_proj.bias)  # lanes must differ, or they stay alike

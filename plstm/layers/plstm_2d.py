@@ -91,8 +91,7 @@ class PLSTM2d(nn.Module):
             small_init_(linear)
         gates = (self.source_proj, self.mark_proj, self.direct_proj, self.transition_proj)
         for linear, bias in zip(gates, self.biases, strict=True):
-            constant_gate_(linear)
-            nn.init.constant_(linear.bias, bias)
+            constant_gate_(linear, bias)
         if self.angle_proj is not None:
             constant_gate_(self.angle_proj)
             spread = ANGLE_RANGE if self.num_heads > 1 else 0.0

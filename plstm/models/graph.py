@@ -29,8 +29,6 @@ class GraphModel(nn.Module):
         edge_dim: Width of the edge features, 0 for none.
         feed_forward_ratio: Hidden width of the feed-forward parts over dim; 0 leaves them out.
         dropout: Dropout on the branches of the blocks and in the head.
-        layer_scale: Initial value of a learned scale per channel on the branches, None for no
-            scale.
         pooling: "mean" or "sum" over the nodes of a graph.
 
     Raises:
@@ -48,7 +46,6 @@ class GraphModel(nn.Module):
         edge_dim: int = 0,
         feed_forward_ratio: float = 4.0,
         dropout: float = 0.0,
-        layer_scale: float | None = None,
         pooling: str = "mean",
     ) -> None:
         super().__init__()
@@ -59,7 +56,6 @@ class GraphModel(nn.Module):
             _with_edges(mixers, dim) if edge_dim else mixers,
             feed_forward_ratio=feed_forward_ratio,
             dropout=dropout,
-            layer_scale=layer_scale,
         )
         self.period = len(mixers)  # blocks between two flips of the direction
         self.norm = RMSNorm(dim, eps=1e-5)

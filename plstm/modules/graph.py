@@ -88,8 +88,8 @@ class GraphEncoder(nn.Module):
 class GraphReadout(nn.Module):
     """Pool the nodes of every graph, then batch norm, Linear, GELU, dropout, Linear.
 
-    Pooled features of different graphs have much in common; without the batch norm learning is slow
-    (NCI1, 4 epochs: training loss 0.57 without, 0.50 with).
+    Pooled features of different graphs have much in common; without the batch norm learning is
+    slow.
 
     Args:
         dim: Model width.

@@ -12,6 +12,11 @@ def small_init_(linear: nn.Linear) -> None:
         nn.init.zeros_(linear.bias)
 
 
-def constant_gate_(linear: nn.Linear) -> None:
-    """Zero the weights of a gate projection: a new layer has gates set by the bias alone."""
+def constant_gate_(linear: nn.Linear, bias: float | None = None) -> None:
+    """Zero the weights of a gate projection and fill its bias, which alone sets a new layer's gate.
+
+    With bias None the caller fills the bias, or there is none.
+    """
     nn.init.zeros_(linear.weight)
+    if bias is not None:
+        nn.init.constant_(linear.bias, bias)
