@@ -1,7 +1,12 @@
 """Fixtures of all tests."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # Triton kernels then run on the CPU; see tests/ops/interpreter.py
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)
