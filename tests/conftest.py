@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-if not torch.cuda.is_available():  # Triton kernels then run on the CPU; see tests/ops/interpreter.py
+if not torch.cuda.is_available():  # Triton kernels then run on the CPU: ops/interpreter.py
     os.environ["TRITON_INTERPRET"] = "1"
 
 
