@@ -1,0 +1,89 @@
+"""Kernels in C++ for the CPU: compiled on first use with the system's compiler, kept in a cache."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HEADERS = Path(__file__).parent / "native.h"
+# Sums may be reordered, so that dot products vectorise; infinities and NaN keep their meaning.
+FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
+)
+SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+
+
+@functools.cache
+def load(source: Path) -> ctypes.CDLL:
+    """Compile a source file unless that was done before, and load it.
+
+    Raises:
+        RuntimeError: no compiler was found, or it failed.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        raise RuntimeError(
+            "plstm.ops.native: a C++ compiler is needed for the CPU kernels and none was found; "
+            "install one or set CXX"
+        )
+    command = [compiler, *FLAGS, "-I", str(HEADERS.parent)]
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    parts = (*command, version, _processor(), source.read_text(), HEADERS.read_text())
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    library = _cache() / f"{source.parent.name}-{key}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            built = Path(folder) / library.name
+            done = subprocess.run(
+                [*command, str(source), "-o", str(built)], capture_output=True, text=True
+            )
+            if done.returncode:
+                raise RuntimeError(f"plstm.ops.native: {compiler} failed on {source}:\n{done.stderr}")
+            built.replace(library)  # at once, whoever else builds it now
+    return ctypes.CDLL(str(library))
+
+
+@functools.cache
+def available(source: Path) -> bool:
+    """Whether the kernels of a source file can be had on this machine."""
+    try:
+        load(source)
+    except (RuntimeError, OSError):
+        return False
+    return True
+
+
+def call(source: Path, name: str, *args: Tensor | int) -> None:
+    """Run a kernel on contiguous tensors of one dtype; integers follow as they are, then threads."""
+    dtype = next(x.dtype for x in args if isinstance(x, Tensor))
+    function = getattr(load(source), f"{name}_{SUFFIX[dtype]}")
+    function(*(_argument(x, dtype) for x in args), ctypes.c_int64(torch.get_num_threads()))
+
+
+def _argument(x: Tensor | int, dtype: torch.dtype) -> ctypes.c_void_p | ctypes.c_int64:
+    if isinstance(x, int):
+        return ctypes.c_int64(x)
+    assert x.is_contiguous() and x.dtype == dtype and x.device.type == "cpu"
+    return ctypes.c_void_p(x.data_ptr())
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "plstm"
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((x for x in lines if x.startswith(("flags", "Features"))), platform.processor())
