@@ -1,66 +1,130 @@
-"""python -m benchmarks: speed and memory of the recurrences, as a table and as JSON lines."""
+"""python -m benchmarks: speed and memory of ops, layers, training steps and epochs.
+
+Every case is measured beside its anchor in the same run: softmax attention through
+scaled_dot_product_attention, on graphs GIN of PyTorch Geometric, on a GPU also the kernels of
+flash-linear-attention where they are installed. Without --long in less than five minutes on two CPU
+cores.
+"""
 
 import argparse
-import json
+import gc
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 
-from benchmarks.measure import conditions, median_ms, peak_mib
-from benchmarks.ops import Case, cases
+from benchmarks import graphs, layers, ops, results, steps
+from benchmarks.case import Case, Setting
+from benchmarks.measure import commit, conditions, machine_rates, median_ms, peak_mib
+from benchmarks.plot import picture
+from benchmarks.results import Row
+
+SUBJECTS: dict[str, Callable[[Setting], Iterator[Case]]] = {
+    "ops": ops.cases,
+    "layers": layers.cases,
+    "steps": steps.cases,
+    "graphs": graphs.cases,
+}
+RESULTS = Path(__file__).parent / "results"
 
 
-def measure(case: Case, repeats: int) -> dict[str, object]:
+def measure(case: Case, repeats: int, device: str) -> Row:
     """Forward, forward with backward, and peak memory of the latter."""
-
-    def forward() -> None:
-        with torch.no_grad():
-            case.function()
-
-    def both() -> None:
-        torch.autograd.grad(case.function().square().sum(), case.inputs)
-
-    forward_ms, both_ms = median_ms(forward, repeats), median_ms(both, repeats)
+    work = case.make()
+    forward_ms = median_ms(work.forward, repeats, device=device) if work.forward else None
+    total_ms = median_ms(work.total, repeats, device=device)
+    peak = peak_mib(work.total, device)
     return {
+        "subject": case.subject,
+        "kind": case.kind,
         "group": case.group,
         "form": case.form,
-        "forward_ms": round(forward_ms, 2),
-        "backward_ms": round(both_ms - forward_ms, 2),
-        "peak_mib": peak_mib(both),
+        "batch": case.batch,
+        "tokens": case.tokens,
+        "series": case.series,
+        "anchor": case.anchor,
+        "forward_ms": _rounded(forward_ms),
+        "backward_ms": _rounded(total_ms - forward_ms) if work.forward else None,
+        "total_ms": _rounded(total_ms),
+        "peak_mib": _rounded(peak, 1),
+        "gflop": work.cost.flops / 1e9 if work.cost else None,
+        "gb": work.cost.bytes / 1e9 if work.cost else None,
     }
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """Markdown; the last form of a group is the anchor that the ratio refers to."""
-    anchors = {row["group"]: row["forward_ms"] + row["backward_ms"] for row in rows}
-    lines = [
-        "| case | form | forward ms | backward ms | both / softmax | peak MiB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        ratio = (row["forward_ms"] + row["backward_ms"]) / anchors[row["group"]]
-        peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-        lines.append(
-            f"| {row['group']} | {row['form']} | {row['forward_ms']:.1f} "
-            f"| {row['backward_ms']:.1f} | {ratio:.2f} | {peak} |"
-        )
-    return "\n".join(lines)
+def _rounded(value: float | None, digits: int = 3) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def chosen(cases: Iterable[Case], match: str, long: bool) -> Iterator[Case]:
+    """Cases whose group contains `match`, long ones only on request."""
+    return (case for case in cases if match in case.group and (long or not case.long))
+
+
+def run(cases: Iterable[Case], where: Row, repeats: int) -> list[Row]:
+    """Measure all cases; a case that runs out of memory is left out with a message."""
+    rows = []
+    for case in cases:
+        try:
+            row = measure(case, repeats, where["device"])
+        except (RuntimeError, MemoryError) as error:
+            if "memory" not in str(error):
+                raise
+            print(f"left out {case.group}: {case.form}: out of memory", flush=True)
+            continue
+        rows.append(row | where)
+        print(f"{row['total_ms']:10.1f} ms  {case.group}: {case.form}", flush=True)
+        gc.collect()  # the tensors of a case must not be counted as memory of the next
+    results.add_ratios(rows)
+    return rows
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "subjects", nargs="*", metavar="SUBJECT", help=f"{', '.join(SUBJECTS)}; all if left out"
+    )
+    parser.add_argument("--match", default="", help="only groups that contain this text")
+    parser.add_argument("--long", action="store_true", help="also the largest sizes")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--repeats", type=int, default=15, help="measured calls of a case, at most")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument(
+        "--name", default="speed", help="NAME.jsonl and NAME.png there; rows measured again replace"
+    )
+    args = parser.parse_args(arguments)
+    unknown = set(args.subjects) - set(SUBJECTS)
+    if unknown:
+        parser.error(f"unknown {', '.join(sorted(unknown))}: choose from {', '.join(SUBJECTS)}")
+    return args
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15, help="measured calls of a case, at most")
-    parser.add_argument("--out", type=Path, help="file for JSON lines, one per case")
-    args = parser.parse_args()
-    where = conditions()
-    rows = []
-    for case in cases():
-        rows.append(measure(case, args.repeats))
-        print(f"measured {case.group}: {case.form}", flush=True)
-    print("\n" + ", ".join(f"{k} {v}" for k, v in where.items()) + "\n\n" + table(rows))
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("".join(json.dumps({**row, **where}) + "\n" for row in rows))
+    args = parse(sys.argv[1:])
+    setting = Setting(args.device, getattr(torch, args.dtype))
+    where = {
+        "device": args.device,
+        "dtype": args.dtype,
+        **conditions(args.device),
+        "commit": commit(),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        **machine_rates(args.device, setting.dtype),
+    }
+    sys.argv[1:] = []  # the command line of training warns of arguments that are not its own
+    logging.getLogger("lightning").setLevel(logging.WARNING)
+    cases = (case for name in args.subjects or SUBJECTS for case in SUBJECTS[name](setting))
+    rows = run(chosen(cases, args.match, args.long), where, args.repeats)
+    print("\n" + ", ".join(f"{k} {v}" for k, v in where.items()) + "\n\n" + results.table(rows))
+    merged = results.merge(args.out / f"{args.name}.jsonl", rows)
+    picture(merged).savefig(args.out / f"{args.name}.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -1,80 +1,158 @@
-"""Cases: the three recurrences in every form, beside softmax attention of the same shape."""
+"""The bare recurrences in every form, beside softmax attention of the same shape.
+
+Widths are those of the layers in benchmarks.layers, so that the share of the recurrence in a layer
+can be read off.
+"""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from benchmarks import counts
+from benchmarks.case import Case, Inputs, Setting, Work, differentiated
 from plstm import LineGraph
 from plstm.ops import plstm_1d, plstm_2d, plstm_dag
 from plstm.ops.plstm_2d import CORNERS
 
-
-class Case(NamedTuple):
-    """One form of one recurrence on one input."""
-
-    group: str  # what is compared with each other
-    form: str
-    function: Callable[[], Tensor]
-    inputs: list[Tensor]  # those that get a gradient
+LOOP_TOKENS = 512  # the loop is only measured up to here, it takes seconds beyond
 
 
-def cases() -> Iterator[Case]:
+def cases(setting: Setting) -> Iterator[Case]:
     """All cases, group by group; softmax attention last in each."""
-    yield from sequence_cases(batch=4, length=512, heads=4, width=64)
-    for side in (12, 24):
-        yield from grid_cases(images=4, side=side, heads=3, width=64)
-    yield from graph_cases(graphs=64, nodes=30, heads=4, width=24)
+    for length in (128, 512, 2048):
+        yield from sequence_cases(setting, batch=4, length=length, heads=3, width=64)
+    for side in (12, 24, 32):
+        yield from grid_cases(setting, batch=4, side=side, heads=3, width=64)
+    for nodes in (15, 30, 60, 120):
+        yield from graph_cases(setting, batch=64, nodes=nodes, heads=4, width=24)
 
 
-def sequence_cases(batch: int, length: int, heads: int, width: int) -> Iterator[Case]:
-    inputs = [_normal(batch, length, heads, width) for _ in "qkv"]
-    gates = [_between(0, 1, batch, length, heads) for _ in "stmd"]
-    group = f"1-d, {batch} x {length} positions, {heads} heads of {width}"
-    for form in ("naive", "chunk"):
-        yield Case(group, form, lambda f=form: plstm_1d(*inputs, *gates, backend=f), inputs + gates)
-    yield _softmax(group, [x.transpose(1, 2) for x in inputs], inputs, is_causal=True)
+def sequence_cases(
+    setting: Setting, *, batch: int, length: int, heads: int, width: int
+) -> Iterator[Case]:
+    shape = (batch, length, heads, width)
+    group = f"1-d op, {batch} x {length} positions, {heads} heads of {width}"
+    case = partial(Case, "ops", "sequence", group, batch=batch, tokens=length)
+    for form in ("naive", "chunk", *_kernels(setting)):
+        long = form == "naive" and length > LOOP_TOKENS
+        yield case(form, make=partial(_sequence, setting, form, *shape), long=long)
+    if setting.device == "cuda" and find_spec("fla") is not None:
+        yield case("simple GLA (flash-linear-attention)", make=partial(_simple_gla, setting, shape))
+    yield case("softmax attention", make=partial(_causal_attention, setting, shape), anchor=True)
 
 
-def grid_cases(images: int, side: int, heads: int, width: int) -> Iterator[Case]:
-    inputs = [_normal(images, side, side, heads, width) for _ in "qkv"]
-    shape = (len(CORNERS), images, side, side, heads)
-    gates = [
-        _between(0, 1, *shape, 2),
-        _between(0, 0.5, *shape, 2, 2),
-        _between(0, 1, *shape, 2),
-        _between(0, 1, *shape[1:]),
-    ]
-    group = (
-        f"2-d, {images} images x {heads} heads x 4 corners, {side} x {side} tokens, width {width}"
-    )
-    for form in ("naive", "rows", "chunk"):
-        yield Case(
-            group,
-            form,
-            lambda f=form: plstm_2d(*inputs, *gates, corners=CORNERS, backend=f),
-            inputs + gates,
-        )
-    yield _softmax(group, [x.flatten(1, 2).transpose(1, 2) for x in inputs], inputs)
+def _sequence(setting: Setting, form: str, batch: int, length: int, heads: int, width: int) -> Work:
+    inputs = Inputs(setting)
+    for _ in "qkv":
+        inputs.normal(batch, length, heads, width)
+    for _ in ("source", "transition", "mark", "direct"):
+        inputs.between(0, 1, batch, length, heads)
+    cost = counts.plstm_1d_cost(form, batch, length, heads, width, setting.dtype.itemsize)
+    return differentiated(lambda: plstm_1d(*inputs, backend=form), inputs, cost)
 
 
-def graph_cases(graphs: int, nodes: int, heads: int, width: int) -> Iterator[Case]:
-    graph = molecules(graphs, nodes)
-    inputs = [_normal(graph.num_nodes, heads, width) for _ in "qkv"]
-    gates = [
-        _between(0, 1, graph.num_edges, heads),
-        _between(0, 0.5, graph.line_index.shape[1], heads),
-        _between(0, 1, graph.num_edges, heads),
-        _between(0, 1, graph.num_nodes, heads),
-    ]
-    group = f"graphs, {graphs} molecules of {nodes} nodes, {heads} heads of {width}"
+def _simple_gla(setting: Setting, shape: tuple[int, ...]) -> Work:
+    """Linear attention with one decay per head and position, as Triton kernels; GPU only."""
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    inputs = Inputs(setting)
+    qkv = [inputs.normal(*shape) for _ in "qkv"]
+    decay = inputs.between(0, 1, *shape[:-1])
+    cost = counts.plstm_1d_cost("chunk", *shape, setting.dtype.itemsize)
+    return differentiated(lambda: chunk_simple_gla(*qkv, g=decay.log())[0], inputs, cost)
+
+
+def _causal_attention(setting: Setting, shape: tuple[int, ...]) -> Work:
+    inputs = Inputs(setting)
+    qkv = [inputs.normal(*shape).transpose(1, 2) for _ in "qkv"]
+    cost = counts.attention_cost(*shape, setting.dtype.itemsize, causal=True)
+    return differentiated(_attention(qkv, is_causal=True), inputs, cost)
+
+
+def grid_cases(
+    setting: Setting, *, batch: int, side: int, heads: int, width: int
+) -> Iterator[Case]:
+    shape = (batch, side, heads, width)
+    group = f"2-d op, {batch} images of {side} x {side} tokens, 4 corners, {heads} heads of {width}"
+    case = partial(Case, "ops", "grid", group, batch=batch, tokens=side**2)
+    for form in ("naive", "rows", "chunk", *_kernels(setting)):
+        long = form == "naive" and side**2 > LOOP_TOKENS
+        yield case(form, make=partial(_grid, setting, form, *shape), long=long)
+    yield case("softmax attention", make=partial(_grid_attention, setting, *shape), anchor=True)
+
+
+def _grid(setting: Setting, form: str, batch: int, side: int, heads: int, width: int) -> Work:
+    inputs = Inputs(setting)
+    for _ in "qkv":
+        inputs.normal(batch, side, side, heads, width)
+    per_corner = (len(CORNERS), batch, side, side, heads)
+    inputs.between(0, 1, *per_corner, 2)
+    inputs.between(0, 0.5, *per_corner, 2, 2)
+    inputs.between(0, 1, *per_corner, 2)
+    inputs.between(0, 1, *per_corner[1:])
+    cost = counts.plstm_2d_cost(form, batch, side, side, heads, width, setting.dtype.itemsize)
+    return differentiated(lambda: plstm_2d(*inputs, corners=CORNERS, backend=form), inputs, cost)
+
+
+def _grid_attention(setting: Setting, batch: int, side: int, heads: int, width: int) -> Work:
+    inputs = Inputs(setting)
+    qkv = [inputs.normal(batch, side**2, heads, width).transpose(1, 2) for _ in "qkv"]
+    cost = counts.attention_cost(batch, side**2, heads, width, setting.dtype.itemsize)
+    return differentiated(_attention(qkv), inputs, cost)
+
+
+def graph_cases(
+    setting: Setting, *, batch: int, nodes: int, heads: int, width: int
+) -> Iterator[Case]:
+    group = f"graph op, {batch} molecules of {nodes} nodes, {heads} heads of {width}"
+    case = partial(Case, "ops", "graph", group, batch=batch, tokens=nodes)
     for form in ("naive", "levels", "solve"):
-        yield Case(
-            group, form, lambda f=form: plstm_dag(*inputs, *gates, graph, backend=f), inputs + gates
-        )
-    padded = [x.unflatten(0, (graphs, nodes)).transpose(1, 2) for x in inputs]
-    yield _softmax(group, padded, inputs)
+        long = form == "naive" and batch * nodes > 4 * LOOP_TOKENS
+        make = partial(_graph, setting, form, batch, nodes, heads, width)
+        yield case(form, make=make, long=long)
+    make = partial(_graph_attention, setting, batch, nodes, heads, width)
+    yield case("softmax attention", make=make, anchor=True)
+
+
+def _graph(setting: Setting, form: str, batch: int, nodes: int, heads: int, width: int) -> Work:
+    graph, inputs = molecules(batch, nodes).to(setting.device), Inputs(setting)
+    pairs = graph.line_index.shape[1]
+    for _ in "qkv":
+        inputs.normal(graph.num_nodes, heads, width)
+    inputs.between(0, 1, graph.num_edges, heads)
+    inputs.between(0, 0.5, pairs, heads)
+    inputs.between(0, 1, graph.num_edges, heads)
+    inputs.between(0, 1, graph.num_nodes, heads)
+    cost = counts.plstm_dag_cost(
+        form,
+        batch,
+        nodes,
+        graph.num_edges / batch,
+        pairs / batch,
+        heads,
+        width,
+        setting.dtype.itemsize,
+    )
+    return differentiated(lambda: plstm_dag(*inputs, graph, backend=form), inputs, cost)
+
+
+def _graph_attention(setting: Setting, batch: int, nodes: int, heads: int, width: int) -> Work:
+    """Every node of a graph looks at every other one; the graphs have one size, so no padding."""
+    inputs = Inputs(setting)
+    qkv = [inputs.normal(batch, nodes, heads, width).transpose(1, 2) for _ in "qkv"]
+    cost = counts.attention_cost(batch, nodes, heads, width, setting.dtype.itemsize)
+    return differentiated(_attention(qkv), inputs, cost)
+
+
+def _kernels(setting: Setting) -> list[str]:
+    return ["triton"] if setting.device == "cuda" else []
+
+
+def _attention(qkv: list[Tensor], **options: object) -> Callable[[], Tensor]:
+    return lambda: torch.nn.functional.scaled_dot_product_attention(*qkv, **options)
 
 
 def molecules(graphs: int, nodes: int) -> LineGraph:
@@ -89,18 +167,3 @@ def molecules(graphs: int, nodes: int) -> LineGraph:
             edges += [(offset + parent, offset + node) for parent in parents]
     batch = torch.arange(graphs).repeat_interleave(nodes)
     return LineGraph.from_edges(torch.tensor(edges).T, graphs * nodes, batch)
-
-
-def _softmax(group: str, qkv: list[Tensor], inputs: list[Tensor], **options: object) -> Case:
-    attention = torch.nn.functional.scaled_dot_product_attention
-    return Case(group, "softmax attention", lambda: attention(*qkv, **options), inputs)
-
-
-def _normal(*shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(len(shape))
-    return torch.randn(shape, generator=generator).requires_grad_()
-
-
-def _between(low: float, high: float, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(len(shape))
-    return (low + (high - low) * torch.rand(shape, generator=generator)).requires_grad_()

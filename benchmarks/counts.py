@@ -1,0 +1,155 @@
+"""Operations and bytes of every form, stated from its sizes alone.
+
+Operations are those of a forward and a backward pass: two per multiply-add, and twice the forward
+pass for the backward, since the gradient of a product is two products. What is recomputed does not
+count. Products of gates with each other are left out where they are small against the rest.
+
+Bytes are those that must move between memory and processor if nothing is moved twice: inputs are
+read in both passes and get gradients, the output is written and its gradient read, and what a form
+keeps between its products is written and read in both passes.
+
+Letters: K and V widths of keys and values per head, X columns of a grid and y one of its rows, S
+source and T transition gates.
+"""
+
+from typing import NamedTuple
+
+
+class Cost(NamedTuple):
+    """Of a forward and a backward pass."""
+
+    flops: float
+    bytes: float
+
+
+def training(flops: float, inputs: float, outputs: float, kept: float, itemsize: int = 4) -> Cost:
+    """From the operations of the forward pass and the numbers of elements."""
+    return Cost(3 * flops, itemsize * (3 * inputs + 2 * outputs + 5 * kept))
+
+
+def plstm_1d_cost(
+    form: str, batch: int, length: int, heads: int, width: int, itemsize: int = 4, chunk: int = 64
+) -> Cost:
+    """The recurrence on a sequence with K = V = width: "naive", "chunk" or "triton"."""
+    nodes, state = batch * length * heads, width * width
+    chunk = min(chunk, length)
+    chunked = nodes * (4 * chunk * width + 4 * state)
+    flops, kept = {
+        # 2 K V each for the outer product, its sum with the old state, and the read-out
+        "naive": (6 * nodes * state, nodes * state),
+        # scores and outputs inside a chunk, update of the state and its read-out
+        "chunk": (chunked, nodes * (2 * chunk + state / chunk)),
+        "triton": (chunked, nodes * state / chunk),  # scores never leave the processor
+    }[form]
+    return training(flops, nodes * (3 * width + 4), nodes * width, kept, itemsize)
+
+
+def plstm_2d_cost(
+    form: str,
+    batch: int,
+    rows: int,
+    columns: int,
+    heads: int,
+    width: int,
+    itemsize: int = 4,
+    corners: int = 4,
+    chunk_tokens: int = 512,
+) -> Cost:
+    """The recurrence on a grid with K = V = width: "naive", "rows", "chunk" or "triton"."""
+    nodes, state = batch * rows * columns * heads, width * width
+    block_rows = min(rows, max(1, chunk_tokens // columns))
+    flops, kept = {
+        # two edges: T (2 x 2), k v^T and its source, the two states that are read, their read-out
+        "naive": (nodes * corners * 18 * state, nodes * corners * 2 * state),
+        "rows": _inside(nodes, rows, columns, width, corners),
+        "chunk": _chunk_2d(nodes, rows, block_rows, columns, width, corners),
+        # scores and values, and about 20 operations of the recurrence per gating weight
+        "triton": (nodes * rows * columns * (4 * width + 20), 0),
+    }[form]
+    inputs = nodes * (3 * width + 8 * corners + 1)
+    return training(flops, inputs, nodes * width, kept, itemsize)
+
+
+def _inside(nodes: float, rows: int, columns: int, width: int, corners: int) -> tuple[float, float]:
+    """Scores, their product with the values, and the gating matrix of rows x columns tokens.
+
+    Row y of the gating matrix of a corner is one product of two X x X matrices (states moved on,
+    states read) with the X x (y X) matrix that has been reached.
+    """
+    tokens = rows * columns
+    gating = corners * 2 * columns * (rows - 1) * columns
+    return nodes * (4 * tokens * width + gating), 2 * nodes * tokens
+
+
+def _chunk_2d(
+    nodes: float, rows: int, block_rows: int, columns: int, width: int, corners: int
+) -> tuple[float, float]:
+    """Inside blocks of rows, and per corner X states that are updated and read across borders."""
+    flops, kept = _inside(nodes, block_rows, columns, width, corners)
+    border = corners * columns * width * width
+    crossings = 1 - block_rows / rows
+    return (
+        flops + nodes * 4 * border * crossings,
+        kept + nodes * border / columns / block_rows * crossings,
+    )
+
+
+def plstm_dag_cost(
+    form: str,
+    graphs: int,
+    nodes: int,
+    edges: int,
+    pairs: int,
+    heads: int,
+    width: int,
+    itemsize: int = 4,
+) -> Cost:
+    """The recurrence on `graphs` DAGs of equal size, counts per graph, K = V = width.
+
+    "naive" and "levels" carry a state per edge; "solve" has the gating matrices of all graphs.
+    """
+    state, n = width * width, graphs * heads
+    recurrent = (n * (2 * edges + 2 * pairs + 2 * edges) * state, n * edges * state)
+    flops, kept = {
+        "naive": recurrent,
+        "levels": recurrent,
+        # (I - T)^-1 S by substitution, M times it, then scores and values
+        "solve": (
+            n * nodes * (edges**2 + 2 * nodes * edges + 4 * nodes * width),
+            n * (edges**2 + 2 * edges * nodes + 2 * nodes**2),
+        ),
+    }[form]
+    inputs = n * (nodes * (3 * width + 1) + 2 * edges + pairs)
+    return training(flops, inputs, n * nodes * width, kept, itemsize)
+
+
+def attention_cost(
+    batch: int, length: int, heads: int, width: int, itemsize: int = 4, causal: bool = False
+) -> Cost:
+    """Softmax attention; its scores need not leave the processor."""
+    pairs = length * (length + 1) / 2 if causal else length**2
+    flops, numbers = batch * heads * pairs * 4 * width, batch * length * heads * width
+    return training(flops, 3 * numbers, numbers, 0, itemsize)
+
+
+def layer_cost(
+    tokens: float, dim: int, gates: int, recurrence: list[Cost], itemsize: int = 4
+) -> Cost:
+    """A mixer of width dim: q, k, v, output and gate projections around a recurrence.
+
+    Args:
+        tokens: Positions or nodes of the whole batch.
+        dim: Model width; all heads together have it too.
+        gates: Gate logits per token.
+        recurrence: Cost of every form of it; the layer is charged the fewest operations.
+        itemsize: Bytes of a number.
+    """
+    outside = linear_cost(tokens, dim, 4 * dim + gates, itemsize)
+    inside = min(recurrence)
+    return Cost(outside.flops + inside.flops, outside.bytes + inside.bytes)
+
+
+def linear_cost(tokens: float, in_dim: int, out_dim: int, itemsize: int = 4) -> Cost:
+    """A linear map, or several of the same inputs."""
+    inputs = tokens * in_dim + in_dim * out_dim
+    return training(2 * tokens * in_dim * out_dim, inputs, tokens * out_dim, 0, itemsize)

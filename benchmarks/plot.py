@@ -1,0 +1,96 @@
+"""A picture of cost against size, one line per form and layer, on logarithmic axes."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.results import Row
+
+KINDS = {  # panel: title, name of the size, name of an example
+    "sequence": ("Sequences", "positions", "sequence"),
+    "grid": ("Images, four corners", "tokens", "image"),
+    "graph": ("Molecules", "nodes of a molecule", "molecule"),
+}
+COSTS = {  # field: label; both per example
+    "total_ms": "ms, forward + backward",
+    "peak_mib": "peak MiB",
+}
+STYLES = {"layers": {"linestyle": "-", "marker": "o"}, "ops": {"linestyle": ":", "marker": "."}}
+COLOURS = {
+    "naive": "#b15928",
+    "chunk": "#1b9e77",
+    "rows": "#66a61e",
+    "levels": "#1b9e77",
+    "solve": "#66a61e",
+    "PLSTM1d": "#1f4fb4",
+    "PLSTM2d P": "#1f4fb4",
+    "PLSTM2d D": "#6f4bc0",
+    "PLSTMGraph P": "#1f4fb4",
+    "PLSTMGraph D": "#6f4bc0",
+}
+ANCHOR_COLOUR = "0.35"
+
+
+def picture(rows: list[Row]) -> Figure:
+    """Time above, peak memory below; a column for sequences, images and graphs each.
+
+    Rows of another device or precision than that of the last row are left out.
+    """
+    rows = [row for row in rows if _setting(row) == _setting(rows[-1])]
+    figure = Figure(figsize=(14, 8.5), layout="constrained")
+    panels = figure.subplots(len(COSTS), len(KINDS), sharex="col")
+    for column, (kind, (title, size, example)) in zip(panels.T, KINDS.items(), strict=True):
+        lines = _lines([row for row in rows if row["kind"] == kind])
+        for axes, (field, label) in zip(column, COSTS.items(), strict=True):
+            _draw(axes, lines, field)
+            axes.set_ylabel(f"{label}, per {example}")
+        column[0].set_title(title)
+        column[-1].set_xlabel(size)
+        if lines:
+            column[0].legend(fontsize=7.5, loc="upper left")
+    figure.suptitle(_conditions(rows), fontsize=9)
+    return figure
+
+
+def _setting(row: Row) -> tuple[object, object]:
+    return row["device"], row["dtype"]
+
+
+def _lines(rows: list[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """Rows of ops and layers by (subject, series, form), sizes ascending, at least two of them."""
+    lines: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row["subject"] in STYLES:
+            name = (row["subject"], row["series"], row["form"])
+            lines.setdefault(name, []).append(row)
+    return {
+        name: sorted(line, key=lambda row: row["tokens"])
+        for name, line in lines.items()
+        if len(line) > 1
+    }
+
+
+def _draw(axes: Axes, lines: dict[tuple[str, str, str], list[Row]], field: str) -> None:
+    for (subject, series, form), line in lines.items():
+        colour = ANCHOR_COLOUR if line[0]["anchor"] else COLOURS.get(form)
+        shown = [row for row in line if row[field]]
+        axes.plot(
+            [row["tokens"] for row in shown],
+            [row[field] / row["batch"] for row in shown],
+            color=colour,
+            label=", ".join(filter(None, [f"{subject[:-1]}: {form}", series])),
+            **STYLES[subject],
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.grid(alpha=0.3)
+
+
+def _conditions(rows: list[Row]) -> str:
+    if not rows:
+        return ""
+    last = rows[-1]
+    return (
+        f"{last['processor']}, {last['threads']} threads, PyTorch {last['torch']}, "
+        f"{last['dtype']}, {last['date']}, commit {last['commit']}"
+    )
