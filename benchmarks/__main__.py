@@ -119,7 +119,8 @@ def main() -> None:
         **machine_rates(args.device, setting.dtype),
     }
     sys.argv[1:] = []  # the command line of training warns of arguments that are not its own
-    logging.getLogger("lightning").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     cases = (case for name in args.subjects or SUBJECTS for case in SUBJECTS[name](setting))
     rows = run(chosen(cases, args.match, args.long), where, args.repeats)
     print("\n" + ", ".join(f"{k} {v}" for k, v in where.items()) + "\n\n" + results.table(rows))

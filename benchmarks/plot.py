@@ -36,17 +36,19 @@ def picture(rows: list[Row]) -> Figure:
     Rows of another device or precision than that of the last row are left out.
     """
     rows = [row for row in rows if _setting(row) == _setting(rows[-1])]
-    figure = Figure(figsize=(14, 8.5), layout="constrained")
-    panels = figure.subplots(len(COSTS), len(KINDS), sharex="col")
-    for column, (kind, (title, size, example)) in zip(panels.T, KINDS.items(), strict=True):
+    figure = Figure(figsize=(14, 9), layout="constrained")
+    columns = figure.subfigures(1, len(KINDS))
+    for column, (kind, (title, size, example)) in zip(columns, KINDS.items(), strict=True):
+        panels = column.subplots(len(COSTS), sharex=True)
         lines = _lines([row for row in rows if row["kind"] == kind])
-        for axes, (field, label) in zip(column, COSTS.items(), strict=True):
+        for axes, (field, label) in zip(panels, COSTS.items(), strict=True):
             _draw(axes, lines, field)
             axes.set_ylabel(f"{label}, per {example}")
-        column[0].set_title(title)
-        column[-1].set_xlabel(size)
+        panels[0].set_title(title)
+        panels[-1].set_xlabel(size)
         if lines:
-            column[0].legend(fontsize=7.5, loc="upper left")
+            handles = panels[0].get_lines()
+            column.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
     figure.suptitle(_conditions(rows), fontsize=9)
     return figure
 
@@ -82,7 +84,8 @@ def _draw(axes: Axes, lines: dict[tuple[str, str, str], list[Row]], field: str) 
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.grid(alpha=0.3)
 
 

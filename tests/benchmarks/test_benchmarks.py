@@ -281,7 +281,7 @@ def test_picture_has_a_line_per_form_with_several_sizes():
             {"subject": "steps", "kind": "grid", "series": "", "form": "pLSTM"},
         )
     ]
-    panels = picture(rows).axes[:3]
+    panels = picture(rows).axes[::2]  # the upper ones
     assert [[line.get_label() for line in axes.lines] for axes in panels] == [
         ["layer: PLSTM1d"],
         ["op: rows"],
