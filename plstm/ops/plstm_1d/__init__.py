@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.kernels import check_triton, prefers_triton
 from plstm.ops.plstm_1d.chunk import plstm_1d_chunk
 from plstm.ops.plstm_1d.naive import plstm_1d_naive
 
@@ -51,25 +52,34 @@ def plstm_1d(
             None.
         return_state: Also return the state after the last position.
         scale: Factor on the output, K^(-1/2) if None.
-        backend: "naive" (the loop), "chunk" (linear time, matrix products), or "auto".
+        backend: "naive" (the loop), "chunk" (linear time, matrix products), "triton" (the same in
+            kernels for CUDA devices: one lane, first derivatives only), or "auto".
 
     Returns:
         Output (B, L, H, V) or (B, L, H, V, O) in the dtype of v; with return_state also the state,
         in float32 or wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend.
+        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend or one
+            that does not run here.
 
     Source: arXiv 2506.11997, the sequence case; lanes after its state-tracking extension.
     """
-    check_choice("plstm_1d", "backend", backend, ("auto", "naive", "chunk"))
+    check_choice("plstm_1d", "backend", backend, ("auto", "naive", "chunk", "triton"))
     lanes = v.ndim == 5
     _check(q, k, v, source, transition, mark, direct, state, lanes)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
     out_dtype = v.dtype
+    if backend == "auto" and not lanes and prefers_triton(q.device, dtype):
+        backend = "triton"
 
     with torch.autocast(q.device.type, enabled=False):
+        if backend == "triton":
+            gates = (source, transition, mark, direct)
+            out, state = _run_triton(q, k, v, gates, state, scale, dtype, lanes)
+            out = out.to(out_dtype)
+            return (out, state) if return_state else out
         q, k, v, source, transition, mark, direct = (
             x.to(dtype) for x in (q, k, v, source, transition, mark, direct)
         )
@@ -90,6 +100,31 @@ def plstm_1d(
         out, state = (out, state) if lanes else (out[..., 0], state[..., 0])
     out = out.to(out_dtype)
     return (out, state) if return_state else out
+
+
+def _run_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: tuple[Tensor, ...],
+    state: Tensor | None,
+    scale: float,
+    dtype: torch.dtype,
+    lanes: bool,
+) -> tuple[Tensor, Tensor]:
+    check_triton("plstm_1d", q.device)
+    if lanes:
+        raise ValueError(
+            'plstm_1d: backend "triton" computes one lane, got v with an axis of lanes; '
+            'use backend "chunk"'
+        )
+    from plstm.ops.plstm_1d.triton import plstm_1d_triton  # imports triton
+
+    if dtype != torch.float32 or any(x.dtype != torch.bfloat16 for x in (q, k, v)):
+        q, k, v = (x.to(dtype) for x in (q, k, v))
+    if state is None:
+        state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    return plstm_1d_triton(q, k, v, *(x.to(dtype) for x in gates), state.to(dtype), scale)
 
 
 def _check(
