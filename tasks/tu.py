@@ -8,9 +8,10 @@ from functools import cached_property
 
 import numpy as np
 from sklearn.model_selection import StratifiedKFold, train_test_split
+from torch.utils.data import DataLoader
 from torch_geometric.datasets import TUDataset
-from torch_geometric.loader import DataLoader
 
+from plstm.graph.batching import GraphBatcher
 from plstm.graph.pyg import VERSION, ToDag
 from tasks.data import DataModule, ShuffledSampler
 
@@ -101,28 +102,26 @@ class TUData(DataModule):
         )
         return {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
 
-    def subset(self, split: str) -> DagTUDataset:
-        """The graphs of a split; training graphs with the augmentation."""
-        subset = self.dataset.index_select(self.splits[split])
-        if split == "train" and self.hparams.order == "random":
-            subset.transform = ToDag("random")
-        return subset
+    def batcher(self, split: str) -> GraphBatcher:
+        """Packs graphs of a split by their numbers; training graphs with the augmentation."""
+        augment = split == "train" and self.hparams.order == "random"
+        return GraphBatcher(self.dataset, ToDag("random") if augment else None)
 
     def train_dataloader(self) -> DataLoader:
-        subset = self.subset("train")
-        sampler = ShuffledSampler(len(subset), self.hparams.seed, self.train_epoch())
-        return self._loader(subset, sampler=sampler)
+        sampler = ShuffledSampler(len(self.splits["train"]), self.hparams.seed, self.train_epoch())
+        return self._loader("train", sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.subset("val"))
+        return self._loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self.subset("test"))
+        return self._loader("test")
 
-    def _loader(self, subset: DagTUDataset, **options: object) -> DataLoader:
+    def _loader(self, split: str, **options: object) -> DataLoader:
         return DataLoader(
-            subset,
+            self.splits[split].tolist(),
             batch_size=self.hparams.batch_size,
+            collate_fn=self.batcher(split),
             num_workers=self.hparams.num_workers,
             persistent_workers=self.hparams.num_workers > 0,
             **options,

@@ -14,10 +14,11 @@ from plstm.graph.orientation import ORDERS, node_rank, orient
 from plstm.graph.topology import consecutive_edges, node_levels
 from plstm.ops.checks import check_choice
 
-__all__ = ["VERSION", "DagData", "ToDag", "line_graph"]
+__all__ = ["DAG_KEYS", "PAIR_KEYS", "VERSION", "DagData", "ToDag", "line_graph"]
 
 VERSION = 1  # raise whenever ToDag makes other arrays: cached data sets are made anew
-_PAIR_KEYS = ("line_index", "tree_index")  # count edges of dag_edge_index, not nodes
+PAIR_KEYS = ("line_index", "tree_index")  # count edges of dag_edge_index, not nodes
+DAG_KEYS = (*PAIR_KEYS, "dag_edge_index", "dag_edge_attr", "edge_level", "reverse_edge_level")
 
 
 class DagData(Data):
@@ -29,12 +30,12 @@ class DagData(Data):
     """
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if key in _PAIR_KEYS:
+        if key in PAIR_KEYS:
             return self.dag_edge_index.size(1)
         return super().__inc__(key, value, *args, **kwargs)
 
     def __cat_dim__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
-        return -1 if key in _PAIR_KEYS else super().__cat_dim__(key, value, *args, **kwargs)
+        return -1 if key in PAIR_KEYS else super().__cat_dim__(key, value, *args, **kwargs)
 
 
 torch.serialization.add_safe_globals([DagData])  # cached data sets load with weights_only=True
@@ -59,7 +60,11 @@ class ToDag(BaseTransform):
         self.order, self.seed = order, seed
 
     def forward(self, data: Data) -> DagData:
-        """Return a DagData with all fields of data (x, edge_index, edge_attr, y ... untouched)."""
+        """Return a DagData with all fields of data (x, edge_index, edge_attr, y ... untouched).
+
+        A packed batch (with `batch`) is prepared as a whole. Each of its graphs then has an order
+        of the kind asked for, but not the one it has alone if it is drawn at random or has ties.
+        """
         out = DagData.from_dict(data.to_dict())
         num_nodes = data.num_nodes or 0
         edges = np.zeros((2, 0), dtype=np.int64)
@@ -69,7 +74,8 @@ class ToDag(BaseTransform):
         pairs = consecutive_edges(edges, num_nodes)
         level = node_levels(edges, num_nodes)[edges[0]]
         reverse_level = node_levels(edges[::-1], num_nodes)[edges[1]]
-        tree = pairs[:, prune_to_multitree(pairs, level, edges[0])]
+        batch = None if data.get("batch") is None else data.batch.cpu().numpy()[edges[0]]
+        tree = pairs[:, prune_to_multitree(pairs, level, edges[0], batch)]
         out.dag_edge_index, out.line_index = _tensor(edges), _tensor(pairs)
         out.tree_index = _tensor(tree)
         out.edge_level, out.reverse_edge_level = _tensor(level), _tensor(reverse_level)

@@ -1,0 +1,64 @@
+"""Batches of graphs cut out of a stored data set, without a Python loop over graphs."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch_geometric.data import InMemoryDataset
+
+from plstm.graph.pyg import DAG_KEYS, PAIR_KEYS, DagData, ToDag
+
+
+class GraphBatcher:
+    """Packs the graphs of given numbers into one DagData; a `collate_fn` for lists of numbers.
+
+    Equal to PyG's Batch.from_data_list of these graphs in every tensor, several times faster.
+
+    Args:
+        dataset: Graphs prepared by ToDag as pre_transform, as PyG keeps them in memory; an
+            index_select of it will not do.
+        transform: Prepares the DAGs anew in every call: ToDag("random") as augmentation. None takes
+            those of the data set.
+    """
+
+    def __init__(self, dataset: InMemoryDataset, transform: ToDag | None = None) -> None:
+        self.transform = transform
+        self.data, self.slices = dataset._data, dataset.slices
+        self.keys = [k for k in self.slices if isinstance(self.data[k], Tensor)]
+        if transform is not None:
+            self.keys = [k for k in self.keys if k not in DAG_KEYS]
+        self.num_nodes = torch.tensor([dataset.get(i).num_nodes for i in range(dataset.len())])
+
+    def __call__(self, numbers: Sequence[int]) -> DagData:
+        """One packed batch, with `batch` (N,) and `num_graphs`."""
+        graphs = torch.as_tensor(numbers)
+        counts = self.num_nodes[graphs]
+        out = DagData(num_nodes=int(counts.sum()), num_graphs=len(numbers))
+        out.batch = torch.arange(len(numbers)).repeat_interleave(counts)
+        for key in self.keys:
+            out[key] = self._cut(key, graphs)
+        return out if self.transform is None else self.transform(out)
+
+    def _cut(self, key: str, graphs: Tensor) -> Tensor:
+        """The entries of all graphs side by side; indices count on from graph to graph."""
+        start, count = self._bounds(key, graphs)
+        axis = self.data.__cat_dim__(key, self.data[key])
+        value = self.data[key].index_select(axis, _ranges(start, count))
+        if key in PAIR_KEYS:
+            return value + _before(self._bounds("dag_edge_index", graphs)[1], count)
+        return value + _before(self.num_nodes[graphs], count) if "index" in key else value
+
+    def _bounds(self, key: str, graphs: Tensor) -> tuple[Tensor, Tensor]:
+        slices = self.slices[key]
+        return slices[graphs], slices[graphs + 1] - slices[graphs]
+
+
+def _before(sizes: Tensor, count: Tensor) -> Tensor:
+    """Total size of the earlier graphs, for every entry."""
+    return (sizes.cumsum(0) - sizes).repeat_interleave(count)
+
+
+def _ranges(start: Tensor, count: Tensor) -> Tensor:
+    """arange(start, start + count) of all graphs side by side."""
+    shift = (start - (count.cumsum(0) - count)).repeat_interleave(count)
+    return shift + torch.arange(shift.numel())

@@ -1,0 +1,75 @@
+"""GraphBatcher: the same tensors as PyG's own batches, and augmentation of whole batches."""
+
+import pytest
+import torch
+from torch_geometric.data import Batch, Data, InMemoryDataset
+
+from plstm.graph import LineGraph, ToDag
+from plstm.graph.batching import GraphBatcher
+from plstm.graph.line_graph import line_graph
+from plstm.graph.pyg import DagData
+from tests.graph.test_pyg import KINDS, data
+
+
+class Memory(InMemoryDataset):
+    """Prepared graphs, kept as PyG keeps a data set."""
+
+    def __init__(self, items: list[Data]) -> None:
+        super().__init__()
+        self.data, self.slices = self.collate(items)
+
+
+def prepared(order: str = "bfs", edge_attr: bool = True) -> Memory:
+    return Memory([ToDag(order)(data(kind, edge_attr)) for kind in KINDS])
+
+
+@pytest.mark.parametrize("edge_attr", [True, False])
+@pytest.mark.parametrize("numbers", [[0], [1], [3, 1, 0, 4], [2, 2]], ids=str)
+def test_equals_batches_of_pyg(numbers: list[int], edge_attr: bool) -> None:
+    dataset = prepared(edge_attr=edge_attr)
+    got = GraphBatcher(dataset)(numbers)
+    want = Batch.from_data_list([dataset[i] for i in numbers])
+    assert isinstance(got, DagData) and got.num_graphs == want.num_graphs
+    keys = set(want.keys()) - {"ptr"}
+    assert keys <= set(got.keys())
+    for key in keys:
+        assert torch.equal(got[key], want[key]), key
+
+
+def test_graphs_without_features() -> None:
+    items = []
+    for kind in KINDS:
+        item = data(kind, edge_attr=False)
+        items.append(ToDag()(Data(edge_index=item.edge_index, num_nodes=item.num_nodes)))
+    batch = GraphBatcher(Memory(items))([3, 1])
+    assert batch.num_nodes == batch.batch.numel() == 7 and batch.x is None
+
+
+@pytest.mark.parametrize("order", ["given", "random"])
+def test_transform_prepares_the_whole_batch(order: str) -> None:
+    dataset = prepared()
+    numbers = [4, 1, 2, 3]
+    batch = GraphBatcher(dataset, ToDag(order))(numbers)
+    graph = line_graph(batch)
+    want = LineGraph.from_edges(graph.edge_index, graph.num_nodes, batch.batch)
+    assert graph.num_graphs == want.num_graphs == len(numbers)
+    for one, other in ((graph, want), (graph.reverse(), want.reverse())):
+        assert torch.equal(one.line_index, other.line_index)
+        assert torch.equal(one.edge_level, other.edge_level)
+        assert torch.equal(one.multitree().line_index, other.multitree().line_index)
+    assert {frozenset(e) for e in batch.edge_index.T.tolist()} == {
+        frozenset(e) for e in graph.edge_index.T.tolist()
+    }
+    stored = GraphBatcher(dataset)(numbers)  # as data() makes them: sums of local node numbers
+    first = torch.bincount(batch.batch).cumsum(0) - torch.bincount(batch.batch)
+    local = graph.edge_index - first[batch.batch[graph.edge_index[0]]]
+    assert torch.equal(batch.dag_edge_attr[:, 0], local.sum(0).float())
+    assert torch.equal(batch.x, stored.x) and torch.equal(batch.y, stored.y)
+
+
+def test_random_order_is_drawn_in_every_call() -> None:
+    batcher = GraphBatcher(prepared(), ToDag("random"))
+    torch.manual_seed(0)
+    drawn = [batcher([0, 4]).dag_edge_index for _ in range(2)]
+    torch.manual_seed(0)
+    assert not torch.equal(*drawn) and torch.equal(batcher([0, 4]).dag_edge_index, drawn[0])
