@@ -86,7 +86,7 @@ class LineGraph:
         """
         graph = cls.__new__(cls)
         graph._fill(edge_index, line_index, num_nodes, batch, edge_level, num_graphs)
-        graph._reverse_level, graph._shared["tree_index"] = reverse_edge_level, tree_index
+        graph._reverse_level, graph._both["tree_index"] = reverse_edge_level, tree_index
         return graph
 
     def _fill(
@@ -105,13 +105,11 @@ class LineGraph:
         self.batch, self.num_graphs, self.edge_level = batch, num_graphs, edge_level
         self._reverse_level: Tensor | None = None
         self._reverse: LineGraph | None = None
-        self._multitree: LineGraph | None = None
         self._is_multitree = False
-        # The multitree is chosen once, in the forward direction; both directions hold this record.
-        self._shared: dict[str, Tensor | None] = {"tree_index": None}
-        self._flipped = False
-        self._forward = (edge_index, line_index, edge_level)
-        self._cache: dict[str, object] = {}
+        self.flipped = False
+        self.forward_arrays = (edge_index, line_index, edge_level)
+        self._cache: dict[str, object] = {}  # of this direction
+        self._both: dict[str, Any] = {"tree_index": None}  # of both, in the forward direction
 
     @property
     def device(self) -> torch.device:
@@ -124,11 +122,18 @@ class LineGraph:
             return self.batch
         return self.edge_index.new_zeros(self.num_nodes)
 
-    def cached(self, key: str, build: Callable[["LineGraph"], T]) -> T:
-        """build(self), kept under `key` as long as this object lives."""
-        if key not in self._cache:
-            self._cache[key] = build(self)
-        return self._cache[key]
+    def cached(self, key: str, build: Callable[["LineGraph"], T], *, both_ways: bool = False) -> T:
+        """build(self), kept under `key` as long as this object lives.
+
+        Args:
+            key: Name of the result.
+            build: Called when there is none.
+            both_ways: Share the result with the reverse: build looks at `forward_arrays` only.
+        """
+        cache = self._both if both_ways else self._cache
+        if key not in cache:
+            cache[key] = build(self)
+        return cache[key]
 
     def reverse(self) -> "LineGraph":
         """The same graph with all edges and pairs flipped; edges and pairs keep their numbers."""
@@ -144,8 +149,8 @@ class LineGraph:
                 reverse_edge_level=self.edge_level,
                 num_graphs=self.num_graphs,
             )
-            self._reverse._shared, self._reverse._forward = self._shared, self._forward
-            self._reverse._flipped = not self._flipped
+            self._reverse._both, self._reverse.forward_arrays = self._both, self.forward_arrays
+            self._reverse.flipped = not self.flipped
             self._reverse._is_multitree = self._is_multitree
         return self._reverse
 
@@ -156,19 +161,8 @@ class LineGraph:
         """
         if self._is_multitree:
             return self
-        if self._multitree is None:
-            tree_index = self._tree_index()
-            self._multitree = LineGraph.prepared(
-                self.edge_index,
-                tree_index.flip(0) if self._flipped else tree_index,
-                self.num_nodes,
-                self.batch,
-                edge_level=self.edge_level,
-                reverse_edge_level=self._reverse_level,
-                num_graphs=self.num_graphs,
-            )
-            self._multitree._is_multitree = True
-        return self._multitree
+        tree = self.cached("multitree", LineGraph._forward_multitree, both_ways=True)
+        return tree.reverse() if self.flipped else tree
 
     def to(self, device: torch.device | str) -> "LineGraph":
         """Copy to another device, with all that has been prepared; self if it is there already."""
@@ -187,9 +181,9 @@ class LineGraph:
             reverse_edge_level=move(self._reverse_level),
             num_graphs=self.num_graphs,
         )
-        graph._flipped, graph._is_multitree = self._flipped, self._is_multitree
-        graph._shared = {"tree_index": move(self._shared["tree_index"])}
-        graph._forward = tuple(move(x) for x in self._forward)
+        graph.flipped, graph._is_multitree = self.flipped, self._is_multitree
+        graph._both = {"tree_index": move(self._both["tree_index"])}
+        graph.forward_arrays = tuple(move(x) for x in self.forward_arrays)
         return graph
 
     def __repr__(self) -> str:
@@ -198,15 +192,25 @@ class LineGraph:
             f"num_edges={self.num_edges}, num_pairs={self.line_index.shape[1]})"
         )
 
-    def _tree_index(self) -> Tensor:
-        """Pairs of the multitree in the forward direction, (2, A')."""
-        if self._shared["tree_index"] is None:
-            edge_index, line_index, edge_level = self._forward
+    def _forward_multitree(self) -> "LineGraph":
+        edge_index, line_index, edge_level = self.forward_arrays
+        tree_index = self._both["tree_index"]
+        if tree_index is None:
             edge_graph = self.node_graph[edge_index[0]]
             arrays = (line_index, edge_level, edge_index[0], edge_graph)
             keep = prune_to_multitree(*(x.cpu().numpy() for x in arrays))
-            self._shared["tree_index"] = line_index[:, torch.from_numpy(keep).to(line_index.device)]
-        return self._shared["tree_index"]
+            tree_index = line_index[:, torch.from_numpy(keep).to(line_index.device)]
+        tree = LineGraph.prepared(
+            edge_index,
+            tree_index,
+            self.num_nodes,
+            self.batch,
+            edge_level=edge_level,
+            reverse_edge_level=self.edge_level if self.flipped else self._reverse_level,
+            num_graphs=self.num_graphs,
+        )
+        tree._is_multitree = True
+        return tree
 
 
 def line_graph(data: Any) -> LineGraph:

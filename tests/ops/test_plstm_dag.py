@@ -1,5 +1,8 @@
 """plstm_dag: every backend against the loop, and the loop against hand and path sums."""
 
+import sys
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +11,8 @@ from torch import Tensor
 
 from plstm.graph import LineGraph
 from plstm.ops.plstm_dag import BACKENDS, choose_backend, plstm_dag
+from plstm.ops.plstm_dag.reach import reach_plan
+from tests.graph.graphs import path_counts
 from tests.helpers import TOLERANCE, assert_close, gradients
 
 FAST = sorted(set(BACKENDS) - {"naive"})
@@ -94,12 +99,14 @@ def test_backend_equals_naive(backend: str, sizes: list[int]) -> None:
     density=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
     seed=st.integers(0, 1000),
     tree=st.booleans(),
+    reverse=st.booleans(),
 )
 def test_backends_agree_on_random_graphs(
-    sizes: list[int], density: float, seed: int, tree: bool
+    sizes: list[int], density: float, seed: int, tree: bool, reverse: bool
 ) -> None:
     graph = random_graph(sizes, density, seed)
     graph = graph.multitree() if tree else graph
+    graph = graph.reverse() if reverse else graph
     inputs = random_inputs(graph, heads=1, seed=seed)
     want = plstm_dag(**inputs, graph=graph, backend="naive")
     want_grads = gradients(want, inputs)
@@ -108,6 +115,19 @@ def test_backends_agree_on_random_graphs(
         assert_close(f"{backend} out", got, want)
         for name, grad in gradients(got, inputs).items():
             assert_close(f"{backend} gradient of {name}", grad, want_grads[name])
+
+
+def test_read_out_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one pair, of a few, and of all of them at once."""
+    graph, results = random_graph([9, 1, 6]), []
+    inputs = random_inputs(graph)
+    for chunk in (1, 70, 2**20):
+        monkeypatch.setattr(sys.modules[reach_plan.__module__], "_CHUNK", chunk)
+        out = plstm_dag(**inputs, graph=graph, backend="reach")
+        results.append({"out": out, **gradients(out, inputs)})
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert_close(name, other[name], value)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -257,11 +277,23 @@ def test_low_precision(backend: str, dtype: torch.dtype) -> None:
 
 
 def test_auto_picks_by_size() -> None:
-    assert choose_backend(random_graph([20] * 8, 0.1), 24, 24) == "solve"
+    assert choose_backend(random_graph([20] * 8, 0.1), 24, 24) == "reach"
+    assert choose_backend(random_graph([16] * 4, 1.0), 4, 4) == "solve"
     chain = torch.arange(2000)
-    assert choose_backend(LineGraph.from_edges(torch.stack([chain, chain + 1]), 2001), 8, 8) == (
-        "levels"
-    )
+    path = LineGraph.from_edges(torch.stack([chain, chain + 1]), 2001)
+    assert choose_backend(path, 8, 8) == choose_backend(path.reverse(), 8, 8) == "levels"
+
+
+def test_reach_plan_is_shared_by_both_directions_and_bounded() -> None:
+    graph = random_graph([9, 4], 0.5)
+    plan = graph.cached("reach_plan", reach_plan, both_ways=True)
+    assert graph.reverse().cached("reach_plan", reach_plan, both_ways=True) is plan
+    products = plan.pair.numel()
+    assert reach_plan(graph, products) is not None and reach_plan(graph, products - 1) is None
+    counts = path_counts(graph.line_index.numpy(), graph.num_edges)
+    entries = set(zip(plan.late.tolist(), plan.early.tolist(), strict=True))
+    assert entries == set(map(tuple, np.argwhere(counts).tolist()))
+    assert len(entries) == plan.late.numel()
 
 
 def test_errors() -> None:

@@ -7,12 +7,24 @@ from plstm.graph.line_graph import LineGraph
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
 from plstm.ops.plstm_dag.levels import plstm_dag_levels
 from plstm.ops.plstm_dag.naive import plstm_dag_naive
+from plstm.ops.plstm_dag.reach import plstm_dag_reach, reach_plan
 from plstm.ops.plstm_dag.solve import plstm_dag_solve, solve_cost
 
-BACKENDS = {"naive": plstm_dag_naive, "levels": plstm_dag_levels, "solve": plstm_dag_solve}
-# Multiply-adds of "solve" per number moved by "levels" where both take equally long: measured on
-# one CPU core with PROTEINS batches, 4 heads of width 24 ("solve" 1.5 times as fast at 17, 0.6
-# times at 37).
+BACKENDS = {
+    "naive": plstm_dag_naive,
+    "levels": plstm_dag_levels,
+    "solve": plstm_dag_solve,
+    "reach": plstm_dag_reach,
+}
+# Switch points, measured on two CPU cores, forward and backward, 4 heads of width 24.
+# Numbers moved by "levels" in the time of one product of "reach", the share of its plan and of the
+# read-out included. "reach" takes 2-6 ms against 20-50 ms of "levels" and 11-20 ms of "solve" on 64
+# molecules (NCI1, HIV), 7-70 against 140-180 and 180-240 ms on 64 proteins (PROTEINS); both are
+# equal at 720,000 products of a batch with a 620-node protein in bfs order, and "levels" is twice
+# as fast on paths of 200 nodes.
+_LEVELS_PER_PRODUCT = 20
+# Multiply-adds of "solve" per number moved by "levels" where both take equally long; left to
+# "solve" are small graphs with nearly all edges.
 _SOLVE_PER_LEVELS = 24
 
 
@@ -51,7 +63,8 @@ def plstm_dag(
         graph: Edges and pairs with N, E and A of the arrays above.
         scale: Factor on the output, K^(-1/2) if None.
         backend: "naive" (loop over edges, the definition), "levels" (recurrent form, memory linear
-            in N), "solve" (parallel form, one triangular solve for all graphs) or "auto" (by size).
+            in N), "reach" (parallel form on the pairs of nodes that a path joins), "solve" (dense
+            parallel form, one triangular solve for all graphs) or "auto" (by size).
 
     Returns:
         Outputs, (N, H, V), in v's dtype; computed in float32 or wider.
@@ -86,11 +99,15 @@ def plstm_dag(
 
 
 def choose_backend(graph: LineGraph, qk_dim: int, v_dim: int) -> str:
-    """Pick "solve" while its dense products are small against the states that "levels" moves."""
+    """Pick "reach" for few joined pairs, else "solve" for small graphs, else "levels"."""
     moved = (graph.num_edges + graph.line_index.shape[1]) * qk_dim * v_dim
+    limit = moved // _LEVELS_PER_PRODUCT
+    plan = graph.cached(f"reach_plan {limit}", lambda g: reach_plan(g, limit), both_ways=True)
+    if plan is not None:
+        graph.cached("reach_plan", lambda _: plan, both_ways=True)
+        return "reach"
     cost = graph.cached(f"solve_cost {qk_dim} {v_dim}", lambda g: solve_cost(g, qk_dim, v_dim))
-    cheap = cost <= _SOLVE_PER_LEVELS * moved
-    return "solve" if cheap else "levels"
+    return "solve" if cost <= _SOLVE_PER_LEVELS * moved else "levels"
 
 
 def _check_graph(sizes: dict[str, int], graph: LineGraph, device: torch.device) -> None:

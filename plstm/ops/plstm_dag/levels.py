@@ -52,10 +52,10 @@ def plstm_dag_levels(
     """Equations (1) and (2), level by level; arguments as in plstm_dag."""
     src, dst = graph.edge_index
     plan = graph.cached("level_plan", level_plan)
-    inject = (source[..., None] * k[src])[..., None] * v[src][..., None, :]  # E H K V
-    states = _Propagate.apply(inject, transition, plan)
-    read = torch.einsum("ehkv,ehk->ehv", states, mark[..., None] * q[dst])
     own = direct[..., None] * (q * k).sum(-1, keepdim=True) * v
+    k, v_ = (source[..., None] * k.index_select(0, src)), v.index_select(0, src)
+    states = _Propagate.apply(k[..., None] * v_[..., None, :], transition, plan)  # E H K V
+    read = torch.einsum("ehkv,ehk->ehv", states, mark[..., None] * q.index_select(0, dst))
     return scale * own.index_add(0, dst, read)
 
 
@@ -81,7 +81,7 @@ def _run(x: Tensor, transition: Tensor, groups: list[Tensor], start: Tensor, end
     """x[end] += transition * x[start], group after group."""
     x = x.clone(memory_format=torch.contiguous_format)
     for pairs in groups:
-        moved = transition[pairs, :, None, None] * x[start[pairs]]
+        moved = x.index_select(0, start[pairs]).mul_(transition[pairs, :, None, None])
         x.index_add_(0, end[pairs], moved)
     return x
 
@@ -92,7 +92,7 @@ def _pair_products(adjoint: Tensor, states: Tensor, plan: LevelPlan) -> Tensor:
     starts, ends = plan.incoming.split(step), plan.outgoing.split(step)
     return torch.cat(
         [
-            (adjoint[end] * states[start]).sum((-1, -2))
+            adjoint.index_select(0, end).mul_(states.index_select(0, start)).sum((-1, -2))
             for start, end in zip(starts, ends, strict=True)
         ]
     )
