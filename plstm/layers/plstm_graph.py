@@ -131,14 +131,16 @@ class PLSTMGraph(nn.Module):
         node_source, node_mark, node_transition, direct = self.node_gate_proj(x).chunk(4, -1)
         if edge_attr is None:  # a linear map of the mean is the mean of the linear maps
             logits = self.edge_gate_proj(x)
-            logits = (logits[src] + logits[dst]) / 2
+            logits = (logits.index_select(0, src) + logits.index_select(0, dst)) / 2
         else:
             logits = self.edge_gate_proj(edge_attr)
         edge_source, edge_mark, edge_incoming, edge_outgoing = logits.chunk(4, -1)
-        source = torch.sigmoid(node_source[src] + edge_source)
-        mark = torch.sigmoid(node_mark[dst] + edge_mark)
+        source = torch.sigmoid(node_source.index_select(0, src) + edge_source)
+        mark = torch.sigmoid(node_mark.index_select(0, dst) + edge_mark)
         # the node in the middle is the src of the outgoing edge
-        transition = edge_incoming[incoming] + (edge_outgoing + node_transition[src])[outgoing]
+        edge_outgoing = edge_outgoing + node_transition.index_select(0, src)
+        transition = edge_incoming.index_select(0, incoming)
+        transition = transition + edge_outgoing.index_select(0, outgoing)
         if self.mode == "D":
             return source, torch.tanh(transition), mark, torch.sigmoid(direct)
         return source, _split(transition, graph), mark, torch.sigmoid(direct)
@@ -164,4 +166,5 @@ def _split(logits: Tensor, graph: LineGraph) -> Tensor:
     incoming = graph.line_index[0]
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     total = logits.new_full((graph.num_edges, logits.shape[1]), 0.5)
-    return logits / total.index_add(0, incoming, logits.abs())[incoming]
+    total = total.index_add(0, incoming, logits.abs())
+    return logits / total.index_select(0, incoming)
