@@ -9,6 +9,7 @@ cores.
 import argparse
 import gc
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -115,10 +116,10 @@ def main() -> None:
         "dtype": args.dtype,
         **conditions(args.device),
         "commit": commit(),
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         **machine_rates(args.device, setting.dtype),
     }
-    sys.argv[1:] = []  # the command line of training warns of arguments that are not its own
+    sys.argv = sys.argv[:1]  # the command line of training warns of arguments that are not its own
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     cases = (case for name in args.subjects or SUBJECTS for case in SUBJECTS[name](setting))

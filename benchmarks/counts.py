@@ -141,12 +141,13 @@ def layer_cost(
         tokens: Positions or nodes of the whole batch.
         dim: Model width; all heads together have it too.
         gates: Gate logits per token.
-        recurrence: Cost of every form of it; the layer is charged the fewest operations.
+        recurrence: Cost of every form of it; the layer is charged the fewest operations and the
+            fewest bytes of any.
         itemsize: Bytes of a number.
     """
     outside = linear_cost(tokens, dim, 4 * dim + gates, itemsize)
-    inside = min(recurrence)
-    return Cost(outside.flops + inside.flops, outside.bytes + inside.bytes)
+    flops, moved = (min(column) for column in zip(*recurrence, strict=True))
+    return Cost(outside.flops + flops, outside.bytes + moved)
 
 
 def linear_cost(tokens: float, in_dim: int, out_dim: int, itemsize: int = 4) -> Cost:

@@ -40,7 +40,8 @@ def sequence_cases(
     case = partial(Case, "layers", "sequence", group, batch=batch, tokens=length, long=long)
     shape, itemsize = (batch, length), setting.dtype.itemsize
     forms = [
-        counts.plstm_1d_cost(form, *shape, HEADS, WIDTH, itemsize) for form in ("naive", "chunk")
+        counts.plstm_1d_cost(form, *shape, HEADS, WIDTH, itemsize)
+        for form in ("naive", "chunk", "triton")
     ]
     layer = partial(PLSTM1d, DIM, HEADS)
     yield case("PLSTM1d", make=partial(_dense, setting, layer, shape, 4 * HEADS, forms))
@@ -68,7 +69,7 @@ def grid_cases(
     shape = (batch, rows, columns)
     forms = [
         counts.plstm_2d_cost(form, *shape, HEADS, WIDTH, itemsize)
-        for form in ("naive", "rows", "chunk")
+        for form in ("naive", "rows", "chunk", "triton")
     ]
     for mode, per_corner in {"P": 4, "D": 7}.items():
         gates = HEADS * (CORNERS * per_corner + 1)

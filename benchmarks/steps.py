@@ -26,7 +26,8 @@ def cases(setting: Setting) -> Iterator[Case]:
     """Every task whose data can be made here with both of its nets; graphs are in graphs.py."""
     for config, (kind, batch_words, batch, tokens) in TASKS.items():
         group = f"{config} step, {batch_words}"
-        case = partial(Case, "steps", kind, group, batch=batch, tokens=tokens)
+        long = config == "arrow"  # a net of twelve blocks takes seconds per step
+        case = partial(Case, "steps", kind, group, batch=batch, tokens=tokens, long=long)
         yield case("pLSTM", make=partial(_step, setting, config, "plstm"))
         yield case(
             "softmax attention", make=partial(_step, setting, config, "attention"), anchor=True
