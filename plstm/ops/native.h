@@ -1,24 +1,18 @@
 // Shared by all kernels: a loop over independent problems, spread over threads.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <thread>
-#include <vector>
 
-// Splits the problems [0, count) over threads. Each thread calls make_work() once, for what it needs
-// as scratch, and the result, work(problem), for each of its problems.
+// Splits the problems [0, count) over OpenMP threads, PyTorch's own. Each thread calls make_work()
+// once, for what it needs as scratch, and the result, work(problem), for each of its problems.
 template <typename MakeWork>
 void parallel(int64_t count, int64_t threads, MakeWork make_work) {
-  std::atomic<int64_t> next{0};
-  auto run = [&] {
+#pragma omp parallel num_threads(threads)
+  {
     auto work = make_work();
-    for (int64_t problem = next++; problem < count; problem = next++) work(problem);
-  };
-  std::vector<std::thread> helpers;
-  for (int64_t t = 1; t < threads && t < count; ++t) helpers.emplace_back(run);
-  run();
-  for (auto& helper : helpers) helper.join();
+#pragma omp for schedule(dynamic)
+    for (int64_t problem = 0; problem < count; ++problem) work(problem);
+  }
 }
 
 // kernel<float> as kernel_f32 and kernel<double> as kernel_f64, callable from outside.

@@ -16,7 +16,7 @@ from torch import Tensor
 HEADERS = Path(__file__).parent / "native.h"
 # Sums may be reordered, so that dot products vectorise; infinities and NaN keep their meaning.
 FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"),
+    *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
 )
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
@@ -48,7 +48,9 @@ def load(source: Path) -> ctypes.CDLL:
                 [*command, str(source), "-o", str(built)], capture_output=True, text=True
             )
             if done.returncode:
-                raise RuntimeError(f"plstm.ops.native: {compiler} failed on {source}:\n{done.stderr}")
+                raise RuntimeError(
+                    f"plstm.ops.native: {compiler} failed on {source}:\n{done.stderr}"
+                )
             built.replace(library)  # at once, whoever else builds it now
     return ctypes.CDLL(str(library))
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from plstm import PLSTM2d
-from plstm.ops import plstm_1d, plstm_2d
-from plstm.ops.plstm_2d import CORNERS, plstm_2d_gating
+from plstm.ops import native, plstm_1d, plstm_2d
+from plstm.ops.plstm_2d import CORNERS, gating, plstm_2d_gating
 from tests.helpers import TOLERANCE, assert_close, gradients
 from tests.ops.inputs import grid_inputs, require_grad
 
@@ -22,7 +22,15 @@ TRANSPOSED = dict(
 )
 SETS = [chosen for n in (1, 2, 4) for chosen in combinations(CORNERS, n)]
 
-all_backends = pytest.mark.parametrize("backend", ["naive", "rows", "chunk"])
+COMPILED = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(not native.available(source), reason="needs a C++ compiler"),
+    )
+    for name, source in (("gated", gating.SOURCE),)
+]
+
+all_backends = pytest.mark.parametrize("backend", ["naive", "rows", "chunk", *COMPILED])
 corner_cases = pytest.mark.parametrize("corner", CORNERS)
 
 
@@ -92,7 +100,7 @@ def test_naive_gradcheck(corner):
     assert torch.autograd.gradcheck(run, tuple(inputs.values()))
 
 
-@pytest.mark.parametrize("backend", ["rows", "chunk", "auto"])
+@pytest.mark.parametrize("backend", ["rows", "chunk", "auto", *COMPILED])
 @pytest.mark.parametrize("corners", SETS, ids="+".join)
 @pytest.mark.parametrize(("rows", "columns"), SIZES)
 def test_equals_naive(rows, columns, corners, backend):
@@ -107,9 +115,26 @@ def test_chunk_sizes(corners, tokens, monkeypatch):
 
 
 def test_auto_beyond_whole_matrix(monkeypatch):
+    monkeypatch.setattr(native, "available", lambda source: False)
     monkeypatch.setattr(MODULE, "WHOLE_ENTRIES", 27)
     monkeypatch.setattr(MODULE, "plstm_2d_rows", None)  # must not be called
     assert_backends_agree(grid_inputs(7, 4, 4), CORNERS, "auto")
+
+
+@pytest.mark.parametrize("entries", [1, 60, 10**6], ids=["one", "two", "all"])
+def test_gated_in_parts(entries, monkeypatch):
+    """Of five images with one head each."""
+    monkeypatch.setattr(gating, "PART_ENTRIES", entries)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert_backends_agree(grid_inputs(2, 3, 2, batch=5, heads=1), CORNERS[:2], "gated")
+
+
+def test_gated_is_a_sound_custom_op():
+    inputs = grid_inputs(2, 3, 1)
+    packed = gating.pack_gates(*(inputs[name] for name in GATES)).detach()
+    q, k, v, direct = (torch.randn(4, 6, n).double() for n in (2, 2, 3, 1))
+    tensors = [x.requires_grad_() for x in (q, k, v, packed, direct[..., 0].contiguous())]
+    torch.library.opcheck(gating._gated, (*tensors, 0))
 
 
 @all_backends
@@ -322,6 +347,13 @@ def count_paths(connected, size):
 def test_errors(change, message):
     with pytest.raises(ValueError, match=message):
         plstm_2d(**grid_inputs(3, 5, dtype=torch.float32) | change)
+
+
+@pytest.mark.parametrize("backend", MODULE.COMPILED)
+def test_compiled_forms_are_for_the_cpu(backend):
+    elsewhere = {name: x.to("meta") for name, x in grid_inputs(3, 5).items()}
+    with pytest.raises(ValueError, match="needs tensors on the CPU, got meta"):
+        plstm_2d(**elsewhere, backend=backend)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(0, 3), (3, 0)])

@@ -3,12 +3,17 @@
 import torch
 from torch import Tensor
 
+from plstm.ops import native
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.plstm_2d import gating
+from plstm.ops.plstm_2d.gating import plstm_2d_gated
 from plstm.ops.plstm_2d.naive import plstm_2d_naive
 from plstm.ops.plstm_2d.rows import plstm_2d_chunk, plstm_2d_gating, plstm_2d_rows
 
 __all__ = ["CORNERS", "plstm_2d", "plstm_2d_gating"]
 
+COMPILED = ("gated",)  # C++, CPU only
+BACKENDS = ("naive", "rows", "chunk", *COMPILED)
 CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 # Entries of all gating matrices, B H (Y X)^2, up to which they are written: 1 GiB in float32, and a
 # training step holds a few such. Where it fits, the whole form was the faster one at every size
@@ -52,7 +57,8 @@ def plstm_2d(
         corners: Corner of every leading entry of the gates; gates are in image coordinates.
         scale: Factor on the output, K^(-1/2) if None.
         backend: "naive" (the loop), "rows" (whole gating matrix, quadratic memory), "chunk" (blocks
-            of rows, memory linear in Y), or "auto".
+            of rows, memory linear in Y), "gated" (whole gating matrix by a C++ kernel, a few heads
+            at a time; CPU only), or "auto".
 
     Returns:
         Output (B, Y, X, H, V) in the dtype of v.
@@ -60,18 +66,21 @@ def plstm_2d(
     Raises:
         ValueError: shapes, dtypes or devices disagree, the grid is empty, corners are unknown or
         repeated,
-            or the backend is unknown.
+            or the backend is unknown or for another device.
+        RuntimeError: "gated" is asked for where no C++ compiler works.
 
     Source: arXiv 2506.11997, the grid case.
     """
-    check_choice("plstm_2d", "backend", backend, ("auto", "naive", "rows", "chunk"))
+    check_choice("plstm_2d", "backend", backend, ("auto", *BACKENDS))
     _check(q, k, v, source, transition, mark, direct, corners)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
-    num_rows, num_columns = q.shape[1:3]
     if backend == "auto":
-        entries = q.shape[0] * q.shape[3] * (num_rows * num_columns) ** 2
-        backend = "rows" if entries <= WHOLE_ENTRIES else "chunk"
+        backend = _fastest(q)
+    if backend in COMPILED and q.device.type != "cpu":
+        raise ValueError(
+            f'plstm_2d: backend "{backend}" needs tensors on the CPU, got {q.device}; use "auto"'
+        )
 
     with torch.autocast(q.device.type, enabled=False):
         args = [x.to(dtype) for x in (q, k, v, source, transition, mark, direct)]
@@ -79,9 +88,19 @@ def plstm_2d(
             out = plstm_2d_naive(*args, corners, scale)
         elif backend == "rows":
             out = plstm_2d_rows(*args, corners, scale)
+        elif backend == "gated":
+            out = plstm_2d_gated(*args, corners, scale)
         else:
-            out = plstm_2d_chunk(*args, corners, scale, max(1, CHUNK_TOKENS // num_columns))
+            out = plstm_2d_chunk(*args, corners, scale, max(1, CHUNK_TOKENS // q.shape[2]))
     return out.to(v.dtype)
+
+
+def _fastest(q: Tensor) -> str:
+    batch, num_rows, num_columns, heads, _ = q.shape
+    if q.device.type == "cpu" and native.available(gating.SOURCE):
+        return "gated"
+    entries = batch * heads * (num_rows * num_columns) ** 2
+    return "rows" if entries <= WHOLE_ENTRIES else "chunk"
 
 
 def check_corners(function: str, corners: tuple[str, ...]) -> None:
