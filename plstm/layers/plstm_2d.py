@@ -110,18 +110,29 @@ class PLSTM2d(nn.Module):
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Activated source, transition, mark and direct of x (B, Y, X, dim), as in the op."""
-        source = torch.sigmoid(self._per_corner(self.source_proj(x)))
-        mark = torch.sigmoid(self._per_corner(self.mark_proj(x)))
-        transition = torch.tanh(5 * self._per_corner(self.transition_proj(x)))
-        direct = torch.sigmoid(self.direct_proj(x))
+        source, mark, direct, transition, *angle = self._logits(x)
+        source = torch.sigmoid(self._per_corner(source))
+        mark = torch.sigmoid(self._per_corner(mark))
+        transition = torch.tanh(5 * self._per_corner(transition))
+        direct = torch.sigmoid(direct)
         if self.mode == "P":
-            weighted = nn.functional.linear(x, self.angle_proj.weight) * (0.5 / self.dim)
-            first = torch.sigmoid(self._per_corner(weighted + self.angle_proj.bias))
+            first = torch.sigmoid(self._per_corner(*angle))
             split = torch.cat([first, 1 - first], -1)
             both_in = (*split.shape, 2)  # the same factor for both incoming edges
             transition = (split * transition).unsqueeze(-1).expand(both_in)
             return source * split, transition, mark.expand(split.shape), direct
         return source, self._with_turn(*transition.split([2, 1], -1)), mark, direct
+
+    def _logits(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Logits of source, mark, direct, transition and, in mode P, the angle, in one product."""
+        maps = [self.source_proj, self.mark_proj, self.direct_proj, self.transition_proj]
+        weights = [linear.weight for linear in maps]
+        if self.angle_proj is not None:
+            maps.append(self.angle_proj)
+            weights.append(self.angle_proj.weight * (0.5 / self.dim))
+        biases = torch.cat([linear.bias for linear in maps])
+        logits = nn.functional.linear(x, torch.cat(weights), biases)
+        return logits.split([linear.out_features for linear in maps], -1)
 
     def _per_corner(self, logits: Tensor) -> Tensor:
         """(B, Y, X, corners * H * n) to (corners, B, Y, X, H, n)."""
