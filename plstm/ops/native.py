@@ -66,7 +66,7 @@ def available(source: Path) -> bool:
 
 
 def call(source: Path, name: str, *args: Tensor | int) -> None:
-    """Run a kernel on contiguous tensors of one dtype; integers follow as they are, then threads."""
+    """Run a kernel on contiguous tensors of one dtype and integers; it gets the threads as well."""
     dtype = next(x.dtype for x in args if isinstance(x, Tensor))
     function = getattr(load(source), f"{name}_{SUFFIX[dtype]}")
     function(*(_argument(x, dtype) for x in args), ctypes.c_int64(torch.get_num_threads()))

@@ -72,7 +72,7 @@ def test_changed_source_is_compiled_again(source, empty_cache):
 def test_no_compiler(tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="a C\\+\\+ compiler is needed .* set CXX"):
+    with pytest.raises(RuntimeError, match=r"a C\+\+ compiler is needed .* set CXX"):
         native.load(tmp_path / "kernel.cpp")
     assert not native.available(tmp_path / "kernel.cpp")
 
