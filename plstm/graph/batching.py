@@ -27,7 +27,10 @@ class GraphBatcher:
         self.keys = [k for k in self.slices if isinstance(self.data[k], Tensor)]
         if transform is not None:
             self.keys = [k for k in self.keys if k not in DAG_KEYS]
-        self.num_nodes = torch.tensor([dataset.get(i).num_nodes for i in range(dataset.len())])
+        if "x" in self.slices:
+            self.num_nodes = self.slices["x"].diff()
+        else:
+            self.num_nodes = torch.tensor([dataset.get(i).num_nodes for i in range(dataset.len())])
 
     def __call__(self, numbers: Sequence[int]) -> DagData:
         """One packed batch, with `batch` (N,) and `num_graphs`."""
