@@ -15,6 +15,7 @@ COSTS = {  # field: label; both per example
     "peak_mib": "peak MiB",
 }
 STYLES = {"layers": {"linestyle": "-", "marker": "o"}, "ops": {"linestyle": ":", "marker": "."}}
+SERIES_STYLE = {"linestyle": "--", "marker": "s"}
 COLOURS = {
     "naive": "#b15928",
     "chunk": "#1b9e77",
@@ -79,8 +80,8 @@ def _draw(axes: Axes, lines: dict[tuple[str, str, str], list[Row]], field: str) 
             [row["tokens"] for row in shown],
             [row[field] / row["batch"] for row in shown],
             color=colour,
+            **STYLES[subject] | (SERIES_STYLE if series else {}),
             label=", ".join(filter(None, [f"{subject[:-1]}: {form}", series])),
-            **STYLES[subject],
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

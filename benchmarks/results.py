@@ -48,14 +48,19 @@ def table(rows: Iterable[Row]) -> str:
     GFLOP and GB are those of benchmarks.counts, "product" and "copy" the rates reached with them
     over the rates of one large matrix product and of one large copy.
     """
-    head = ["case", "form", "forward ms", "backward ms", "time / anchor", "peak MiB"]
-    head += ["peak / anchor", "GFLOP", "GFLOP/s", "product", "GB", "copy"]
+    head = ["case", "form", "forward ms", "backward ms", "total ms", "time / anchor"]
+    head += ["peak MiB", "peak / anchor", "GFLOP", "GFLOP/s", "product", "GB", "copy"]
     return markdown(head, [_cells(row) for row in rows])
 
 
 def _cells(row: Row) -> list[str]:
     cells = [row["group"], row["form"], number(row["forward_ms"]), number(row["backward_ms"])]
-    cells += [_times(row["time_ratio"]), number(row["peak_mib"], 0), _times(row["peak_ratio"])]
+    cells += [
+        number(row["total_ms"]),
+        number(row["time_ratio"], 2),
+        number(row["peak_mib"], 0),
+        number(row["peak_ratio"], 2),
+    ]
     if row["gflop"] is None:
         return [*cells, *"-----"]
     gflops, gbs = (1e3 * row[name] / row["total_ms"] for name in ("gflop", "gb"))
@@ -76,7 +81,3 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def number(value: float | None, digits: int = 1) -> str:
     """A number, or a dash for none."""
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}"
