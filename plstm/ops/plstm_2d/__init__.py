@@ -5,6 +5,7 @@ from torch import Tensor
 
 from plstm.ops import native
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.kernels import check_triton, prefers_triton
 from plstm.ops.plstm_2d import gating
 from plstm.ops.plstm_2d.gating import plstm_2d_gated
 from plstm.ops.plstm_2d.naive import plstm_2d_naive
@@ -13,7 +14,7 @@ from plstm.ops.plstm_2d.rows import plstm_2d_chunk, plstm_2d_gating, plstm_2d_ro
 __all__ = ["CORNERS", "plstm_2d", "plstm_2d_gating"]
 
 COMPILED = ("gated",)  # C++, CPU only
-BACKENDS = ("naive", "rows", "chunk", *COMPILED)
+BACKENDS = ("naive", "rows", "chunk", *COMPILED, "triton")
 CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 # Entries of all gating matrices, B H (Y X)^2, up to which they are written: 1 GiB in float32, and a
 # training step holds a few such. Where it fits, the whole form was the faster one at every size
@@ -58,7 +59,8 @@ def plstm_2d(
         scale: Factor on the output, K^(-1/2) if None.
         backend: "naive" (the loop), "rows" (whole gating matrix, quadratic memory), "chunk" (blocks
             of rows, memory linear in Y), "gated" (whole gating matrix by a C++ kernel, a few heads
-            at a time; CPU only), or "auto".
+            at a time; CPU only), "triton" (gates one row of the grid at a time, linear memory, in
+            kernels for CUDA devices: X, K, V up to 128, first derivatives only), or "auto".
 
     Returns:
         Output (B, Y, X, H, V) in the dtype of v.
@@ -66,7 +68,7 @@ def plstm_2d(
     Raises:
         ValueError: shapes, dtypes or devices disagree, the grid is empty, corners are unknown or
         repeated,
-            or the backend is unknown or for another device.
+            or the backend is unknown or does not run here.
         RuntimeError: "gated" is asked for where no C++ compiler works.
 
     Source: arXiv 2506.11997, the grid case.
@@ -76,13 +78,19 @@ def plstm_2d(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
     if backend == "auto":
-        backend = _fastest(q)
+        backend = _fastest(q, k, v, dtype)
     if backend in COMPILED and q.device.type != "cpu":
         raise ValueError(
             f'plstm_2d: backend "{backend}" needs tensors on the CPU, got {q.device}; use "auto"'
         )
 
     with torch.autocast(q.device.type, enabled=False):
+        if backend == "triton":
+            check_triton("plstm_2d", q.device)
+            from plstm.ops.plstm_2d.triton import plstm_2d_triton  # imports triton
+
+            out = plstm_2d_triton(q, k, v, source, transition, mark, direct, corners, scale)
+            return out.to(v.dtype)
         args = [x.to(dtype) for x in (q, k, v, source, transition, mark, direct)]
         if backend == "naive":
             out = plstm_2d_naive(*args, corners, scale)
@@ -95,8 +103,13 @@ def plstm_2d(
     return out.to(v.dtype)
 
 
-def _fastest(q: Tensor) -> str:
+def _fastest(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> str:
     batch, num_rows, num_columns, heads, _ = q.shape
+    if prefers_triton(q.device, dtype):
+        from plstm.ops.plstm_2d.triton import supported  # imports triton
+
+        if supported(q, k, v):
+            return "triton"
     if q.device.type == "cpu" and native.available(gating.SOURCE):
         return "gated"
     entries = batch * heads * (num_rows * num_columns) ** 2
