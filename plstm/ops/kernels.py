@@ -1,11 +1,20 @@
 """Where Triton kernels can run."""
 
-import importlib.util
 import os
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+def _has_triton() -> bool:
+    try:
+        major, minor = version("triton").split(".")[:2]
+    except PackageNotFoundError:
+        return False
+    return (int(major), int(minor)) >= (3, 6)  # the compiler of 3.2 dies of our kernels
+
+
+HAS_TRITON = _has_triton()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton decides at import as well
 
 
@@ -23,8 +32,8 @@ def check_triton(function: str, device: torch.device) -> None:
     """Raise a ValueError unless Triton kernels can run on tensors of this device."""
     if not HAS_TRITON:
         raise ValueError(
-            f'{function}: backend "triton" needs the package triton, which is not installed; '
-            'install the extra "gpu", or use backend "auto"'
+            f'{function}: backend "triton" needs the package triton 3.6 or newer, which is not '
+            'installed; install the extra "gpu", or use backend "auto"'
         )
     if device.type != "cuda" and not INTERPRETED:
         raise ValueError(

@@ -118,7 +118,10 @@ def test_lanes_are_refused():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("INTERPRETED", "needs tensors on a CUDA device, got cpu"), ("HAS_TRITON", "not installed")],
+    [
+        ("INTERPRETED", "needs tensors on a CUDA device, got cpu"),
+        ("HAS_TRITON", "3.6 or newer, which is not installed"),
+    ],
 )
 def test_where_it_cannot_run(name, message, monkeypatch):
     monkeypatch.setattr(kernels, name, False)
