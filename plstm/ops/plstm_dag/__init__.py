@@ -20,8 +20,8 @@ BACKENDS = {
 # Numbers moved by "levels" in the time of one product of "reach", the share of its plan and of the
 # read-out included. "reach" takes 2-6 ms against 20-50 ms of "levels" and 11-20 ms of "solve" on 64
 # molecules (NCI1, HIV), 7-70 against 140-180 and 180-240 ms on 64 proteins (PROTEINS); both are
-# equal at 720,000 products of a batch with a 620-node protein in bfs order, and "levels" is twice
-# as fast on paths of 200 nodes.
+# about equal, plan included, at 720,000 products of a batch with a 620-node protein in bfs order,
+# and "levels" is twice as fast on paths of 200 nodes.
 _LEVELS_PER_PRODUCT = 20
 # Multiply-adds of "solve" per number moved by "levels" where both take equally long; left to
 # "solve" are small graphs with nearly all edges.
