@@ -6,8 +6,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.modules.causal import check_causal_call
 from plstm.modules.init import small_init_
-from plstm.modules.rotary import rotate_positions
+from plstm.modules.rotary import coordinates, rotate_positions
 from plstm.modules.widths import head_widths
 
 
@@ -68,14 +69,7 @@ class SoftmaxAttention(nn.Module):
     ) -> Tensor | tuple[Tensor, AttentionState]:
         """Map x (B, *positions, dim) to the same shape; causal ones take and return a state."""
         axes = x.shape[1:-1]
-        if (self.causal and len(axes) != 1) or (
-            not self.causal and (return_state or state is not None)
-        ):
-            raise ValueError(
-                "SoftmaxAttention: a state and causal=True go together, over one position axis, "
-                f"got causal={self.causal}, {len(axes)} position axes and "
-                f"{'a' if return_state or state is not None else 'no'} state"
-            )
+        check_causal_call("SoftmaxAttention", self.causal, x, return_state or state is not None)
         q, k, v = (
             rearrange(proj(x).flatten(1, -2), "b l (h w) -> b h l w", h=self.num_heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -95,8 +89,7 @@ class SoftmaxAttention(nn.Module):
         seen = k.shape[2] - q.shape[2]  # positions before this call
         if self.rotary:
             sizes = (k.shape[2],) if len(axes) == 1 else axes
-            grid = torch.meshgrid(*(torch.arange(n, device=q.device) for n in sizes), indexing="ij")
-            positions = torch.stack([g.flatten() for g in grid], -1)
+            positions = coordinates(sizes, q.device)
             q, k = rotate_positions(q, positions[seen:]), rotate_positions(k, positions)
         mask = None
         if self.causal and seen:
