@@ -11,18 +11,17 @@ class _TransitionProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, transition: Tensor) -> Tensor:
         size = transition.shape[-1] + 1
-        below = torch.ones(size, size, dtype=torch.bool, device=transition.device).tril(-1)
+        lower = transition.new_ones(size, size).tril()
         factors = torch.nn.functional.pad(transition, (1, 0), value=1.0).unsqueeze(-1)
-        products = torch.where(below, factors, 1.0).cumprod(-2).tril()
+        # Factors below the diagonal, ones elsewhere; products of ones above it are then masked.
+        products = torch.addcmul(lower.mT, lower.tril(-1), factors).cumprod(-2).mul_(lower)
         ctx.save_for_backward(products)
         return products
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
         (products,) = ctx.saved_tensors
-        # d (I - N)^-1 = P dN P, so dN = P^T grad P^T; only the subdiagonal of N varies.
-        left = products.mT @ grad
-        return (left[..., 1:, :] * products[..., :-1, :]).sum(-1)
+        return transition_gradient(products, grad)
 
 
 def transition_products(transition: Tensor) -> Tensor:
@@ -40,3 +39,13 @@ def transition_products(transition: Tensor) -> Tensor:
     Source: arXiv 2506.11997, the resolvent of the transition matrix on a path graph.
     """
     return _TransitionProducts.apply(transition)
+
+
+def transition_gradient(products: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of the factors, (..., L), from that of their products P, (..., L + 1, L + 1).
+
+    d (I - N)^-1 = P dN P, so dN = P^T grad P^T; only the subdiagonal of N varies. What `grad` says
+    above the diagonal is of no effect.
+    """
+    left = products.mT @ grad
+    return (left[..., 1:, :] * products[..., :-1, :]).sum(-1)

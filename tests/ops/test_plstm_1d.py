@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plstm.ops import plstm_1d
+from plstm.ops.plstm_1d import chunk
 from tests.helpers import TOLERANCE, assert_close, gradients
 from tests.ops.inputs import require_grad, sequence_inputs
 
@@ -91,6 +92,26 @@ def test_naive_gradcheck(lanes):
 @pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 127, 200])
 def test_equals_naive(length, lanes, backend):
     assert_backends_agree(sequence_inputs(length, lanes), backend)
+
+
+@pytest.mark.parametrize("length", [3, 4, 24, 25, 47])
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+def test_equals_naive_in_pieces(length, chunks, monkeypatch):
+    """Several chunks at a time, where only the states between them are kept."""
+    inputs = sequence_inputs(length)
+    monkeypatch.setattr(chunk, "CHUNK_SIZE", 4)
+    monkeypatch.setattr(chunk, "MAX_CHUNKS", chunks)
+    pieces = list(chunk._pieces(inputs["q"], inputs["v"]))
+    assert len(pieces) == -(-(length // 4) // chunks) + (length % 4 > 0)
+    assert_backends_agree(inputs, "chunk")
+
+
+def test_chunk_refuses_second_derivatives():
+    inputs = sequence_inputs(5)
+    out = plstm_1d(**inputs, backend="chunk")
+    (grad,) = torch.autograd.grad(out.square().sum(), inputs["q"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

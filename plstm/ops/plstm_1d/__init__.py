@@ -10,7 +10,7 @@ from plstm.ops.plstm_1d.naive import plstm_1d_naive
 
 __all__ = ["plstm_1d"]
 
-CHUNK_SIZE = 64  # one lane; with J lanes a chunk has 64 / J positions, so its matrices stay alike
+FEW_POSITIONS = 2  # up to here, in decoding above all, the loop is faster than the chunk form
 
 
 def plstm_1d(
@@ -52,8 +52,8 @@ def plstm_1d(
             None.
         return_state: Also return the state after the last position.
         scale: Factor on the output, K^(-1/2) if None.
-        backend: "naive" (the loop), "chunk" (linear time, matrix products), "triton" (the same in
-            kernels for CUDA devices: one lane, first derivatives only), or "auto".
+        backend: "naive" (the loop), "chunk" (linear time, matrix products; with one lane first
+            derivatives only), "triton" (the same in kernels for CUDA devices, one lane), or "auto".
 
     Returns:
         Output (B, L, H, V) or (B, L, H, V, O) in the dtype of v; with return_state also the state,
@@ -93,11 +93,11 @@ def plstm_1d(
             batch, _, heads, key_width = q.shape
             state = v.new_zeros(batch, heads, key_width, v.shape[3], transition.shape[-1])
         args = (q, k, v, source, transition, mark, direct, state.to(dtype), scale)
-        if backend == "naive":
+        if backend == "naive" or (backend == "auto" and q.shape[1] <= FEW_POSITIONS):
             out, state = plstm_1d_naive(*args)
         else:
-            out, state = plstm_1d_chunk(*args, chunk_size=max(1, CHUNK_SIZE // state.shape[-1]))
-        out, state = (out, state) if lanes else (out[..., 0], state[..., 0])
+            out, state = plstm_1d_chunk(*args)
+        out, state = (out, state) if lanes else (out.squeeze(-1), state.squeeze(-1))
     out = out.to(out_dtype)
     return (out, state) if return_state else out
 

@@ -1,26 +1,33 @@
 """Chunkwise form on a sequence: parallel inside a chunk, recurrent states across chunk borders.
 
-Letters: B batch, N chunks, C positions in a chunk, H heads, K V widths, J I O lanes of the state,
-the values and the outputs.
+Letters: B batch, N chunks, C positions in a chunk, H heads, K V widths.
+
+Source and mark scale keys and queries, k' = S k and q' = scale M q. With the products of the
+transitions of a chunk, P[t, s] = T_s ... T_{t-1}, and the state C_n that enters chunk n,
+
+    out_t = sum_{s<t} P[t, s + 1] (q'_t . k'_s) v_s + scale D_t (q_t . k_t) v_t + P[t, 0] C_n^T q'_t
+    C_{n+1} = P[C, 0] C_n + sum_s P[C, s + 1] k'_s v_s^T
+
+The second line is a recurrence again, unrolled by the products of its own factors P[C, 0].
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
-from plstm.ops.lanes import lane_products, lane_rows
-from plstm.ops.products import transition_products
+from plstm.ops.plstm_1d.chunk_lanes import plstm_1d_chunk_lanes
+from plstm.ops.products import transition_gradient, transition_products
 
-
-class ChunkGates(NamedTuple):
-    """Everything the gates of one chunk do, collapsed."""
-
-    inside: Tensor  # input at c' to output at c, (B, N, H, C, O, C, I)
-    enter: Tensor  # entering state to output at c, (B, N, H, C, O, J)
-    leave: Tensor  # input at c' to leaving state, (B, N, H, J, C, I)
-    across: Tensor  # entering to leaving state, (B, N, H, J, J)
+CHUNK_SIZE = 64
+# Chunks are taken together in pieces, so that temporaries stay in the caches of a CPU or are few
+# and large elsewhere. Numbers of a temporary, and most chunks, whose number enters squared:
+PIECE_NUMBERS = {"cpu": 2**17}
+OTHER_PIECE_NUMBERS = 2**26
+MAX_CHUNKS = 64
 
 
 def plstm_1d_chunk(
@@ -33,76 +40,191 @@ def plstm_1d_chunk(
     direct: Tensor,
     state: Tensor,
     scale: float,
-    chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
     """Same result as `plstm_1d_naive`, in matrix products; lane shapes as in `plstm_1d`."""
-    length, chunk_size = q.shape[1], min(chunk_size, q.shape[1])
-    missing = -length % chunk_size
-    if missing:
-        # A position with no source, no mark and an identity transition changes nothing.
-        q, k, v, source, mark, direct = (
-            _pad_positions(x, missing) for x in (q, k, v, source, mark, direct)
-        )
-        identity = torch.eye(transition.shape[-1], dtype=v.dtype, device=v.device)
-        identity = identity.expand(v.shape[0], missing, *transition.shape[2:])
-        transition = torch.cat([transition, identity], 1)
-
-    q, k, v, source, transition, mark, direct = (
-        rearrange(x, "b (n c) h ... -> b n h c ...", c=chunk_size)
-        for x in (q, k, v, source, transition, mark, direct)
-    )
-    one_lane = direct.shape[-2:] == (1, 1) and transition.shape[-1] == 1
-    collapse = _scalar_gates if one_lane else _lane_gates
-    gates = collapse(source, transition, mark, direct)
-    states, state = _scan_chunks(k, v, gates, state)
-
-    gated = (q @ k.mT)[..., None, :, None] * gates.inside  # (B, N, H, C, O, C, I)
-    values = rearrange(v, "b n h c v i -> b n h (c i) v")
-    out = gated.flatten(-2).flatten(-3, -2) @ values  # (B, N, H, C * O, V)
-    out = rearrange(out, "b n h (c o) v -> b n h c v o", c=chunk_size)
-    read = (q @ states.flatten(-2)).unflatten(-1, states.shape[-2:])  # C^T q, (B, N, H, C, V, J)
-    out = out + torch.einsum("bnhcoj,bnhcvj->bnhcvo", gates.enter, read)
-    out = rearrange(out, "b n h c v o -> b (n c) h v o")
-    return scale * out[:, :length], state
+    gates = (source, transition, mark, direct)
+    if any(lanes > 1 for gate in gates for lanes in gate.shape[-2:]):
+        return plstm_1d_chunk_lanes(q, k, v, *gates, state, scale)
+    gates = (gate.flatten(2) for gate in gates)
+    out, state = _Chunkwise.apply(q, k, v.squeeze(-1), *gates, state.squeeze(-1), scale)
+    return out.unsqueeze(-1), state.unsqueeze(-1)
 
 
-def _pad_positions(x: Tensor, missing: int) -> Tensor:
-    return torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], 1)
+class _Chunkwise(torch.autograd.Function):
+    """Keeps its inputs and the states between pieces; all else is computed again backwards."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        source: Tensor,
+        transition: Tensor,
+        mark: Tensor,
+        direct: Tensor,
+        state: Tensor,
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = (q, k, v, source, transition, mark, direct)
+        out, states = torch.empty_like(v, memory_format=torch.contiguous_format), []
+        for piece in _pieces(q, v):
+            states.append(state)
+            y, state = _piece_forward(*(piece.cut(x) for x in inputs), state, scale)
+            piece.paste(y, out)
+        ctx.save_for_backward(*inputs, *states)
+        ctx.scale = scale
+        return out, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor, state_grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, states = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
+        pieces = list(_pieces(inputs[0], inputs[2]))
+        for piece, state in zip(reversed(pieces), reversed(states), strict=True):
+            *piece_grads, state_grad = _piece_backward(
+                *(piece.cut(x) for x in inputs), state, ctx.scale, piece.cut(grad), state_grad
+            )
+            for y, x in zip(piece_grads, grads, strict=True):
+                piece.paste(y, x)
+        return *grads, state_grad, None
 
 
-def _scalar_gates(source: Tensor, transition: Tensor, mark: Tensor, direct: Tensor) -> ChunkGates:
-    """One lane: all products of transitions in one matrix."""
-    products = transition_products(transition[..., 0, 0])  # (B, N, H, C + 1, C + 1)
-    s, m, d = source[..., 0, 0], mark[..., 0, 0], direct[..., 0, 0]
-    inside = m[..., :, None] * products[..., :-1, 1:] * s[..., None, :] + torch.diag_embed(d)
-    return ChunkGates(
-        inside=inside[..., :, None, :, None],
-        enter=(m * products[..., :-1, 0])[..., None, None],
-        leave=(products[..., -1, 1:] * s)[..., None, :, None],
-        across=products[..., -1:, :1],
-    )
+class Piece(NamedTuple):
+    """Positions from `start` to `stop`, whole chunks of size `chunk_size`."""
+
+    start: int
+    stop: int
+    chunk_size: int
+
+    def cut(self, x: Tensor) -> Tensor:
+        """This part of x (B, L, H, ...) by chunks, (B, H, N, C, ...)."""
+        part = x[:, self.start : self.stop]
+        return rearrange(part, "b (n c) h ... -> b h n c ...", c=self.chunk_size).contiguous()
+
+    def paste(self, part: Tensor, x: Tensor) -> None:
+        """Write (B, H, N, C, ...) to its place in x (B, L, H, ...)."""
+        x[:, self.start : self.stop] = rearrange(part, "b h n c ... -> b (n c) h ...")
 
 
-def _lane_gates(source: Tensor, transition: Tensor, mark: Tensor, direct: Tensor) -> ChunkGates:
-    """Several lanes: a loop over the positions of a chunk, all chunks at once."""
-    chunk_size, lanes_in = source.shape[3], source.shape[-1]
-    a, b, p = (x.unbind(3) for x in (transition, source, mark))
-    rows, leave = lane_rows(a, b, p)
-    enter, across = lane_products(a, p)
-    rows = [
-        torch.nn.functional.pad(r, (0, (chunk_size - t) * lanes_in)) for t, r in enumerate(rows)
-    ]
-    inside = torch.stack(rows, 3).unflatten(-1, (chunk_size, lanes_in))
-    diagonal = torch.diag_embed(direct.movedim(3, -1)).movedim((-2, -1), (3, 5))
-    return ChunkGates(inside + diagonal, enter, leave.unflatten(-1, (chunk_size, lanes_in)), across)
+def _pieces(q: Tensor, v: Tensor) -> Iterator[Piece]:
+    """Pieces of several chunks, then what is left as one shorter chunk."""
+    batch, length, heads, width = q.shape
+    size = CHUNK_SIZE
+    numbers = batch * heads * max(size**2, size * width, size * v.shape[-1], width * v.shape[-1])
+    limit = PIECE_NUMBERS.get(q.device.type, OTHER_PIECE_NUMBERS)
+    step = size * min(max(1, limit // numbers), MAX_CHUNKS)
+    whole = length - length % size
+    for start in range(0, whole, step):
+        yield Piece(start, min(start + step, whole), size)
+    if whole < length:
+        yield Piece(whole, length, length - whole)
 
 
-def _scan_chunks(k: Tensor, v: Tensor, gates: ChunkGates, state: Tensor) -> tuple[Tensor, Tensor]:
-    """States that enter each chunk, (B, N, H, K, V, J), and the one that leaves the last."""
-    gated = torch.einsum("bnhjci,bnhcvi->bnhcvj", gates.leave, v)
-    updates = (k.mT @ gated.flatten(-2)).unflatten(-1, gated.shape[-2:])
-    entering = []
-    for n in range(k.shape[1]):
-        entering.append(state)
-        state = state @ gates.across[:, n, :, None].mT + updates[:, n]
-    return torch.stack(entering, 1), state
+class Gated(NamedTuple):
+    """What forward and backward of a piece share."""
+
+    q: Tensor  # scale M q, (B, H, N, C, K)
+    k: Tensor  # S k, (B, H, N, C, K)
+    own: Tensor  # scale q . k of every position, (B, H, N, C)
+    products: Tensor  # (B, H, N, C + 1, C + 1)
+    inside: Tensor  # P[t, s + 1]: input at s to output at t, (B, H, N, C, C)
+    enter: Tensor  # P[t, 0]: entering state to output at t, (B, H, N, C, 1)
+    leave: Tensor  # P[C, s + 1]: input at s to leaving state, (B, H, N, C, 1)
+    chunk_products: Tensor  # of the factors P[C, 0], (B, H, N + 1, N + 1)
+    states: Tensor  # that enter each chunk, and the one that leaves, (B, H, N + 1, K, V)
+
+
+def _gated(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    state: Tensor,
+    scale: float,
+) -> Gated:
+    products = transition_products(transition)
+    inside, enter = products[..., :-1, 1:], products[..., :-1, :1]
+    leave = products[..., -1, 1:, None]
+    own = (q * k).sum(-1).mul_(scale)
+    q, k = q * (scale * mark)[..., None], k * source[..., None]
+    chunk_products = transition_products(products[..., -1, 0])
+    updates = torch.cat([state[:, :, None], (k * leave).mT @ v], 2)
+    states = (chunk_products @ updates.flatten(3)).view_as(updates)
+    return Gated(q, k, own, products, inside, enter, leave, chunk_products, states)
+
+
+def _piece_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    state: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    g = _gated(q, k, v, source, transition, mark, state, scale)
+    weights = (g.q @ g.k.mT).mul_(g.inside)
+    _diagonal(weights).copy_(direct * g.own)
+    out = (weights @ v).add_((g.q * g.enter) @ g.states[:, :, :-1])
+    return out, g.states[:, :, -1].contiguous()
+
+
+def _piece_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    state: Tensor,
+    scale: float,
+    grad: Tensor,
+    state_grad: Tensor,
+) -> tuple[Tensor, ...]:
+    """Gradients of the inputs in their order, the state last."""
+    g = _gated(q, k, v, source, transition, mark, state, scale)
+    states = g.states[:, :, :-1]
+
+    # Through the states: chunk_products is transposed where it was applied.
+    grad_states = torch.cat([(g.q * g.enter).mT @ grad, state_grad[:, :, None]], 2)
+    grad_updates = (g.chunk_products.mT @ grad_states.flatten(3)).view_as(grad_states)
+    grad_state, grad_updates = grad_updates[:, :, 0], grad_updates[:, :, 1:]
+    grad_read = grad @ states.mT  # of P[t, 0] q'
+    grad_written = v @ grad_updates.mT  # of P[C, s + 1] k'
+    grad_v = (g.k * g.leave) @ grad_updates
+
+    # Inside the chunks.
+    scores, grad_weights = g.q @ g.k.mT, grad @ v.mT
+    grad_own = _diagonal(grad_weights) * direct
+    grad_direct = _diagonal(grad_weights) * g.own
+    grad_products = torch.empty_like(g.products)
+    grad_products[..., :-1, 1:] = grad_weights * scores
+    weights = scores.mul_(g.inside)
+    _diagonal(weights).copy_(direct * g.own)
+    grad_v.add_(weights.mT @ grad)
+    grad_scores = grad_weights.mul_(g.inside)
+    grad_q = (grad_scores @ g.k).addcmul_(grad_read, g.enter)
+    grad_k = (grad_scores.mT @ g.q).addcmul_(grad_written, g.leave)
+
+    # The gates.
+    grad_products[..., :-1, 0] = (grad_read * g.q).sum(-1)
+    grad_products[..., -1, 1:] = (grad_written * g.k).sum(-1)
+    grad_products[..., -1, 0] = (grad_updates * states).sum((-2, -1))
+    grad_transition = transition_gradient(g.products, grad_products)
+    grad_mark, grad_source = (grad_q * q).sum(-1).mul_(scale), (grad_k * k).sum(-1)
+    grad_own = (scale * grad_own)[..., None]
+    grad_q = grad_q.mul_((scale * mark)[..., None]).addcmul_(grad_own, k)
+    grad_k = grad_k.mul_(source[..., None]).addcmul_(grad_own, q)
+    gates = (grad_source, grad_transition, grad_mark, grad_direct)
+    return grad_q, grad_k, grad_v, *gates, grad_state.contiguous()
+
+
+def _diagonal(x: Tensor) -> Tensor:
+    return x.diagonal(dim1=-2, dim2=-1)
