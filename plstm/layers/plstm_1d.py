@@ -80,10 +80,9 @@ class PLSTM1d(nn.Module):
         self.k_proj = nn.Linear(dim, num_heads * self.qk_dim)
         self.v_proj = nn.Linear(dim, num_heads * self.v_dim)
         self.out_proj = nn.Linear(num_heads * self.v_dim, dim, bias=False)
-        self.source_proj = nn.Linear(dim, num_heads * lanes**2)
-        self.mark_proj = nn.Linear(dim, num_heads * lanes**2)
-        self.direct_proj = nn.Linear(dim, num_heads * lanes**2)
-        self.transition_proj = nn.Linear(dim, num_heads * lanes)
+        # source, mark, direct and transition in one product
+        self.gate_sizes = [num_heads * lanes**2] * 3 + [num_heads * lanes]
+        self.gate_proj = nn.Linear(dim, sum(self.gate_sizes))
         self.rotation_proj = nn.Linear(dim, 2 * num_heads * lanes**2) if lanes > 1 else None
         self.norm = HeadRMSNorm(num_heads, self.v_dim)
         self.biases = (source_bias, mark_bias, direct_bias, transition_bias)
@@ -93,9 +92,9 @@ class PLSTM1d(nn.Module):
         """Draw new initial values."""
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             small_init_(linear)
-        gates = (self.source_proj, self.mark_proj, self.direct_proj, self.transition_proj)
-        for linear, bias in zip(gates, self.biases, strict=True):
-            constant_gate_(linear, bias)
+        constant_gate_(self.gate_proj)
+        for part, bias in zip(self.gate_proj.bias.split(self.gate_sizes), self.biases, strict=True):
+            nn.init.constant_(part, bias)
         if self.rotation_proj is not None:
             constant_gate_(self.rotation_proj)
             nn.init.normal_(self.rotation_proj.bias)  # lanes must differ, or they stay alike
@@ -134,11 +133,9 @@ class PLSTM1d(nn.Module):
             for proj in (self.q_proj, self.k_proj)
         )
         v = self.v_proj(x)
-        source, mark, direct = (
-            torch.sigmoid(proj(mixed))
-            for proj in (self.source_proj, self.mark_proj, self.direct_proj)
-        )
-        transition = torch.tanh(5 * self.transition_proj(mixed))
+        source, mark, direct, transition = self.gate_proj(mixed).split(self.gate_sizes, -1)
+        source, mark, direct = (torch.sigmoid(logits) for logits in (source, mark, direct))
+        transition = torch.tanh(5 * transition)
         if self.lanes == 1:
             v = rearrange(v, "b l (h v) -> b l h v", h=self.num_heads)
             return q, k, v, source, transition, mark, direct

@@ -13,6 +13,14 @@ def perturbed(**kwargs):
     return layer
 
 
+def fix_gate(layer, name, logit):
+    """The same logit everywhere."""
+    part = ["source", "mark", "direct", "transition"].index(name)
+    with torch.no_grad():
+        layer.gate_proj.weight.split(layer.gate_sizes)[part].zero_()
+        layer.gate_proj.bias.split(layer.gate_sizes)[part].fill_(logit)
+
+
 def gates(layer, x):
     """Source, transition, mark and direct, in the shapes of the op."""
     with torch.no_grad():
@@ -29,9 +37,7 @@ def test_lane_transitions_never_amplify():
 
 def test_lane_transitions_are_rotations_without_decay():
     layer = perturbed(lanes=3)
-    with torch.no_grad():
-        layer.transition_proj.weight.zero_()
-        layer.transition_proj.bias.fill_(100.0)  # tanh = 1 leaves U W
+    fix_gate(layer, "transition", 100.0)  # tanh = 1 leaves U W
     _, transition, _, _ = gates(layer, torch.randn(2, 6, 12).double())
     assert_close("T T^t", transition @ transition.mT, torch.eye(3).expand_as(transition), 1e-10)
     off_diagonal = transition - torch.diag_embed(transition.diagonal(dim1=-2, dim2=-1))
@@ -65,9 +71,7 @@ def test_scalar_gates_stay_in_their_ranges():
 def test_convolution_reaches_back_by_its_width():
     """With the memory closed, the convolution is the only way from one position to a later one."""
     layer = perturbed(conv_width=3)
-    with torch.no_grad():
-        layer.mark_proj.weight.zero_()
-        layer.mark_proj.bias.fill_(-1000.0)
+    fix_gate(layer, "mark", -1000.0)
     x = torch.randn(1, 8, 12).double()
     y, moved = layer(x), x.clone()
     moved[:, 2] += 1
@@ -77,9 +81,7 @@ def test_convolution_reaches_back_by_its_width():
 
 def test_without_memory_or_convolution_positions_are_alone():
     layer = perturbed()
-    with torch.no_grad():
-        layer.mark_proj.weight.zero_()
-        layer.mark_proj.bias.fill_(-1000.0)
+    fix_gate(layer, "mark", -1000.0)
     x = torch.randn(1, 8, 12).double()
     assert_close("each alone", torch.cat([layer(x[:, t : t + 1]) for t in range(8)], 1), layer(x))
 
