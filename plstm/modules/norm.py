@@ -2,14 +2,27 @@
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from plstm.ops.checks import accumulation_dtype
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMS norm whose scale takes the dtype of the input: the fused kernel wants them alike."""
+    """RMS norm over the last axis, its scale in the dtype of the input.
+
+    y = x / sqrt(mean(x^2) + eps) * weight.
+
+    Args:
+        dim: Width of the last axis.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__(dim, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x over its last axis."""
-        return nn.functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class HeadRMSNorm(nn.Module):
@@ -30,5 +43,43 @@ class HeadRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (..., H, W) and merge the heads: (..., H * W)."""
-        normed = nn.functional.rms_norm(x, (self.width,), eps=self.eps)
-        return normed.flatten(-2) * self.weight.to(normed.dtype)
+        return rms_norm(x, self.weight.view(self.num_heads, self.width), self.eps).flatten(-2)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight, the mean over the last axis, in the dtype of x.
+
+    Args:
+        x: Any input, (..., W).
+        weight: Scale, (W,), or with leading axes that broadcast to x.
+        eps: Added to the mean square.
+    """
+    weight = weight.to(x.dtype)
+    if x.is_cpu:  # which has no fused kernel: PyTorch would keep one temporary per operation
+        return _RMSNorm.apply(x, weight, eps)
+    fused = weight if weight.ndim == 1 else None
+    y = nn.functional.rms_norm(x, x.shape[-1:], fused, eps)
+    return y if weight.ndim == 1 else y * weight
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps its input and one factor per row."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        dtype = accumulation_dtype(x)
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+        factor = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, factor)
+        return (x * factor).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, factor = ctx.saved_tensors
+        # y = x f w with df/dx = -f^3 x / W
+        product = (grad * factor).mul_(x)
+        grad_weight = product.sum_to_size(weight.shape)
+        along = product.mul_(weight).sum(-1, keepdim=True) * factor.square() / x.shape[-1]
+        grad_x = torch.mul(grad, factor, out=product).mul_(weight).addcmul_(x, along, value=-1)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
