@@ -62,6 +62,12 @@ def check_choice(function: str, name: str, value: object, choices: tuple[object,
         raise ValueError(f"{function}: {name} must be one of {listed}, got {value!r}")
 
 
+def check_not_empty(function: str, q: Tensor) -> None:
+    """Raise a ValueError if the queries (B, L, ...) have no position."""
+    if q.shape[1] == 0:
+        raise ValueError(f"{function}: the sequence must have at least one position, got L = 0")
+
+
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     """The dtype states are carried in: the widest input, and at least float32."""
     dtype = torch.float32

@@ -1,0 +1,88 @@
+"""Linear attention whose state decays: not at all, per head, or per key channel."""
+
+import torch
+from torch import Tensor
+
+from plstm.ops.checks import accumulation_dtype, check_choice, check_not_empty, check_shapes
+from plstm.ops.gated_linear_attention.chunk import gated_linear_attention_chunk
+from plstm.ops.gated_linear_attention.naive import gated_linear_attention_naive
+from plstm.ops.plstm_1d import plstm_1d
+
+__all__ = ["gated_linear_attention"]
+
+
+def gated_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    state: Tensor | None = None,
+    return_state: bool = False,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Causal linear attention over a state that decays.
+
+        S_t = diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T
+        o_t = scale * S_t^T q_t
+
+    Without a decay this is linear attention; with a constant one per head RetNet and Lightning
+    Attention; with one per position and head Mamba-2; with one per key channel GLA and causal
+    LightNet. No decay, or one per head, is pLSTM with the decay for transition and mark, and 1 for
+    source and direct, and is computed as such.
+
+    Args:
+        q: Queries, (B, L, H, K).
+        k: Keys, (B, L, H, K).
+        v: Values, (B, L, H, V).
+        log_decay: Logarithm of the decay, at most 0 (not checked), -inf included; (B, L, H, K),
+            (B, L, H), or None for no decay.
+        state: State that arrives at the first position, (B, H, K, V); zeros if None.
+        return_state: Also return the state after the last position.
+        scale: Factor on the output, K^(-1/2) if None.
+        backend: "naive" (the loop), "chunk" (linear time, matrix products), or "auto".
+
+    Returns:
+        Output (B, L, H, V) in the dtype of v; with return_state also the state, in float32 or
+        wider.
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend.
+
+    Source: arXiv 2006.16236 (no decay), 2307.08621 (per head), 2312.06635 (per channel).
+    """
+    check_choice("gated_linear_attention", "backend", backend, ("auto", "naive", "chunk"))
+    _check(q, k, v, log_decay, state)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    decays = () if log_decay is None else (log_decay,)
+    dtype = accumulation_dtype(q, k, v, *decays)
+    out_dtype = v.dtype
+
+    with torch.autocast(q.device.type, enabled=False):
+        one = torch.ones((), dtype=dtype, device=q.device).expand(q.shape[:3])
+        decay = one if log_decay is None else log_decay.to(dtype).exp()
+        if backend != "naive" and decay.ndim == 3:
+            options = {"state": state, "scale": scale, "backend": backend}
+            out, state = plstm_1d(q, k, v, one, decay, decay, one, return_state=True, **options)
+            return (out, state) if return_state else out
+        q, k, v = (x.to(dtype) for x in (q, k, v))
+        if state is None:
+            state = v.new_zeros(q.shape[0], *q.shape[2:], v.shape[-1])
+        decay = decay if decay.ndim == 4 else decay[..., None]
+        naive = backend == "naive"
+        run = gated_linear_attention_naive if naive else gated_linear_attention_chunk
+        out, state = run(q, k, v, decay, state.to(dtype), scale)
+    out = out.to(out_dtype)
+    return (out, state) if return_state else out
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None) -> None:
+    tensors = {"q": (q, "B L H K"), "k": (k, "B L H K"), "v": (v, "B L H V")}
+    if log_decay is not None:
+        per_head = isinstance(log_decay, Tensor) and log_decay.ndim == 3
+        tensors["log_decay"] = (log_decay, "B L H" if per_head else "B L H K")
+    if state is not None:
+        tensors["state"] = (state, "B H K V")
+    check_shapes("gated_linear_attention", **tensors)
+    check_not_empty("gated_linear_attention", q)
