@@ -1,0 +1,92 @@
+"""The delta rule: a state that is corrected towards what it should return."""
+
+import torch
+from torch import Tensor
+
+from plstm.ops.checks import accumulation_dtype, check_choice, check_not_empty, check_shapes
+from plstm.ops.delta_rule.chunk import delta_rule_chunk
+from plstm.ops.delta_rule.naive import delta_rule_naive
+
+__all__ = ["delta_rule"]
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    state: Tensor | None = None,
+    return_state: bool = False,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Gated delta rule: forget, then correct what the state returns at the key towards the value.
+
+        S'_t = exp(log_decay_t) S_{t-1}
+        S_t = S'_t + beta_t k_t (v_t - S'_t^T k_t)^T
+        o_t = scale * S_t^T q_t
+
+    Keys are used as they come. The state stays bounded where 0 <= beta |k|^2 <= 2, as with keys of
+    norm 1 and beta in (0, 1), or in (0, 2) for negative eigenvalues.
+
+    Args:
+        q: Queries, (B, L, H, K).
+        k: Keys, (B, L, H, K).
+        v: Values, (B, L, H, V).
+        beta: Strength of the correction, (B, L, H).
+        log_decay: Logarithm of the decay, at most 0 (not checked), -inf included; (B, L, H), or
+            None for no decay.
+        state: State that arrives at the first position, (B, H, K, V); zeros if None.
+        return_state: Also return the state after the last position.
+        scale: Factor on the output, K^(-1/2) if None.
+        backend: "naive" (the loop), "chunk" (linear time, matrix products), or "auto".
+
+    Returns:
+        Output (B, L, H, V) in the dtype of v; with return_state also the state, in float32 or
+        wider.
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend.
+
+    Source: arXiv 2406.06484 (chunkwise form), 2412.06464 (gated).
+    """
+    check_choice("delta_rule", "backend", backend, ("auto", "naive", "chunk"))
+    _check(q, k, v, beta, log_decay, state)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    decays = () if log_decay is None else (log_decay,)
+    dtype = accumulation_dtype(q, k, v, beta, *decays)
+    out_dtype = v.dtype
+
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
+        decay = torch.ones_like(beta) if log_decay is None else log_decay.to(dtype).exp()
+        if state is None:
+            state = v.new_zeros(q.shape[0], *q.shape[2:], v.shape[-1])
+        run = delta_rule_naive if backend == "naive" else delta_rule_chunk
+        out, state = run(q, k, v, beta, decay, state.to(dtype), scale)
+    out = out.to(out_dtype)
+    return (out, state) if return_state else out
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor | None,
+) -> None:
+    tensors = {
+        "q": (q, "B L H K"),
+        "k": (k, "B L H K"),
+        "v": (v, "B L H V"),
+        "beta": (beta, "B L H"),
+    }
+    if log_decay is not None:
+        tensors["log_decay"] = (log_decay, "B L H")
+    if state is not None:
+        tensors["state"] = (state, "B H K V")
+    check_shapes("delta_rule", **tensors)
+    check_not_empty("delta_rule", q)

@@ -1,0 +1,18 @@
+"""The definition of the delta rule: one step after the other."""
+
+import torch
+from torch import Tensor
+
+
+def delta_rule_naive(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, state: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Decay, read at the key, correct by beta times the error; a loop over positions."""
+    outs = []
+    for t in range(q.shape[1]):
+        state = decay[:, t, :, None, None] * state
+        read = (k[:, t, ..., None, :] @ state).squeeze(-2)  # S^T k, (B, H, V)
+        error = beta[:, t, :, None] * (v[:, t] - read)
+        state = state + k[:, t, ..., None] * error[..., None, :]
+        outs.append((q[:, t, ..., None, :] @ state).squeeze(-2))
+    return scale * torch.stack(outs, 1), state
