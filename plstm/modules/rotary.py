@@ -1,5 +1,7 @@
 """Rotary position codes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,21 @@ def rotate_positions(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Te
         )
     frequencies = base ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
     angles = positions.to(frequencies)[..., None] * frequencies  # (L, axes, W / (2 axes))
+    return rotate(x.unflatten(-1, (axes, width)), angles).flatten(-2)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn the pairs (x_i, x_{i + W/2}) of x (..., W) by angles that broadcast to (..., W / 2)."""
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x.unflatten(-1, (axes, 2, width // 2)).unbind(-2)
-    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], -2)
-    return turned.flatten(-3)
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+def coordinates(sizes: Sequence[int], device: torch.device, start: int = 0) -> Tensor:
+    """Coordinates of a flattened grid of any number of axes, (product of sizes, axes).
+
+    The coordinates of every axis count from `start`.
+    """
+    axes = (torch.arange(start, start + size, device=device) for size in sizes)
+    grid = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([axis.flatten() for axis in grid], -1)
