@@ -10,16 +10,17 @@ class CausalConv1d(nn.Module):
     Args:
         dim: Channels.
         width: Positions seen, the current one included; at least 2.
+        bias: Add a learned number per channel.
     """
 
-    def __init__(self, dim: int, width: int) -> None:
+    def __init__(self, dim: int, width: int, bias: bool = True) -> None:
         super().__init__()
         if width < 2:
             raise ValueError(
                 f"CausalConv1d: width must be at least 2, got {width}; leave it out instead"
             )
         self.dim, self.width = dim, width
-        self.conv = nn.Conv1d(dim, dim, width, groups=dim)
+        self.conv = nn.Conv1d(dim, dim, width, groups=dim, bias=bias)
 
     def forward(self, x: Tensor, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Convolve x (B, L, dim) after `window` (B, width - 1, dim), zeros if None.

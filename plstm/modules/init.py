@@ -2,7 +2,8 @@
 
 import math
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def small_init_(linear: nn.Linear) -> None:
@@ -20,3 +21,10 @@ def constant_gate_(linear: nn.Linear, bias: float | None = None) -> None:
     nn.init.zeros_(linear.weight)
     if bias is not None:
         nn.init.constant_(linear.bias, bias)
+
+
+@torch.no_grad()
+def step_size_bias_(bias: Tensor, smallest: float = 1e-3, largest: float = 0.1) -> None:
+    """Draw a bias whose softplus, the step size, is log-uniform in [smallest, largest] (Mamba)."""
+    step = torch.empty_like(bias).uniform_(math.log(smallest), math.log(largest)).exp_()
+    bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
