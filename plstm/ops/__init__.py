@@ -2,8 +2,17 @@
 
 from plstm.ops.delta_rule import delta_rule
 from plstm.ops.gated_linear_attention import gated_linear_attention
+from plstm.ops.mlstm import MLSTMState, mlstm
 from plstm.ops.plstm_1d import plstm_1d
 from plstm.ops.plstm_2d import plstm_2d
 from plstm.ops.plstm_dag import plstm_dag
 
-__all__ = ["delta_rule", "gated_linear_attention", "plstm_1d", "plstm_2d", "plstm_dag"]
+__all__ = [
+    "MLSTMState",
+    "delta_rule",
+    "gated_linear_attention",
+    "mlstm",
+    "plstm_1d",
+    "plstm_2d",
+    "plstm_dag",
+]

@@ -1,0 +1,149 @@
+"""The matrix memory of the xLSTM: exponential input gates and a normalizer."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from plstm.ops.checks import accumulation_dtype, check_choice, check_not_empty, check_shapes
+from plstm.ops.mlstm.naive import mlstm_naive
+from plstm.ops.mlstm.stabilizer import running_stabilizer
+from plstm.ops.plstm_1d import plstm_1d
+
+__all__ = ["MLSTMState", "mlstm"]
+
+
+class MLSTMState(NamedTuple):
+    """State of `mlstm`: C e^{-m}, n e^{-m} and m, with the scale left to the queries."""
+
+    memory: Tensor  # (B, H, K, V)
+    normalizer: Tensor  # (B, H, K)
+    stabilizer: Tensor  # (B, H)
+
+
+def mlstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    input_gate: Tensor,
+    forget_gate: Tensor,
+    *,
+    state: MLSTMState | None = None,
+    return_state: bool = False,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, MLSTMState]:
+    """Matrix memory with an exponential input gate i and a sigmoid forget gate f, normalised.
+
+        C_t = sigmoid(f_t) C_{t-1} + exp(i_t) k_t v_t^T
+        n_t = sigmoid(f_t) n_{t-1} + exp(i_t) k_t
+        o_t = scale * C_t^T q_t / max(|scale * n_t . q_t|, 1)
+
+    Computed as C e^{-m} and n e^{-m} with the stabilizer
+
+        m_t = max(log sigmoid(f_t) + m_{t-1}, i_t, 0)
+
+    of which the output is independent; no gradient flows through it. The stabilised memory and
+    normalizer have factors at most 1: they are pLSTM with one more value, which is always 1.
+
+    Args:
+        q: Queries, (B, L, H, K).
+        k: Keys, (B, L, H, K).
+        v: Values, (B, L, H, V).
+        input_gate: Logits i, (B, L, H); -inf shuts the gate.
+        forget_gate: Logits f, (B, L, H); -inf forgets all.
+        state: State that arrives at the first position; zeros if None.
+        return_state: Also return the state after the last position.
+        scale: Factor on the queries, K^(-1/2) if None.
+        backend: "naive" (the loop), "chunk" (linear time, matrix products), or "auto".
+
+    Returns:
+        Output (B, L, H, V) in the dtype of v; with return_state also the state, in float32 or
+        wider.
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend.
+
+    Source: arXiv 2405.04517, equations (19) to (27); the 0 in m_t is ours: it keeps e^{-m} from
+        overflowing, and changes no output.
+    """
+    check_choice("mlstm", "backend", backend, ("auto", "naive", "chunk"))
+    _check(q, k, v, input_gate, forget_gate, state)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dtype = accumulation_dtype(q, k, v, input_gate, forget_gate)
+    out_dtype = v.dtype
+
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v, input_gate, forget_gate = (x.to(dtype) for x in (q, k, v, input_gate, forget_gate))
+        if state is None:
+            rows = (q.shape[0], q.shape[2], q.shape[3])
+            state = (v.new_zeros(*rows, v.shape[-1]), v.new_zeros(rows), v.new_zeros(rows[:2]))
+        memory, normalizer, stabilizer = (x.to(dtype) for x in state)
+        state = (memory, normalizer, stabilizer.detach())
+        args = (q, k, v, input_gate, logsigmoid(forget_gate), *state, scale)
+        out, *state = mlstm_naive(*args) if backend == "naive" else _as_plstm(*args, backend)
+    out = out.to(out_dtype)
+    return (out, MLSTMState(*state)) if return_state else out
+
+
+def _as_plstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    input_gate: Tensor,
+    log_forget: Tensor,
+    memory: Tensor,
+    normalizer: Tensor,
+    stabilizer: Tensor,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Same result as `mlstm_naive`; the normalizer is the memory of a further value, always 1."""
+    m = running_stabilizer(input_gate, log_forget, stabilizer)
+    before = torch.cat([stabilizer[:, None], m[:, :-1]], 1)
+    source, transition = (input_gate - m).exp(), (log_forget + before - m).exp()
+    both, state = plstm_1d(
+        q,
+        k,
+        torch.cat([v, torch.ones_like(v[..., :1])], -1),
+        source=source,
+        transition=transition,
+        mark=transition,
+        direct=source,
+        state=torch.cat([memory, normalizer[..., None]], -1),
+        return_state=True,
+        scale=scale,
+        backend=backend,
+    )
+    out, weight = both[..., :-1], both[..., -1:].abs()
+    out = out / torch.maximum(weight, (-m).exp()[..., None])
+    return out, state[..., :-1], state[..., -1], m[:, -1]
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    input_gate: Tensor,
+    forget_gate: Tensor,
+    state: MLSTMState | None,
+) -> None:
+    tensors = {
+        "q": (q, "B L H K"),
+        "k": (k, "B L H K"),
+        "v": (v, "B L H V"),
+        "input_gate": (input_gate, "B L H"),
+        "forget_gate": (forget_gate, "B L H"),
+    }
+    if state is not None:
+        if not isinstance(state, MLSTMState):
+            raise ValueError(
+                f"mlstm: state must be an MLSTMState(memory, normalizer, stabilizer), got "
+                f"{type(state).__name__}; pass what return_state=True returned"
+            )
+        tensors["memory"] = (state.memory, "B H K V")
+        tensors["normalizer"] = (state.normalizer, "B H K")
+        tensors["stabilizer"] = (state.stabilizer, "B H")
+    check_shapes("mlstm", **tensors)
+    check_not_empty("mlstm", q)
