@@ -3,18 +3,30 @@
 from plstm.graph import LineGraph
 from plstm.layers import PLSTM1d, PLSTM2d, PLSTMGraph, SoftmaxAttention
 from plstm.models import GNNModel, GraphModel, SequenceModel, VisionModel
-from plstm.ops import plstm_1d, plstm_2d, plstm_dag
+from plstm.ops import (
+    MLSTMState,
+    delta_rule,
+    gated_linear_attention,
+    mlstm,
+    plstm_1d,
+    plstm_2d,
+    plstm_dag,
+)
 
 __all__ = [
     "GNNModel",
     "GraphModel",
     "LineGraph",
+    "MLSTMState",
     "PLSTM1d",
     "PLSTM2d",
     "PLSTMGraph",
     "SequenceModel",
     "SoftmaxAttention",
     "VisionModel",
+    "delta_rule",
+    "gated_linear_attention",
+    "mlstm",
     "plstm_1d",
     "plstm_2d",
     "plstm_dag",
