@@ -1,6 +1,7 @@
 """The mixers that the nets of configs/net use, read from the files, and options no file uses."""
 
 import importlib
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,15 @@ def import_class(path: str) -> type:
     """Class at a dotted path."""
     module, name = path.rsplit(".", 1)
     return getattr(importlib.import_module(module), name)
+
+
+def resolve(value: object) -> object:
+    """A value of a config with every class_path in it replaced by a factory, as the CLI does."""
+    if isinstance(value, dict) and "class_path" in value:
+        return partial(import_class(value["class_path"]), **resolve(value.get("init_args", {})))
+    if isinstance(value, dict):
+        return {key: resolve(item) for key, item in value.items()}
+    return [resolve(item) for item in value] if isinstance(value, list) else value
 
 
 OPTIONS = [  # class, arguments, positions
