@@ -1,28 +1,44 @@
 """Message-passing baselines of PyTorch Geometric between our encoder and our head."""
 
+import importlib
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from plstm.modules.graph import GraphEncoder, GraphReadout
 from plstm.ops.checks import check_choice
 
-GNNS = ("GCN", "GraphSAGE", "GIN", "GAT", "EdgeCNN")
+OWN = {  # class to file in plstm.modules.gnns
+    "AttentiveFP": "attentive_fp",
+    "GPS": "gps",
+    "LSTMGNN": "lstm_gnn",
+    "MPNN": "mpnn",
+    "PNA": "pna",
+}
+SINGLE_NODE = {"allow_single_element": True}  # one node has no statistics of its own
+GNNS = ("GCN", "GraphSAGE", "GIN", "GAT", "EdgeCNN", *OWN)
 
 
 class GNNModel(nn.Module):
-    """Encoder and readout of GraphModel around a BasicGNN of torch_geometric with batch norm.
+    """Encoder and readout of GraphModel around a message-passing stack.
+
+    GCN, GraphSAGE, GIN, GAT, EdgeCNN, PNA and MPNN are BasicGNNs of torch_geometric and get batch
+    norm; GPS and AttentiveFP are built of its layers; LSTMGNN is our own. AttentiveFP reads out
+    graphs itself, which takes the place of the pooling.
 
     Args:
         in_dim: Width of the node features.
         out_dim: Number of outputs per graph.
         dim: Model width.
-        depth: Number of convolutions.
-        gnn: Class in torch_geometric.nn.models: GCN, GraphSAGE, GIN, GAT or EdgeCNN.
-        edge_dim: Width of the edge features; only GAT takes them, the others go without.
-        dropout: Dropout in the convolutions and in the head.
+        depth: Number of layers, or of steps.
+        gnn: Class in torch_geometric.nn.models (GCN, GraphSAGE, GIN, GAT, EdgeCNN) or in
+            plstm.modules.gnns (AttentiveFP, GPS, LSTMGNN, MPNN, PNA).
+        edge_dim: Width of the edge features; GAT, PNA, GPS and AttentiveFP take them, the others go
+            without.
+        dropout: Dropout in the stack and in the head.
         pooling: "mean" or "sum" over the nodes of a graph.
-        gnn_args: Further arguments of the class, for example {"heads": 4} for GAT.
+        gnn_args: Further arguments of the class, for example {"heads": 4, "v2": True} for GAT.
 
     Raises:
         ValueError: unknown gnn or pooling.
@@ -43,21 +59,30 @@ class GNNModel(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("GNNModel", "gnn", gnn, GNNS)
-        from torch_geometric.nn import models  # slow to import, and only needed here
-
-        net = getattr(models, gnn)
+        net = _gnn_class(gnn)
         uses_edges = edge_dim > 0 and net.supports_edge_attr
-        args = {"norm": "batch_norm", "dropout": dropout, **(gnn_args or {})}
+        args = {"dropout": dropout, **(gnn_args or {})}
+        if hasattr(net, "init_conv") and "norm" not in args:  # a BasicGNN
+            args |= {"norm": "batch_norm", "norm_kwargs": SINGLE_NODE}
         if uses_edges:
             args["edge_dim"] = dim
         self.encoder = GraphEncoder(in_dim, dim, edge_dim if uses_edges else 0)
         self.gnn = net(dim, dim, num_layers=depth, **args)
+        self.reads_out = getattr(net, "reads_out", False)
         self.readout = GraphReadout(dim, out_dim, pooling, dropout)
 
     def forward(self, data: Any) -> Tensor:
         """Map a PyG Data, or a batch of G of them, to (G, out_dim)."""
+        x, batch = self.encoder(data), getattr(data, "batch", None)
         edge_attr = self.encoder.edges(getattr(data, "edge_attr", None))
-        kwargs = {} if edge_attr is None else {"edge_attr": edge_attr}
-        x = self.gnn(self.encoder(data), data.edge_index, **kwargs)
-        batch = getattr(data, "batch", None)
-        return self.readout(x, batch, 1 if batch is None else data.num_graphs)
+        num_graphs = 1 if batch is None else data.num_graphs
+        x = self.gnn(x, data.edge_index, edge_attr=edge_attr, batch=batch)
+        if self.reads_out:  # every graph is one row by now
+            batch = torch.arange(num_graphs, device=x.device)
+        return self.readout(x, batch, num_graphs)
+
+
+def _gnn_class(name: str) -> type[nn.Module]:
+    """The class; imported here because torch_geometric is slow to import."""
+    module = f"plstm.modules.gnns.{OWN[name]}" if name in OWN else "torch_geometric.nn.models"
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,71 @@
+"""PNA of PyTorch Geometric that counts the degrees of the training set itself."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.nn import models
+from torch_geometric.utils import degree
+
+MAX_DEGREE = 255  # higher ones are counted as this
+
+
+class PNA(models.PNA):
+    """Several aggregations of the neighbours, each scaled by several functions of the degree d.
+
+    scalers: 1,  log(d + 1) / delta,  delta / log(d + 1),  delta the mean of log(d + 1)
+
+    PyTorch Geometric wants the histogram of the degrees in the training set up front. Here it is
+    a buffer that counts the nodes of every batch in training mode: after one epoch delta is that
+    of the training set, evaluation leaves it alone, and no data set needs a number in its config.
+
+    Args:
+        in_channels: Width of the node features.
+        hidden_channels: Width of every layer.
+        num_layers: Number of layers.
+        aggregators: Names of aggregations.
+        scalers: Names of scalers.
+        kwargs: Further arguments of torch_geometric.nn.models.PNA, apart from deg.
+
+    Source: arXiv 2004.05718.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_layers: int,
+        *,
+        aggregators: tuple[str, ...] = ("mean", "min", "max", "std"),
+        scalers: tuple[str, ...] = ("identity", "amplification", "attenuation"),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            hidden_channels,
+            num_layers,
+            aggregators=list(aggregators),
+            scalers=list(scalers),
+            deg=torch.tensor([0, 1]),  # until training begins: degree 1
+            **kwargs,
+        )
+        self.register_buffer("degrees", torch.zeros(MAX_DEGREE + 1, dtype=torch.int64))
+
+    def forward(self, x: Tensor, edge_index: Tensor, **kwargs: Any) -> Tensor:
+        """Map nodes x (N, in_channels) to (N, hidden_channels)."""
+        if self.training:
+            self._count(degree(edge_index[1], x.shape[0]))
+        return super().forward(x, edge_index, **kwargs)
+
+    def _count(self, degrees: Tensor) -> None:
+        counts = torch.bincount(degrees.long().clamp(max=MAX_DEGREE), minlength=MAX_DEGREE + 1)
+        self.degrees = self.degrees + counts
+        share = self.degrees / self.degrees.sum()
+        values = torch.arange(MAX_DEGREE + 1, device=degrees.device, dtype=torch.float32)
+        for name, value in (("avg_deg_lin", values), ("avg_deg_log", (values + 1).log())):
+            mean = (share * value).sum()
+            mean = torch.where(mean > 0, mean, value[1])  # no edges yet, and it is divided by
+            for conv in self.convs:
+                scaler = conv.aggr_module
+                # a new tensor, since an earlier forward may still need the old one for its gradient
+                setattr(scaler, name, mean.view(1).to(getattr(scaler, name).dtype))
