@@ -1,0 +1,105 @@
+"""Linear attention, normalised by the sum of its weights."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from plstm.modules.causal import MemoryState, check_causal_call
+from plstm.modules.widths import head_widths
+from plstm.ops.checks import accumulation_dtype
+from plstm.ops.gated_linear_attention import gated_linear_attention
+
+
+class LinearAttention(nn.Module):
+    """Attention whose weights are products of positive features, linear in the positions.
+
+    y_t = sum_s w_ts v_s / (sum_s w_ts + eps),   w_ts = phi(q_t) . phi(k_s),   phi(z) = elu(z) + 1
+
+    The sums run over s <= t if causal, else over all positions of all axes. The layer knows no
+    order beyond that. Cost O(L H K V); the causal one carries H K (V + 1) numbers.
+
+    Args:
+        dim: Model width.
+        num_heads: Number of heads.
+        causal: Only look back; for sequences.
+        qk_dim: Key width per head, dim / num_heads if None.
+        v_dim: Value width per head, dim / num_heads if None.
+        eps: Added to the sum of weights.
+        backend: Of the causal sums, see `plstm.ops.gated_linear_attention`.
+
+    Raises:
+        ValueError: widths do not divide; causal with more than one position axis; state without
+        causal.
+
+    Source: arXiv 2006.16236, equations 5 to 12; biases, eps and initial values (PyTorch's for
+    linear maps) as in its code.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        causal: bool = True,
+        qk_dim: int | None = None,
+        v_dim: int | None = None,
+        eps: float = 1e-6,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.causal, self.eps, self.backend = num_heads, causal, eps, backend
+        self.qk_dim, self.v_dim = head_widths("LinearAttention", dim, num_heads, qk_dim, v_dim)
+        self.q_proj = nn.Linear(dim, num_heads * self.qk_dim)
+        self.k_proj = nn.Linear(dim, num_heads * self.qk_dim)
+        self.v_proj = nn.Linear(dim, num_heads * self.v_dim)
+        self.out_proj = nn.Linear(num_heads * self.v_dim, dim)
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            linear.reset_parameters()
+
+    def forward(
+        self, x: Tensor, state: MemoryState | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, MemoryState]:
+        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state."""
+        axes = x.shape[1:-1]
+        check_causal_call("LinearAttention", self.causal, x, return_state or state is not None)
+        q, k, v = (
+            rearrange(proj(x).flatten(1, -2), "b l (h w) -> b l h w", h=self.num_heads)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        y, memory = self._attend(q, k, v, state.memory if state is not None else None)
+        y = self.out_proj(y.to(v.dtype).flatten(2)).unflatten(1, axes)
+        return (y, MemoryState(memory)) if return_state else y
+
+    def step(self, x: Tensor, state: MemoryState | None = None) -> tuple[Tensor, MemoryState]:
+        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        y, state = self.forward(x[:, None], state, return_state=True)
+        return y[:, 0], state
+
+    def state_size(self) -> int:
+        """Numbers carried per sequence."""
+        return self.num_heads * self.qk_dim * (self.v_dim + 1)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalised sums (B, L, H, V), and the sums of phi(k) [v, 1]^T, (B, H, K, V + 1)."""
+        dtype = accumulation_dtype(q, k, v)
+        with torch.autocast(q.device.type, enabled=False):
+            q, k = _features(q.to(dtype)), _features(k.to(dtype))
+            v = nn.functional.pad(v.to(dtype), (0, 1), value=1.0)  # the ones sum up the weights
+            if self.causal:
+                y, memory = gated_linear_attention(
+                    q, k, v, state=memory, return_state=True, scale=1.0, backend=self.backend
+                )
+            else:
+                memory = torch.einsum("blhk,blhv->bhkv", k, v)
+                y = torch.einsum("blhk,bhkv->blhv", q, memory)
+            return y[..., :-1] / (y[..., -1:] + self.eps), memory
+
+
+def _features(x: Tensor) -> Tensor:
+    """elu(x) + 1, with exp(x) for x < 0 in place of a difference that rounds to 0."""
+    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
