@@ -1,0 +1,108 @@
+"""RetNet: multi-scale retention."""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from plstm.modules.rotary import rotate_positions
+from plstm.modules.widths import head_widths
+from plstm.ops.gated_linear_attention import gated_linear_attention
+
+
+class RetNetState(NamedTuple):
+    """What the layer carries from one position to the next."""
+
+    memory: Tensor  # (B, H, K, V)
+    position: int  # positions seen, for the rotation
+
+
+class RetNet(nn.Module):
+    """Retention: linear attention with rotated q and k and a fixed decay per head, causal.
+
+    S_t = gamma S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t / sqrt(K),   gamma_h = 1 - 2^(-5-h)
+    y_t = W_o (norm(o_t) * silu(W_g x_t))
+
+    for heads h = 0 to H - 1, each normalised by its root mean square, without a scale. The norm
+    also stands in for the paper's score normalisations, which it undoes. Cost O(L H K V); the
+    layer carries H K V numbers and the position.
+
+    Args:
+        dim: Model width.
+        num_heads: Number of heads.
+        rotary: Turn q and k by their position (rotary position code).
+        qk_dim: Key width per head, dim / num_heads if None.
+        v_dim: Value width per head, 2 dim / num_heads if None.
+        backend: See `plstm.ops.gated_linear_attention`.
+
+    Raises:
+        ValueError: widths do not divide; with rotary, the key width is odd.
+
+    Source: arXiv 2307.08621, equations 5 to 8; norm and initial values as in its code.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        rotary: bool = True,
+        qk_dim: int | None = None,
+        v_dim: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.rotary, self.backend = num_heads, rotary, backend
+        self.qk_dim, width = head_widths("RetNet", dim, num_heads, qk_dim, v_dim)
+        self.v_dim = 2 * width if v_dim is None else width
+        self.q_proj = nn.Linear(dim, num_heads * self.qk_dim, bias=False)
+        self.k_proj = nn.Linear(dim, num_heads * self.qk_dim, bias=False)
+        self.v_proj = nn.Linear(dim, num_heads * self.v_dim, bias=False)
+        self.gate_proj = nn.Linear(dim, num_heads * self.v_dim, bias=False)
+        self.out_proj = nn.Linear(num_heads * self.v_dim, dim, bias=False)
+        log_decay = torch.log1p(-(2.0 ** (-5 - torch.arange(num_heads))))
+        self.register_buffer("log_decay", log_decay, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.gate_proj):
+            nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+
+    def forward(
+        self, x: Tensor, state: RetNetState | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, RetNetState]:
+        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
+        q, k, v = (
+            rearrange(proj(x), "b l (h w) -> b h l w", h=self.num_heads)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        start = state.position if state is not None else 0
+        end = start + x.shape[1]
+        if self.rotary:
+            positions = torch.arange(start, end, device=x.device)[:, None]
+            q, k = rotate_positions(q, positions), rotate_positions(k, positions)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        out, memory = gated_linear_attention(
+            q,
+            k,
+            v,
+            self.log_decay.expand(q.shape[:3]),
+            state=state.memory if state is not None else None,
+            return_state=True,
+            backend=self.backend,
+        )
+        out = nn.functional.rms_norm(out, (self.v_dim,), eps=1e-5).flatten(2)
+        y = self.out_proj(out * nn.functional.silu(self.gate_proj(x)))
+        return (y, RetNetState(memory, end)) if return_state else y
+
+    def step(self, x: Tensor, state: RetNetState | None = None) -> tuple[Tensor, RetNetState]:
+        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        y, state = self.forward(x[:, None], state, return_state=True)
+        return y[:, 0], state
+
+    def state_size(self) -> int:
+        """Numbers carried per sequence."""
+        return self.num_heads * self.qk_dim * self.v_dim
