@@ -1,7 +1,17 @@
 """pLSTM: linear recurrent networks with source, transition and mark gates on the edges of a DAG."""
 
 from plstm.graph import LineGraph
-from plstm.layers import PLSTM1d, PLSTM2d, PLSTMGraph, SoftmaxAttention
+from plstm.layers import (
+    GLA,
+    LightningAttention,
+    LinearAttention,
+    Mamba2,
+    PLSTM1d,
+    PLSTM2d,
+    PLSTMGraph,
+    RetNet,
+    SoftmaxAttention,
+)
 from plstm.models import GNNModel, GraphModel, SequenceModel, VisionModel
 from plstm.ops import (
     MLSTMState,
@@ -14,13 +24,18 @@ from plstm.ops import (
 )
 
 __all__ = [
+    "GLA",
     "GNNModel",
     "GraphModel",
+    "LightningAttention",
     "LineGraph",
+    "LinearAttention",
     "MLSTMState",
+    "Mamba2",
     "PLSTM1d",
     "PLSTM2d",
     "PLSTMGraph",
+    "RetNet",
     "SequenceModel",
     "SoftmaxAttention",
     "VisionModel",

@@ -58,7 +58,7 @@ def test_ops_load_no_layers():
 def test_public_names_exist():
     import plstm
 
-    assert sorted(plstm.__all__) == plstm.__all__
+    assert len(set(plstm.__all__)) == len(plstm.__all__)
     assert all(hasattr(plstm, name) for name in plstm.__all__)
 
 

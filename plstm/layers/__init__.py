@@ -1,15 +1,27 @@
 """Mixers: modules that mix positions, one per file."""
 
+from plstm.layers.gla import GLA
+from plstm.layers.lightning_attention import LightningAttention
+from plstm.layers.linear_attention import LinearAttention
+from plstm.layers.mamba2 import Mamba2, Mamba2State
 from plstm.layers.plstm_1d import PLSTM1d, PLSTM1dState
 from plstm.layers.plstm_2d import PLSTM2d
 from plstm.layers.plstm_graph import PLSTMGraph
+from plstm.layers.retnet import RetNet, RetNetState
 from plstm.layers.softmax_attention import AttentionState, SoftmaxAttention
 
 __all__ = [
+    "GLA",
     "AttentionState",
+    "LightningAttention",
+    "LinearAttention",
+    "Mamba2",
+    "Mamba2State",
     "PLSTM1d",
     "PLSTM1dState",
     "PLSTM2d",
     "PLSTMGraph",
+    "RetNet",
+    "RetNetState",
     "SoftmaxAttention",
 ]

@@ -37,6 +37,15 @@ OPTIONS = [  # class, arguments, positions
         (4, 5),
     ),
     ("softmax_attention.SoftmaxAttention", {"num_heads": 2, "causal": True, "qk_dim": 5}, (7,)),
+    ("linear_attention.LinearAttention", {"num_heads": 2, "causal": False, "v_dim": 5}, (4, 5)),
+    (
+        "lightning_attention.LightningAttention",
+        {"num_heads": 3, "schedule": "transnormer_from_zero", "qk_dim": 5, "v_dim": 2},
+        (7,),
+    ),
+    ("retnet.RetNet", {"num_heads": 2, "rotary": False, "qk_dim": 5, "v_dim": 3}, (7,)),
+    ("gla.GLA", {"num_heads": 3, "gate_rank": 2, "gate_normalizer": 1.0}, (7,)),
+    ("mamba2.Mamba2", {"num_heads": 2, "qk_dim": 5, "expand": 3, "conv_width": 2}, (7,)),
 ]
 
 
