@@ -32,6 +32,17 @@ OPTIONS = [  # class, arguments, positions
     ("plstm_1d.PLSTM1d", {"num_heads": 3, "qk_dim": 5, "v_dim": 6, "lanes": 3}, (7,)),
     ("plstm_2d.PLSTM2d", {"num_heads": 2, "mode": "D", "chirality": "R", "v_dim": 5}, (4, 5)),
     (
+        "flattened_grid.FlattenedGrid",
+        {
+            "corner": "bottom_right",
+            "mixer": {
+                "class_path": "plstm.layers.plstm_1d.PLSTM1d",
+                "init_args": {"num_heads": 2},
+            },
+        },
+        (4, 5),
+    ),
+    (
         "plstm_2d.PLSTM2d",
         {"num_heads": 1, "corners": ["top_left", "top_right"], "qk_dim": 5},
         (4, 5),
@@ -54,9 +65,13 @@ class Case:
 
     def __init__(self, file: str, mixer: dict, dim: int, positions: tuple[int, ...]) -> None:
         self.dim, self.positions = dim, positions
-        self.cls, self.kwargs = import_class(mixer["class_path"]), mixer.get("init_args", {})
-        words = [self.cls.__name__, *(f"{k}={v}" for k, v in self.kwargs.items())]
+        self.cls, kwargs = import_class(mixer["class_path"]), mixer.get("init_args", {})
+        self.kwargs = resolve(kwargs)
+        words = [self.cls.__name__, *(f"{k}={v}" for k, v in kwargs.items())]
         self.name = "-".join([file, *words]).replace(" ", "")
+        self.ends = (0, -1)  # index, on every axis, of the first and of the last position read
+        if kwargs.get("corner") == "bottom_right":
+            self.ends = (-1, 0)
 
     def build(self, seed: int | None = None) -> nn.Module:
         """The mixer; with a seed also random offsets on all parameters, so that none is idle."""

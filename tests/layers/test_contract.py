@@ -70,9 +70,9 @@ def test_input_is_left_alone(case):
 def test_every_position_uses_others(case):
     """Moving the first position moves the last output: the mixer mixes."""
     mixer, x = case.build(seed=1), case.inputs()
+    first, last = ((slice(None), *[end] * len(case.positions)) for end in case.ends)
     moved = x.clone()
-    moved[(slice(None), *[0] * len(case.positions))] += 1
-    last = (slice(None), *[-1] * len(case.positions))
+    moved[first] += 1
     assert (mixer(moved) - mixer(x))[last].norm() > 1e-6
 
 

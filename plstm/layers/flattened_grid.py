@@ -1,0 +1,48 @@
+"""Any sequence mixer over a grid, read row by row."""
+
+import torch
+from torch import Tensor, nn
+
+from plstm.modules.block import MixerFactory
+from plstm.ops.checks import check_choice
+
+CORNERS = ("top_left", "bottom_right")
+
+
+class FlattenedGrid(nn.Module):
+    """Runs a sequence mixer over the positions of a grid, row after row from one corner.
+
+    y = flip(mixer(flip(flatten(x)))), without the flips from the top left
+
+    With a causal mixer a position sees those before it in reading order only; blocks that alternate
+    between the two corners, `mixers: [top_left, bottom_right]`, see the whole grid: Vision-LSTM.
+
+    Args:
+        dim: Model width.
+        mixer: Factory of the sequence mixer, called with `dim`.
+        corner: Where the reading starts, "top_left" or "bottom_right".
+
+    Raises:
+        ValueError: unknown corner.
+
+    Source: arXiv 2406.04303, section 3.
+    """
+
+    def __init__(self, dim: int, mixer: MixerFactory, corner: str = "top_left") -> None:
+        super().__init__()
+        check_choice("FlattenedGrid", "corner", corner, CORNERS)
+        self.corner, self.mixer = corner, mixer(dim)
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        self.mixer.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, *positions, dim) to the same shape; the last position axis is a row."""
+        sequence = x.flatten(1, -2)
+        if self.corner == "top_left":
+            return self.mixer(sequence).view_as(x)
+        return torch.flip(self.mixer(torch.flip(sequence, [1])), [1]).view_as(x)
+
+    def extra_repr(self) -> str:
+        return f"corner={self.corner!r}"
