@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from plstm.modules.norm import HeadRMSNorm, RMSNorm
+from tests.helpers import TOLERANCE, assert_close, gradients
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+def definition(x, weight, eps):
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (2, 1, 7), (4, 0, 3)], ids=str)
+@pytest.mark.parametrize("heads", [None, 1, 3], ids=lambda heads: f"heads={heads}")
+def test_equals_definition(heads, shape, dtype):
+    *axes, width = shape
+    norm = RMSNorm(width, eps=1e-2) if heads is None else HeadRMSNorm(heads, width, eps=1e-2)
+    weight = torch.randn(norm.weight.shape, dtype=dtype)
+    norm.weight.data.copy_(weight)  # the parameter stays in float32
+    x = torch.randn(*axes, *([] if heads is None else [heads]), width, dtype=dtype)
+    x[:1] *= 1e-3  # rows where eps counts
+    inputs = {"x": x.requires_grad_(), "weight": norm.weight}
+    exact = {"x": x.detach().double(), "weight": norm.weight.detach().double()}
+    exact = {name: y.requires_grad_() for name, y in exact.items()}
+    scale = exact["weight"] if heads is None else exact["weight"].view(heads, width)
+    got, want = norm(x), definition(exact["x"], scale, 1e-2)
+    want = want if heads is None else want.flatten(-2)
+    assert got.dtype == dtype
+    rtol, grad_rtol = TOLERANCE[dtype]
+    assert_close("output", got, want, rtol)
+    got, want = gradients(got, inputs), gradients(want, exact)
+    assert_close("gradient of x", got["x"], want["x"], grad_rtol)
+    float32 = TOLERANCE[torch.float32][1]  # of the parameter, whatever the input
+    assert_close("gradient of weight", got["weight"], want["weight"], max(grad_rtol, float32))
+
+
+def test_gradcheck():
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    norm = HeadRMSNorm(3, 4).double()
+    assert torch.autograd.gradcheck(lambda x, _: norm(x), (x, norm.weight))
