@@ -47,8 +47,8 @@ def picture(rows: list[dict[str, object]], data: ArrowData) -> Figure:
     left, right = figure.subfigures(1, 2, width_ratios=[1.25, 1])
     grid = left.subplots(2, EXAMPLES)
     for axes_row, size in zip(grid, (data.sizes[0], data.sizes[-1]), strict=True):
-        images, labels = data.dataset("test", size).__getitems__(list(range(EXAMPLES)))
-        for axes, image, label in zip(axes_row, images, labels, strict=True):
+        drawing, labels = data.dataset("test", size).__getitems__(list(range(EXAMPLES)))
+        for axes, image, label in zip(axes_row, drawing.draw(), labels, strict=True):
             axes.imshow(image[0], cmap="gray", vmin=0, vmax=1)
             axes.set_title("points at it" if label else "does not", fontsize=8)
             axes.set_xticks([])

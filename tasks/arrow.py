@@ -4,6 +4,7 @@ The answer needs long range: arrow and circle are small and far apart, and the e
 put the same shapes on larger canvases, farther apart than any training image.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -93,7 +94,14 @@ def sample_scenes(
 
 
 def draw_arrows(
-    seed: int, index: Tensor, *, image_size: int, **shapes: tuple[float, float] | float
+    seed: int,
+    index: Tensor,
+    *,
+    image_size: int,
+    padding: float,
+    radius: tuple[float, float],
+    arrow_length: tuple[float, float],
+    line_width: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
     """Draw the images of one split.
 
@@ -113,57 +121,110 @@ def draw_arrows(
 
     Source: arXiv 2506.11997, the arrow-pointing extrapolation task.
     """
-    scene = sample_scenes(seed, index, image_size=image_size, **shapes)
-    return _render(image_size, scene), scene.label
+    shapes = {"radius": radius, "arrow_length": arrow_length, "line_width": line_width}
+    scene = sample_scenes(seed, index, image_size=image_size, padding=padding, **shapes)
+    return render(scene, image_size, **shapes), scene.label
 
 
-def _render(size: int, scene: Scene) -> Tensor:
-    """Anti-aliased shapes from their distances to every pixel centre."""
+def render(
+    scene: Scene,
+    image_size: int,
+    *,
+    radius: tuple[float, float],
+    arrow_length: tuple[float, float],
+    line_width: tuple[float, float],
+) -> Tensor:
+    """Images of scenes on the device of the scenes, anti-aliased; arguments as in `draw_arrows`.
+
+    A shape darkens no pixel outside a window around it, so only the windows are computed.
+    """
     arrow, circle, r, angle, length, width = (x.float() for x in scene[1:])
-    centres = torch.arange(size, device=r.device, dtype=torch.float32) + 0.5
-    pixels = torch.stack(
-        torch.meshgrid(centres, centres, indexing="xy"), -1
-    )  # (size, size, 2): x, y
-    ink = r[:, None, None] - (pixels - circle[:, None, None]).norm(dim=-1)
-    heading = _unit(angle)
-    tip = arrow + heading * length[:, None] / 2
-    strokes = [arrow - heading * length[:, None] / 2]
+    images = r.new_ones(len(r), image_size, image_size)
+    x, y, place = _window(circle, radius[1], image_size)
+    images[place] = _brightness(r[:, None, None] - (x.square() + y.square()).sqrt())
+
+    x, y, place = _window(arrow, (arrow_length[1] + line_width[1]) / 2, image_size)
+    tip = _unit(angle) * length[:, None] / 2  # from the centre of the arrow
+    strokes = [2 * tip]
     for side in (-HEAD_ANGLE, HEAD_ANGLE):
-        strokes.append(tip - _unit(angle + side) * (length * HEAD_LENGTH)[:, None])
-    for start in strokes:
-        ink = torch.maximum(
-            ink, width[:, None, None] / 2 - _distance_to_segment(pixels, start, tip)
-        )
-    return 1 - (ink + 0.5).clamp(0, 1)[:, None]
+        strokes.append(_unit(angle + side) * (length * HEAD_LENGTH)[:, None])
+    distance = torch.stack([_distance_to_segment(x, y, tip, back) for back in strokes]).amin(0)
+    ink = width[:, None, None] / 2 - distance
+    images[place] = torch.minimum(images[place], _brightness(ink))
+    return images[:, None]
+
+
+def _window(
+    centre: Tensor, reach: float, image_size: int
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Pixels up to `reach` and the blur of an edge from centres (B, 2): x and y, and their index.
+
+    Returns:
+        x (B, 1, W) and y (B, W, 1) from the centre, and what the pixels (B, W, W) are indexed with.
+    """
+    side = min(2 * math.ceil(reach + 1), image_size)
+    start = (centre.round() - side // 2).clamp(0, image_size - side).long()
+    pixels = start[..., None] + torch.arange(side, device=centre.device)  # (B, 2, W)
+    x, y = (pixels + 0.5 - centre[..., None]).unbind(1)
+    image = torch.arange(len(centre), device=centre.device)[:, None, None]
+    return x[:, None], y[:, :, None], (image, pixels[:, 1, :, None], pixels[:, 0, None])
+
+
+def _brightness(ink: Tensor) -> Tensor:
+    """From 1, at half a pixel outside a shape, to 0, at half a pixel inside; `ink` is the depth."""
+    return 1 - (ink + 0.5).clamp(0, 1)
 
 
 def _unit(angle: Tensor) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], -1)
 
 
-def _distance_to_segment(pixels: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Distance of every pixel to B segments, (B, size, size)."""
-    along = (end - start)[:, None, None]
-    away = pixels - start[:, None, None]
-    share = ((away * along).sum(-1) / along.square().sum(-1)).clamp(0, 1)
-    return (away - share[..., None] * along).norm(dim=-1)
+def _distance_to_segment(x: Tensor, y: Tensor, tip: Tensor, back: Tensor) -> Tensor:
+    """Distance of pixels (B, W, W) to B segments that end at `tip` and begin at tip - back."""
+    (back_x, back_y), (tip_x, tip_y) = (p[..., None, None].unbind(1) for p in (back, tip))
+    x, y = x - tip_x, y - tip_y
+    share = (x * back_x + y * back_y) / back.square().sum(-1)[:, None, None]
+    share = share.clamp(-1, 0)
+    return ((x - share * back_x).square() + (y - share * back_y).square()).sqrt()
+
+
+class Drawing:
+    """Images that can still be drawn on another device; a few numbers each until then.
+
+    Not a tuple or dataclass, whose numbers Lightning would round to the precision of the net.
+    """
+
+    def __init__(self, scene: Scene, image_size: int, **shapes: tuple[float, float]) -> None:
+        # The positions have been found, and some devices know nothing wider than float32.
+        self.scene = Scene(scene.label, *(x.float() for x in scene[1:]))
+        self.image_size, self.shapes = image_size, shapes
+
+    def to(self, device: torch.device | str) -> "Drawing":
+        """The same images, to be drawn on `device`."""
+        scene = Scene(*(x.to(device) for x in self.scene))
+        return Drawing(scene, self.image_size, **self.shapes)
+
+    def draw(self) -> Tensor:
+        """Images (B, 1, image_size, image_size)."""
+        return render(self.scene, self.image_size, **self.shapes)
 
 
 class ArrowDataset(Dataset):
-    """Images drawn when asked for, a whole batch at once; a pure function of (seed, index)."""
+    """What is to be drawn, and its labels, a whole batch at once; a function of (seed, index)."""
 
-    def __init__(self, seed: int, size: int, **drawing: object) -> None:
-        self.seed, self.size, self.drawing = seed, size, drawing
+    def __init__(
+        self, seed: int, size: int, image_size: int, padding: float, **shapes: tuple[float, float]
+    ) -> None:
+        self.seed, self.size = seed, size
+        self.image_size, self.padding, self.shapes = image_size, padding, shapes
 
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return draw_arrows(self.seed, torch.tensor(indices), **self.drawing)
+    def __getitems__(self, indices: list[int]) -> tuple[Drawing, Tensor]:
+        sizes = {"image_size": self.image_size, "padding": self.padding}
+        scene = sample_scenes(self.seed, torch.tensor(indices), **sizes, **self.shapes)
+        return Drawing(scene, self.image_size, **self.shapes), scene.label
 
 
 class FreshSampler(ShuffledSampler):
@@ -175,6 +236,9 @@ class FreshSampler(ShuffledSampler):
 
 class ArrowData(DataModule):
     """Arrow-pointing images: train at one size, validate and test there and at larger sizes.
+
+    Loaders give drawings still to be made. The trainer moves them to the device of the net and
+    calls `on_after_batch_transfer`, which makes them.
 
     Args:
         image_size: Side of the training canvas in pixels.
@@ -189,7 +253,6 @@ class ArrowData(DataModule):
         val_size: Validation images of every size.
         test_size: Test images of every size.
         batch_size: Images of a batch.
-        num_workers: Processes that draw.
         seed: Seed of the data; the splits and sizes of one seed share no image.
 
     Raises:
@@ -209,7 +272,6 @@ class ArrowData(DataModule):
         val_size: int = 5_000,
         test_size: int = 10_000,
         batch_size: int = 128,
-        num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -249,6 +311,16 @@ class ArrowData(DataModule):
             line_width=h.line_width,
         )
 
+    def on_after_batch_transfer(
+        self, batch: tuple[Drawing, Tensor], dataloader_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        """Draw a batch of the loaders: on the device of the net, in its precision."""
+        drawing, labels = batch
+        images = drawing.draw()
+        if self.trainer is not None:
+            images = self.trainer.precision_plugin.convert_input(images)
+        return images, labels
+
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train", self.hparams.image_size)
         sampler_class = FreshSampler if self.hparams.fresh else ShuffledSampler
@@ -265,8 +337,6 @@ class ArrowData(DataModule):
         return DataLoader(
             dataset,
             batch_size=self.hparams.batch_size,
-            num_workers=self.hparams.num_workers,
-            persistent_workers=self.hparams.num_workers > 0,
             collate_fn=_as_is,
             **options,
         )

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
-from tasks.arrow import SPLITS, ArrowData, draw_arrows, sample_scenes, uniform
+from tasks.arrow import SPLITS, ArrowData, draw_arrows, render, sample_scenes, uniform
 from tests.helpers import assert_close
 
 SHAPES = {"padding": 5, "radius": (3, 5), "arrow_length": (6, 9), "line_width": (1, 2)}
@@ -162,13 +164,55 @@ def test_images_are_a_function_of_seed_and_index():
     assert not torch.equal(draw_arrows(4, index, image_size=32, **SHAPES)[0], images)
 
 
-def test_dataset_items_equal_batches():
+def test_shapes_cross_the_border():
+    """Without padding: what lies outside the canvas is cut off, the rest is the same image."""
+    index, shapes = torch.arange(64), SHAPES | {"radius": (2, 9), "line_width": (1, 8)}
+    scene = sample_scenes(3, index, image_size=40, **shapes | {"padding": 0})
+    shapes.pop("padding")
+    inner = render(scene, 40, **shapes)
+    moved = scene._replace(arrow=scene.arrow + 15, circle=scene.circle + 15)
+    outer = render(moved, 70, **shapes)
+    torch.testing.assert_close(inner, outer[..., 15:55, 15:55], rtol=0, atol=2e-5)
+    assert (outer.flatten(1) < 1).sum() > (inner.flatten(1) < 1).sum()
+
+
+def test_window_wider_than_the_canvas():
+    shapes = {"radius": (2, 3), "arrow_length": (20, 30), "line_width": (1, 2)}
+    scene = sample_scenes(3, torch.arange(8), image_size=14, padding=0, **shapes)
+    moved = scene._replace(arrow=scene.arrow + 30, circle=scene.circle + 30)
+    want = render(moved, 80, **shapes)[..., 30:44, 30:44]
+    torch.testing.assert_close(render(scene, 14, **shapes), want, rtol=0, atol=2e-5)
+
+
+def test_dataset_gives_what_is_drawn():
     dataset = data().dataset("val", 48)
-    images, labels = dataset.__getitems__([3, 8])
-    image, label = dataset[8]
+    drawing, labels = dataset.__getitems__([3, 8])
+    want = draw_arrows(dataset.seed, torch.tensor([3, 8]), image_size=48, **SHAPES)
     assert len(dataset) == 12
-    assert torch.equal(image, images[1])
-    assert label == labels[1]
+    assert torch.equal(drawing.to("cpu").draw(), want[0])
+    assert torch.equal(labels, want[1])
+    assert drawing.to("meta").draw().is_meta
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_trainer_draws_in_its_precision(precision):
+    """The net gets images of its dtype; the places of their shapes are not rounded."""
+
+    class Keep(BoringModel):
+        def test_step(self, batch, batch_idx, dataloader_idx=0):
+            kept.append(batch)
+
+    kept = []
+    arrows = data(batch_size=12, extrapolation_sizes=())
+    options = {"logger": False, "barebones": True, "accelerator": "cpu"}
+    Trainer(precision=precision, **options).test(Keep(), datamodule=arrows, verbose=False)
+    ((images, labels),) = kept
+    dataset = arrows.dataset("test", 32)
+    want = draw_arrows(dataset.seed, torch.arange(10), image_size=32, **SHAPES)
+    assert torch.equal(
+        images, want[0].to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    )
+    assert torch.equal(labels, want[1])
 
 
 def test_splits_sizes_and_seeds_share_no_stream():
@@ -186,20 +230,16 @@ def test_splits_sizes_and_seeds_share_no_stream():
 
 def test_loaders_give_whole_batches():
     arrows = data()
-    batches = list(arrows.train_dataloader())
+    batches = [arrows.on_after_batch_transfer(batch, 0) for batch in arrows.train_dataloader()]
     assert [images.shape for images, _ in batches] == [(8, 1, 32, 32)] * 2  # the rest is dropped
     for loaders, count in ((arrows.val_dataloader(), 12), (arrows.test_dataloader(), 10)):
         for size, loader in zip((32, 48, 64), loaders, strict=True):
-            images, labels = (torch.cat(part) for part in zip(*loader, strict=True))
+            batches = [arrows.on_after_batch_transfer(batch, 0) for batch in loader]
+            images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
             assert images.shape == (count, 1, size, size)
             assert labels.tolist() == [1, 0] * (count // 2)
     assert arrows.eval_names == ["", "@48", "@64"]
     assert (arrows.in_dim, arrows.out_dim) == (1, 2)
-
-
-def test_workers_draw_the_same():
-    alone, helped = (next(iter(data(num_workers=n).val_dataloader()[0])) for n in (0, 1))
-    assert torch.equal(alone[0], helped[0])
 
 
 def test_train_order_depends_on_seed_and_epoch():
