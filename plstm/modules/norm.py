@@ -55,7 +55,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         eps: Added to the mean square.
     """
     weight = weight.to(x.dtype)
-    if x.is_cpu:  # which has no fused kernel: PyTorch would keep one temporary per operation
+    if x.is_cpu and not torch.compiler.is_compiling():
+        # Uncompiled there is no fused kernel: PyTorch would keep one temporary per operation.
         return _RMSNorm.apply(x, weight, eps)
     fused = weight if weight.ndim == 1 else None
     y = nn.functional.rms_norm(x, x.shape[-1:], fused, eps)
@@ -81,5 +82,5 @@ class _RMSNorm(torch.autograd.Function):
         product = (grad * factor).mul_(x)
         grad_weight = product.sum_to_size(weight.shape)
         along = product.mul_(weight).sum(-1, keepdim=True) * factor.square() / x.shape[-1]
-        grad_x = torch.mul(grad, factor, out=product).mul_(weight).addcmul_(x, along, value=-1)
+        grad_x = product.copy_(grad).mul_(factor).mul_(weight).addcmul_(x, along, value=-1)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
