@@ -3,6 +3,8 @@
 from plstm.graph import LineGraph
 from plstm.layers import (
     GLA,
+    DeltaNet,
+    GatedDeltaNet,
     LightningAttention,
     LinearAttention,
     Mamba2,
@@ -25,7 +27,9 @@ from plstm.ops import (
 
 __all__ = [
     "GLA",
+    "DeltaNet",
     "GNNModel",
+    "GatedDeltaNet",
     "GraphModel",
     "LightningAttention",
     "LineGraph",

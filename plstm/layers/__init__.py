@@ -1,5 +1,7 @@
 """Mixers: modules that mix positions, one per file."""
 
+from plstm.layers.delta_net import DeltaNet, DeltaNetState
+from plstm.layers.gated_delta_net import GatedDeltaNet
 from plstm.layers.gla import GLA
 from plstm.layers.lightning_attention import LightningAttention
 from plstm.layers.linear_attention import LinearAttention
@@ -13,6 +15,9 @@ from plstm.layers.softmax_attention import AttentionState, SoftmaxAttention
 __all__ = [
     "GLA",
     "AttentionState",
+    "DeltaNet",
+    "DeltaNetState",
+    "GatedDeltaNet",
     "LightningAttention",
     "LinearAttention",
     "Mamba2",

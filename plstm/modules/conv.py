@@ -22,6 +22,10 @@ class CausalConv1d(nn.Module):
         self.dim, self.width = dim, width
         self.conv = nn.Conv1d(dim, dim, width, groups=dim, bias=bias)
 
+    def reset_parameters(self) -> None:
+        """Draw new initial values, those of PyTorch."""
+        self.conv.reset_parameters()
+
     def forward(self, x: Tensor, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Convolve x (B, L, dim) after `window` (B, width - 1, dim), zeros if None.
 
