@@ -3,6 +3,7 @@
 from plstm.graph import LineGraph
 from plstm.layers import (
     GLA,
+    MLSTM,
     DeltaNet,
     GatedDeltaNet,
     LightningAttention,
@@ -27,6 +28,7 @@ from plstm.ops import (
 
 __all__ = [
     "GLA",
+    "MLSTM",
     "DeltaNet",
     "GNNModel",
     "GatedDeltaNet",

@@ -6,6 +6,7 @@ from plstm.layers.gla import GLA
 from plstm.layers.lightning_attention import LightningAttention
 from plstm.layers.linear_attention import LinearAttention
 from plstm.layers.mamba2 import Mamba2, Mamba2State
+from plstm.layers.mlstm import MLSTM, MLSTMLayerState
 from plstm.layers.plstm_1d import PLSTM1d, PLSTM1dState
 from plstm.layers.plstm_2d import PLSTM2d
 from plstm.layers.plstm_graph import PLSTMGraph
@@ -14,12 +15,14 @@ from plstm.layers.softmax_attention import AttentionState, SoftmaxAttention
 
 __all__ = [
     "GLA",
+    "MLSTM",
     "AttentionState",
     "DeltaNet",
     "DeltaNetState",
     "GatedDeltaNet",
     "LightningAttention",
     "LinearAttention",
+    "MLSTMLayerState",
     "Mamba2",
     "Mamba2State",
     "PLSTM1d",

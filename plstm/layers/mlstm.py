@@ -1,0 +1,169 @@
+"""mLSTM layer of the xLSTM."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from plstm.modules.conv import CausalConv1d
+from plstm.modules.init import small_init_
+from plstm.ops.mlstm import MLSTMState, mlstm
+
+
+class MLSTMLayerState(NamedTuple):
+    """What the layer carries from one position to the next."""
+
+    memory: Tensor  # (B, H, K, K)
+    normalizer: Tensor  # (B, H, K)
+    stabilizer: Tensor  # (B, H)
+    window: Tensor  # last inputs of the convolution, (B, conv_width - 1, expansion dim)
+
+
+class MLSTM(nn.Module):
+    """Matrix LSTM with exponential input gates, causal, linear in the length.
+
+    (u, z) = W_up x,   c = silu(conv(u)),   q, k = blockdiagonal(c),   v = blockdiagonal(u)
+    C_t = f_t C_{t-1} + i_t k_t v_t^T,   n_t = f_t n_{t-1} + i_t k_t
+    h_t = C_t^T q_t / max(|n_t . q_t|, 1),   y = W_down ((norm(h) + skip * c) * silu(z))
+
+    with k over sqrt(K), i = exp and f = sigmoid of a linear map of (q, k, v), and a layer norm of
+    every head without bias. This is the published pre-up-projection block from its norm to its
+    residual sum, which are `plstm.modules.block.Block`'s; the published nets have no feed-forward
+    part besides (feed_forward_ratio 0). The state has H (K^2 + K + 1) numbers, K = expansion * dim
+    / H, and the window of the convolution; a position costs O(H K^2 + expansion dim^2).
+
+    Args:
+        dim: Model width.
+        num_heads: Number of heads.
+        expansion: Width of u and z over dim.
+        conv_width: Width of the causal depthwise convolution before q and k.
+        block_width: Width of the diagonal blocks of the maps to q, k and v.
+        num_blocks: Blocks of the whole net; the more, the smaller W_down at the start.
+        backend: See `plstm.ops.mlstm`.
+
+    Raises:
+        ValueError: expansion * dim is not divisible by the heads and by the block width.
+
+    Source: arXiv 2405.04517, figure 11. Initial values: W_up, q, k, v N(0, 2 / (5 dim)), W_down
+    N(0, 4 / (num_blocks^2 dim)), gate weights 0, forget bias 3 ... 6 over the heads, input bias
+    N(0, 0.1^2), skip 1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        expansion: int = 2,
+        conv_width: int = 4,
+        block_width: int = 4,
+        num_blocks: int = 1,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        inner = expansion * dim
+        if min(dim, num_heads, expansion, block_width, num_blocks) < 1 or (
+            inner % num_heads or inner % block_width
+        ):
+            raise ValueError(
+                "MLSTM: num_heads and block_width must divide expansion * dim, all positive, got "
+                f"num_heads={num_heads}, block_width={block_width}, expansion={expansion} and "
+                f"dim={dim}; change one of them"
+            )
+        self.dim, self.inner, self.num_heads = dim, inner, num_heads
+        self.num_blocks, self.backend = num_blocks, backend
+        self.up_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.conv = CausalConv1d(inner, conv_width)
+        self.q_proj, self.k_proj, self.v_proj = (
+            BlockDiagonal(inner, block_width) for _ in range(3)
+        )
+        self.gate_proj = nn.Linear(3 * inner, 2 * num_heads)  # input and forget gates
+        self.norm = HeadLayerNorm(num_heads, inner // num_heads)
+        self.skip = nn.Parameter(torch.empty(inner))
+        self.down_proj = nn.Linear(inner, dim, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        small_init_(self.up_proj)
+        self.conv.reset_parameters()
+        for proj in (self.q_proj, self.k_proj, self.v_proj):
+            nn.init.normal_(proj.weight, std=math.sqrt(2 / (5 * self.dim)))
+        nn.init.zeros_(self.gate_proj.weight)
+        input_bias, forget_bias = self.gate_proj.bias.chunk(2)
+        nn.init.normal_(input_bias, std=0.1)
+        forget_bias.copy_(torch.linspace(3, 6, self.num_heads))
+        nn.init.ones_(self.norm.weight)
+        nn.init.ones_(self.skip)
+        nn.init.normal_(self.down_proj.weight, std=2 / (self.num_blocks * math.sqrt(self.dim)))
+
+    def forward(
+        self, x: Tensor, state: MLSTMLayerState | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, MLSTMLayerState]:
+        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
+        u, z = self.up_proj(x).chunk(2, -1)
+        mixed, window = self.conv(u, state.window if state is not None else None)
+        mixed = nn.functional.silu(mixed)
+        qkv = [self.q_proj(mixed), self.k_proj(mixed), self.v_proj(u)]
+        h, cell = mlstm(
+            *(rearrange(part, "b l (h k) -> b l h k", h=self.num_heads) for part in qkv),
+            *self.gate_proj(torch.cat(qkv, -1)).chunk(2, -1),
+            state=MLSTMState(*state[:3]) if state is not None else None,
+            return_state=True,
+            backend=self.backend,
+        )
+        y = self.norm(h) + self.skip.to(mixed.dtype) * mixed
+        y = self.down_proj(y * nn.functional.silu(z))
+        return (y, MLSTMLayerState(*cell, window)) if return_state else y
+
+    def step(
+        self, x: Tensor, state: MLSTMLayerState | None = None
+    ) -> tuple[Tensor, MLSTMLayerState]:
+        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        y, state = self.forward(x[:, None], state, return_state=True)
+        return y[:, 0], state
+
+    def state_size(self) -> int:
+        """Numbers carried per sequence."""
+        width = self.inner // self.num_heads
+        return self.num_heads * (width**2 + width + 1) + self.conv.window_size()
+
+
+class BlockDiagonal(nn.Module):
+    """Linear map without bias of every block of `block_width` channels by itself.
+
+    Args:
+        dim: Channels in and out.
+        block_width: Channels of a block; divides dim.
+    """
+
+    def __init__(self, dim: int, block_width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim // block_width, block_width, block_width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., dim)."""
+        blocks = x.unflatten(-1, self.weight.shape[:2])
+        return torch.einsum("...ni,noi->...no", blocks, self.weight).flatten(-2)
+
+
+class HeadLayerNorm(nn.Module):
+    """Layer norm of every head by itself, with a scale per head and channel and no bias.
+
+    Args:
+        num_heads: Number of heads H.
+        width: Channels per head W.
+    """
+
+    def __init__(self, num_heads: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.weight = nn.Parameter(torch.ones(num_heads * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (..., H, W) and merge the heads: (..., H * W)."""
+        normed = nn.functional.layer_norm(x, (self.width,))
+        return normed.flatten(-2) * self.weight.to(x.dtype)
