@@ -1,11 +1,13 @@
 """Mixers: modules that mix positions, one per file."""
 
 from plstm.layers.delta_net import DeltaNet, DeltaNetState
+from plstm.layers.flattened_grid import FlattenedGrid
 from plstm.layers.gated_delta_net import GatedDeltaNet
 from plstm.layers.gla import GLA
 from plstm.layers.lightning_attention import LightningAttention
 from plstm.layers.linear_attention import LinearAttention
 from plstm.layers.mamba2 import Mamba2, Mamba2State
+from plstm.layers.mamba2d import Mamba2D
 from plstm.layers.mlstm import MLSTM, MLSTMLayerState
 from plstm.layers.plstm_1d import PLSTM1d, PLSTM1dState
 from plstm.layers.plstm_2d import PLSTM2d
@@ -19,11 +21,13 @@ __all__ = [
     "AttentionState",
     "DeltaNet",
     "DeltaNetState",
+    "FlattenedGrid",
     "GatedDeltaNet",
     "LightningAttention",
     "LinearAttention",
     "MLSTMLayerState",
     "Mamba2",
+    "Mamba2D",
     "Mamba2State",
     "PLSTM1d",
     "PLSTM1dState",

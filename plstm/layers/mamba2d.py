@@ -1,0 +1,117 @@
+"""Mamba2D: a selective state-space scan over a grid."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from plstm.layers.flattened_grid import CORNERS
+from plstm.modules.init import step_size_bias_
+from plstm.ops.checks import check_choice
+from plstm.ops.mamba2d import mamba2d
+
+
+class Mamba2D(nn.Module):
+    """Selective state-space model whose states move along both axes of a grid at once.
+
+    u = gelu(W_in x),   y = W_out gelu(scan(u) + D u) (+ pointwise(depthwise(x)))
+
+    The scan is `plstm.ops.mamba2d`. From u come B_L, B_T and C, shared by all channels, and
+    through a low rank the step sizes dt_L = softplus(W_L r_L + b_L), dt_T likewise. A_L and A_T are
+    -(1, 2, ..., state_dim) in every channel at the start. Cost O(Y X D N) in Y + X - 1 steps. One
+    scan looks up and to the left only; alternate the corners from block to block.
+
+    Our reading where the paper leaves a choice: B, C and dt are made of u, and the local path runs
+    beside the whole branch.
+
+    Args:
+        dim: Model width.
+        expand: Width of u over dim.
+        state_dim: States N per channel.
+        dt_rank: Rank of the step sizes, a sixteenth of the width of u, rounded up, if None.
+        corner: Where the scan starts, "top_left" or "bottom_right".
+        local_width: Side of the depthwise convolution of the local path, odd; 0 leaves it out.
+        backend: Backend of mamba2d.
+
+    Raises:
+        ValueError: unknown corner; sizes not positive; local_width even.
+
+    Source: arXiv 2412.16146; step sizes and A as in Mamba, arXiv 2312.00752.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        expand: int = 1,
+        state_dim: int = 16,
+        dt_rank: int | None = None,
+        corner: str = "top_left",
+        local_width: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_choice("Mamba2D", "corner", corner, CORNERS)
+        inner = expand * dim
+        dt_rank = math.ceil(inner / 16) if dt_rank is None else dt_rank
+        if min(dim, expand, state_dim, dt_rank) < 1 or (local_width and local_width % 2 == 0):
+            raise ValueError(
+                "Mamba2D: dim, expand, state_dim and dt_rank must be positive and local_width odd "
+                f"or 0, got {dim}, {expand}, {state_dim}, {dt_rank} and {local_width}"
+            )
+        self.corner, self.state_dim, self.backend = corner, state_dim, backend
+        self.sizes = [dt_rank, dt_rank, state_dim, state_dim, state_dim]
+        self.in_proj = nn.Linear(dim, inner)
+        self.scan_proj = nn.Linear(inner, sum(self.sizes), bias=False)
+        self.dt_left_proj = nn.Linear(dt_rank, inner)
+        self.dt_top_proj = nn.Linear(dt_rank, inner)
+        # Vectors, though (inner, state_dim) in use: vectors get no weight decay.
+        self.A_left_log = nn.Parameter(torch.empty(inner * state_dim))
+        self.A_top_log = nn.Parameter(torch.empty(inner * state_dim))
+        self.D = nn.Parameter(torch.empty(inner))
+        self.out_proj = nn.Linear(inner, dim)
+        self.local = _separable_conv(dim, local_width) if local_width else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        for linear in (self.in_proj, self.scan_proj, self.out_proj, *(self.local or ())):
+            linear.reset_parameters()
+        for proj in (self.dt_left_proj, self.dt_top_proj):
+            bound = proj.in_features**-0.5
+            nn.init.uniform_(proj.weight, -bound, bound)
+            step_size_bias_(proj.bias)
+        rates = torch.arange(1, self.state_dim + 1, device=self.D.device).repeat(len(self.D))
+        for log_rate in (self.A_left_log, self.A_top_log):
+            log_rate.copy_(rates.log())
+        nn.init.ones_(self.D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, Y, X, dim) to the same shape."""
+        turned = x if self.corner == "top_left" else torch.flip(x, [1, 2])
+        u = nn.functional.gelu(self.in_proj(turned))
+        rank_left, rank_top, b_left, b_top, c = self.scan_proj(u).split(self.sizes, -1)
+        dt = [
+            nn.functional.softplus(proj(rank))
+            for proj, rank in ((self.dt_left_proj, rank_left), (self.dt_top_proj, rank_top))
+        ]
+        a = [
+            -log_rate.exp().unflatten(0, (-1, self.state_dim))
+            for log_rate in (self.A_left_log, self.A_top_log)
+        ]
+        out = mamba2d(u, *dt, *a, b_left, b_top, c, backend=self.backend)
+        y = self.out_proj(nn.functional.gelu(out + self.D.to(u.dtype) * u))
+        if self.corner == "bottom_right":
+            y = torch.flip(y, [1, 2])
+        return y if self.local is None else y + self.local(x.movedim(-1, 1)).movedim(1, -1)
+
+    def extra_repr(self) -> str:
+        return f"state_dim={self.state_dim}, corner={self.corner!r}"
+
+
+def _separable_conv(dim: int, width: int) -> nn.Sequential:
+    """Depthwise, then pointwise; on (B, dim, Y, X)."""
+    return nn.Sequential(
+        nn.Conv2d(dim, dim, width, padding=width // 2, groups=dim), nn.Conv2d(dim, dim, 1)
+    )
