@@ -89,9 +89,16 @@ def test_naive_gradcheck(lanes):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @lanes_cases
-@pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 127, 200])
+@pytest.mark.parametrize("length", [1, 5, 15, 16, 17, 63, 64, 65, 127, 200])
 def test_equals_naive(length, lanes, backend):
     assert_backends_agree(sequence_inputs(length, lanes), backend)
+
+
+@pytest.mark.parametrize("length", [63, 64, 65, 150])
+def test_equals_naive_with_long_chunks(length):
+    inputs = sequence_inputs(length, batch=1, key_width=70, value_width=60)
+    assert max(piece.chunk_size for piece in chunk._pieces(inputs["q"], inputs["v"])) > 62
+    assert_backends_agree(inputs, "chunk")
 
 
 @pytest.mark.parametrize("length", [3, 4, 24, 25, 47])
@@ -99,7 +106,7 @@ def test_equals_naive(length, lanes, backend):
 def test_equals_naive_in_pieces(length, chunks, monkeypatch):
     """Several chunks at a time, where only the states between them are kept."""
     inputs = sequence_inputs(length)
-    monkeypatch.setattr(chunk, "CHUNK_SIZE", 4)
+    monkeypatch.setattr(chunk, "CHUNK_SIZES", (4,))
     monkeypatch.setattr(chunk, "MAX_CHUNKS", chunks)
     pieces = list(chunk._pieces(inputs["q"], inputs["v"]))
     assert len(pieces) == -(-(length // 4) // chunks) + (length % 4 > 0)

@@ -22,7 +22,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from plstm.ops.plstm_1d.chunk_lanes import plstm_1d_chunk_lanes
 from plstm.ops.products import transition_gradient, transition_products
 
-CHUNK_SIZE = 64
+# The longest with C^2 <= K V: work inside chunks grows with C, that of the states with K V / C.
+CHUNK_SIZES = (64, 32, 16)
 # Chunks are taken together in pieces, so that temporaries stay in the caches of a CPU or are few
 # and large elsewhere. Numbers of a temporary, and most chunks, whose number enters squared:
 PIECE_NUMBERS = {"cpu": 2**17}
@@ -110,9 +111,10 @@ class Piece(NamedTuple):
 
 def _pieces(q: Tensor, v: Tensor) -> Iterator[Piece]:
     """Pieces of several chunks, then what is left as one shorter chunk."""
-    batch, length, heads, width = q.shape
-    size = CHUNK_SIZE
-    numbers = batch * heads * max(size**2, size * width, size * v.shape[-1], width * v.shape[-1])
+    batch, length, heads, key_width = q.shape
+    state_size = key_width * v.shape[-1]
+    size = next((size for size in CHUNK_SIZES if size**2 <= state_size), CHUNK_SIZES[-1])
+    numbers = batch * heads * max(size**2, size * key_width, size * v.shape[-1], state_size)
     limit = PIECE_NUMBERS.get(q.device.type, OTHER_PIECE_NUMBERS)
     step = size * min(max(1, limit // numbers), MAX_CHUNKS)
     whole = length - length % size
