@@ -67,7 +67,7 @@ class Case:
         self.dim, self.positions = dim, positions
         self.cls, kwargs = import_class(mixer["class_path"]), mixer.get("init_args", {})
         self.kwargs = resolve(kwargs)
-        words = [self.cls.__name__, *(f"{k}={v}" for k, v in kwargs.items())]
+        words = [self.cls.__name__, *(f"{k}={_shown(v)}" for k, v in kwargs.items())]
         self.name = "-".join([file, *words]).replace(" ", "")
         self.ends = (0, -1)  # index, on every axis, of the first and of the last position read
         if kwargs.get("corner") == "bottom_right":
@@ -89,6 +89,11 @@ class Case:
         """Random input (B, *positions, dim)."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(batch, *self.positions, self.dim, generator=generator)
+
+
+def _shown(value: object) -> object:
+    """A mixer inside a mixer by the name of its class alone."""
+    return value["class_path"].rsplit(".", 1)[1] if isinstance(value, dict) else value
 
 
 def _cases() -> list[Case]:
