@@ -1,0 +1,82 @@
+"""Toeplitz position code."""
+
+import torch
+from torch import Tensor, nn
+
+from plstm.modules.norm import RMSNorm
+from plstm.ops.gated_linear_attention import gated_linear_attention
+
+
+class ToeplitzPosition(nn.Module):
+    """Toeplitz position code (MD-TPE): sums over the past along every axis, with a learned decay.
+
+    y = x + sum over the axes of W norm(s)
+    s_i = (q_h . k_h) sum_{m<=i} sigmoid(theta_h)^(i-m) x_m
+
+    per head h of channels, the sum along one axis, each axis with parameters of its own; causal
+    along every axis, and linear in the number of positions. Published nets apply it once, to the
+    embedding.
+
+    Args:
+        dim: Model width; divisible by num_heads.
+        num_heads: Groups of channels with a decay each.
+        axes: Position axes.
+
+    Source: arXiv 2405.21022; parameters and initial values, q, k and theta ~ N(0, 1), as in its
+    author's code. That the code is added to x is our reading.
+    """
+
+    def __init__(self, dim: int, num_heads: int, axes: int) -> None:
+        super().__init__()
+        self.dim, self.num_heads = dim, num_heads
+        self.q, self.k = (
+            nn.Parameter(torch.empty(axes, num_heads, dim // num_heads)) for _ in range(2)
+        )
+        self.theta = nn.Parameter(torch.empty(axes * num_heads))
+        self.norms = nn.ModuleList(RMSNorm(dim) for _ in range(axes))
+        self.projs = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(axes))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        for parameter in (self.q, self.k, self.theta):
+            nn.init.normal_(parameter)
+        for norm, proj in zip(self.norms, self.projs, strict=True):
+            norm.reset_parameters()
+            nn.init.normal_(proj.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the code to x (B, *positions, dim)."""
+        y = x
+        for axis in range(len(self.norms)):
+            code, _ = self._code(x.movedim(axis + 1, -2), axis)
+            y = y + code.movedim(-2, axis + 1)
+        return y
+
+    def forward_with_state(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As forward for a sequence, with the sums (B, H, 1, dim / H) in and out."""
+        code, state = self._code(x, 0, state)
+        return x + code, state
+
+    def scan(self, x: Tensor, axis: int, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The sums s along the positions of x (B, L, dim), and the last one without q . k."""
+        gain = (self.q[axis] * self.k[axis]).sum(-1)
+        log_decay = nn.functional.logsigmoid(self.theta.view(-1, self.num_heads)[axis])
+        shape = (*x.shape[:2], self.num_heads)
+        gain, log_decay = gain.expand(shape), log_decay.expand(shape)
+        values = x.unflatten(-1, (self.num_heads, -1))
+        sums, state = gated_linear_attention(
+            gain[..., None],
+            torch.ones_like(gain)[..., None],
+            values,
+            log_decay,
+            state=state,
+            return_state=True,
+            scale=1.0,
+        )
+        return sums.flatten(2), state
+
+    def _code(self, x: Tensor, axis: int, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """W norm(s) along the last position axis of x (B, *positions, dim)."""
+        sums, state = self.scan(x.flatten(0, -3), axis, state)
+        return self.projs[axis](self.norms[axis](sums)).view(x.shape), state
