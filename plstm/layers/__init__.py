@@ -4,6 +4,7 @@ from plstm.layers.delta_net import DeltaNet, DeltaNetState
 from plstm.layers.flattened_grid import FlattenedGrid
 from plstm.layers.gated_delta_net import GatedDeltaNet
 from plstm.layers.gla import GLA
+from plstm.layers.lightnet import LightNet, LightNetState
 from plstm.layers.lightning_attention import LightningAttention
 from plstm.layers.linear_attention import LinearAttention
 from plstm.layers.mamba2 import Mamba2, Mamba2State
@@ -23,6 +24,8 @@ __all__ = [
     "DeltaNetState",
     "FlattenedGrid",
     "GatedDeltaNet",
+    "LightNet",
+    "LightNetState",
     "LightningAttention",
     "LinearAttention",
     "MLSTMLayerState",

@@ -1,0 +1,210 @@
+"""LightNet attention: linear attention whose decay is additive."""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from plstm.modules.causal import check_causal_call
+from plstm.modules.lrpe import apply_lrpe
+from plstm.modules.norm import HeadRMSNorm
+from plstm.modules.rotary import coordinates
+from plstm.modules.tpe import ToeplitzPosition
+from plstm.modules.widths import head_widths
+from plstm.ops.checks import accumulation_dtype, check_choice
+from plstm.ops.gated_linear_attention import gated_linear_attention
+
+
+class LightNetState(NamedTuple):
+    """What a causal layer carries from one position to the next."""
+
+    memory: Tensor  # (B, H, K, V), 2 K with the cosine code
+    z: Tensor  # logarithm of the sum of exp(kappa), (B, H, K)
+    code: Tensor | None  # sums of the Toeplitz code, (B, H, 1, dim / H)
+    position: int  # positions seen
+
+
+class LightNet(nn.Module):
+    """Linear attention with keys that are a softmax over the positions, per channel.
+
+    O = silu(Q) softmax(kappa)^T V,   y = W_o (norm(O) * sigmoid(x W_1 W_2)),   kappa = x W_k
+
+    one sum over all positions of any number of axes, or, if causal, over those up to t:
+
+    z_t = log sum_{s<=t} exp(kappa_s),   o_t = S_t^T q_t
+    S_t = exp(z_{t-1} - z_t) S_{t-1} + exp(kappa_t - z_t) v_t^T
+
+    with an RMS norm per head and no map with a bias. A position costs O(H K V) in both forms; the
+    causal one carries H (K V + K) numbers per sequence (H (2 K V + K) with the cosine code), and
+    dim more with the Toeplitz code. Its decay tends to 1 as 1 / t: it has no recency of its own.
+
+    Args:
+        dim: Model width.
+        num_heads: Number of heads.
+        causal: Only look back; for sequences. Otherwise for any number of position axes.
+        lrpe: Position code of queries and keys: "none", "cosine" or "rotate" (MD-LRPE). If causal,
+            only the cosine form depends on differences of positions alone: rotation mixes channels
+            that decay differently.
+        tpe_axes: Position axes of the code MD-TPE in front of all maps, 0 for none. Published nets
+            apply it once, after the embedding: set it in the first mixer of a net only.
+        phantom: Count one more position in front of a sequence, with kappa = 0 and v = 0.
+        qk_dim: Key width per head, dim / num_heads if None.
+        v_dim: Value width per head, dim / num_heads if None.
+        gate_rank: Rank of the output gate, dim / num_heads if None.
+        backend: See `plstm.ops.gated_linear_attention`.
+
+    Raises:
+        ValueError: widths do not divide; an unknown code; phantom or a state without causal; causal
+            with more than one position axis; other axes than tpe_axes.
+
+    Source: arXiv 2405.21022; gate and norm as in its author's code. Linear maps N(0, 0.02^2).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        causal: bool = True,
+        lrpe: str = "none",
+        tpe_axes: int = 0,
+        phantom: bool = False,
+        qk_dim: int | None = None,
+        v_dim: int | None = None,
+        gate_rank: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_choice("LightNet", "lrpe", lrpe, ("none", "cosine", "rotate"))
+        self.num_heads, self.causal, self.phantom = num_heads, causal, phantom
+        self.lrpe, self.tpe_axes, self.backend = lrpe, tpe_axes, backend
+        self.qk_dim, self.v_dim = head_widths("LightNet", dim, num_heads, qk_dim, v_dim)
+        self._check_options(dim)
+        gate_rank = dim // num_heads if gate_rank is None else gate_rank
+        inner = num_heads * self.v_dim
+        self.code = ToeplitzPosition(dim, num_heads, tpe_axes) if tpe_axes else None
+        self.q_proj = nn.Linear(dim, num_heads * self.qk_dim, bias=False)
+        self.k_proj = nn.Linear(dim, num_heads * self.qk_dim, bias=False)
+        self.v_proj = nn.Linear(dim, inner, bias=False)
+        self.gate_down = nn.Linear(dim, gate_rank, bias=False)
+        self.gate_up = nn.Linear(gate_rank, inner, bias=False)
+        self.norm = HeadRMSNorm(num_heads, self.v_dim)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        for part in self.children():
+            if isinstance(part, nn.Linear):
+                nn.init.normal_(part.weight, std=0.02)
+        nn.init.ones_(self.norm.weight)
+        if self.code is not None:
+            self.code.reset_parameters()
+
+    def forward(
+        self, x: Tensor, state: LightNetState | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, LightNetState]:
+        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state."""
+        self._check_call(x, return_state or state is not None)
+        if self.causal:
+            y, state = self._causal(x, state)
+            return (y, state) if return_state else y
+        x = self.code(x) if self.code is not None else x
+        q, kappa, v = self._qkv(x.flatten(1, -2))
+        k = torch.softmax(kappa, 1)
+        if self.lrpe != "none":
+            positions = coordinates(x.shape[1:-1], x.device)
+            q, k = (apply_lrpe(part, positions, self.lrpe) for part in (q, k))
+        with torch.autocast(x.device.type, enabled=False):
+            memory = torch.einsum("blhk,blhv->bhkv", k, v.to(k.dtype))
+            out = torch.einsum("blhk,bhkv->blhv", q.to(k.dtype), memory)
+        return self._output(out.to(v.dtype).view(*x.shape[:-1], *out.shape[-2:]), x)
+
+    def step(self, x: Tensor, state: LightNetState | None = None) -> tuple[Tensor, LightNetState]:
+        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        y, state = self.forward(x[:, None], state, return_state=True)
+        return y[:, 0], state
+
+    def state_size(self) -> int:
+        """Numbers carried per sequence; 0 if not causal."""
+        if not self.causal:
+            return 0
+        keys = self.num_heads * self.qk_dim
+        memory = keys * self.v_dim * (2 if self.lrpe == "cosine" else 1)
+        return memory + keys + (self.code.dim if self.code is not None else 0)
+
+    def _causal(self, x: Tensor, state: LightNetState | None) -> tuple[Tensor, LightNetState]:
+        memory, z, code, start = state if state is not None else (None, None, None, 0)
+        if self.code is not None:
+            x, code = self.code.forward_with_state(x, code)
+        q, kappa, v = self._qkv(x)
+        if z is None:
+            z = torch.full_like(kappa[:, 0], 0.0 if self.phantom else -torch.inf)
+        k, log_decay, z = additive_decay(kappa, z)
+        if self.lrpe != "none":
+            positions = coordinates(x.shape[1:2], x.device, start)
+            q, k = (apply_lrpe(part, positions, self.lrpe) for part in (q, k))
+            if self.lrpe == "cosine":
+                log_decay = torch.cat([log_decay, log_decay], -1)
+        out, memory = gated_linear_attention(
+            q,
+            k,
+            v,
+            log_decay,
+            state=memory,
+            return_state=True,
+            scale=1.0,
+            backend=self.backend,
+        )
+        state = LightNetState(memory, z, code, start + x.shape[1])
+        return self._output(out, x), state
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, kappa and v, (B, L, H, width); q and kappa in float32 or wider."""
+        q, kappa, v = (
+            rearrange(proj(x), "b l (h w) -> b l h w", h=self.num_heads)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        dtype = accumulation_dtype(kappa)
+        return nn.functional.silu(q).to(dtype), kappa.to(dtype), v
+
+    def _output(self, out: Tensor, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.gate_up(self.gate_down(x)))
+        return self.out_proj(self.norm(out) * gate)
+
+    def _check_options(self, dim: int) -> None:
+        if (
+            (self.tpe_axes and dim % self.num_heads)
+            or (self.phantom and not self.causal)
+            or (self.lrpe == "rotate" and self.qk_dim % 2)
+        ):
+            raise ValueError(
+                "LightNet: tpe_axes needs dim divisible by num_heads, phantom needs causal=True "
+                f'and lrpe="rotate" an even qk_dim, got tpe_axes={self.tpe_axes}, dim={dim}, '
+                f"num_heads={self.num_heads}, phantom={self.phantom}, causal={self.causal}, "
+                f"lrpe={self.lrpe!r} and qk_dim={self.qk_dim}; change one of them"
+            )
+
+    def _check_call(self, x: Tensor, has_state: bool) -> None:
+        check_causal_call("LightNet", self.causal, x, has_state)
+        if self.tpe_axes not in (0, x.ndim - 2):
+            raise ValueError(
+                f"LightNet: x must have tpe_axes={self.tpe_axes} position axes, got "
+                f"{x.ndim - 2}; change tpe_axes"
+            )
+
+
+def additive_decay(kappa: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised keys exp(kappa_t - z_t) and log decays z_{t-1} - z_t, both exponents at most 0.
+
+    Args:
+        kappa: Logarithms of the weights of the positions, (B, L, H, K).
+        z: Logarithm of the sum of the earlier weights, (B, H, K); -inf for none.
+
+    Returns:
+        Keys and log decays (B, L, H, K), and the next z.
+    """
+    after = torch.logaddexp(torch.logcumsumexp(kappa, 1), z[:, None])
+    before = torch.cat([z[:, None], after[:, :-1]], 1)
+    return (kappa - after).exp(), before - after, after[:, -1]
