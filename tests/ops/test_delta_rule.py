@@ -192,7 +192,7 @@ def test_autocast_leaves_numbers_alone(backend):
         ({"log_decay": torch.ones(2, 5, 2, 3)}, r"log_decay must have shape \(B, L, H\)"),
         ({"beta": 0.5}, "beta must be a floating-point tensor, got float"),
         ({"state": torch.ones(2, 2, 4, 3)}, "state must have shape"),
-        ({"backend": "triton"}, "backend must be one of 'auto', 'naive', 'chunk', got 'triton'"),
+        ({"backend": "triton"}, "backend must be one of 'auto', 'naive', 'chunk', 'fla', got"),
     ],
 )
 def test_errors(change, message):

@@ -201,7 +201,7 @@ def test_autocast_leaves_numbers_alone(decay, backend):
         ({"log_decay": torch.ones(2, 5, 2, 4)}, r"log_decay must have shape \(B, L, H, K\).*K=3"),
         ({"log_decay": 0.5}, "log_decay must be a floating-point tensor, got float"),
         ({"state": torch.ones(2, 2, 4, 3)}, "state must have shape"),
-        ({"backend": "triton"}, "backend must be one of 'auto', 'naive', 'chunk', got 'triton'"),
+        ({"backend": "triton"}, "backend must be one of 'auto', 'naive', 'chunk', 'fla', got"),
     ],
 )
 def test_errors(change, message):

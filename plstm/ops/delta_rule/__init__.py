@@ -6,6 +6,7 @@ from torch import Tensor
 from plstm.ops.checks import accumulation_dtype, check_choice, check_not_empty, check_shapes
 from plstm.ops.delta_rule.chunk import delta_rule_chunk
 from plstm.ops.delta_rule.naive import delta_rule_naive
+from plstm.ops.fla import check_fla, delta_rule_fla, prefers_fla
 
 __all__ = ["delta_rule"]
 
@@ -41,25 +42,35 @@ def delta_rule(
         state: State that arrives at the first position, (B, H, K, V); zeros if None.
         return_state: Also return the state after the last position.
         scale: Factor on the output, K^(-1/2) if None.
-        backend: "naive" (the loop), "chunk" (linear time, matrix products), or "auto".
+        backend: "naive" (the loop), "chunk" (linear time, matrix products), "fla" (the kernels of
+            flash-linear-attention, where fla-core is installed, on CUDA devices, not in float64,
+            K up to 256; decays below exp(-50) count as that), or "auto".
 
     Returns:
         Output (B, L, H, V) in the dtype of v; with return_state also the state, in float32 or
         wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend.
+        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend or one
+            that does not run here.
 
     Source: arXiv 2406.06484 (chunkwise form), 2412.06464 (gated).
     """
-    check_choice("delta_rule", "backend", backend, ("auto", "naive", "chunk"))
+    check_choice("delta_rule", "backend", backend, ("auto", "naive", "chunk", "fla"))
     _check(q, k, v, beta, log_decay, state)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     decays = () if log_decay is None else (log_decay,)
     dtype = accumulation_dtype(q, k, v, beta, *decays)
     out_dtype = v.dtype
+    if backend == "auto" and prefers_fla(q.device, dtype, q.shape[-1]):
+        backend = "fla"
 
     with torch.autocast(q.device.type, enabled=False):
+        if backend == "fla":
+            check_fla("delta_rule", q.device, dtype, q.shape[-1])
+            options = {"state": state, "return_state": return_state, "scale": scale}
+            out, state = delta_rule_fla(q, k, v, beta, log_decay, **options)
+            return (out.to(out_dtype), state) if return_state else out.to(out_dtype)
         q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
         decay = torch.ones_like(beta) if log_decay is None else log_decay.to(dtype).exp()
         if state is None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from plstm.ops.checks import accumulation_dtype, check_choice, check_not_empty, check_shapes
+from plstm.ops.fla import check_fla, gated_linear_attention_fla, prefers_fla
 from plstm.ops.gated_linear_attention.chunk import gated_linear_attention_chunk
 from plstm.ops.gated_linear_attention.naive import gated_linear_attention_naive
 from plstm.ops.plstm_1d import plstm_1d
@@ -41,25 +42,35 @@ def gated_linear_attention(
         state: State that arrives at the first position, (B, H, K, V); zeros if None.
         return_state: Also return the state after the last position.
         scale: Factor on the output, K^(-1/2) if None.
-        backend: "naive" (the loop), "chunk" (linear time, matrix products), or "auto".
+        backend: "naive" (the loop), "chunk" (linear time, matrix products), "fla" (the kernels of
+            flash-linear-attention, where fla-core is installed, on CUDA devices, not in float64;
+            decays below exp(-50) count as that), or "auto".
 
     Returns:
         Output (B, L, H, V) in the dtype of v; with return_state also the state, in float32 or
         wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend.
+        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend or one
+            that does not run here.
 
     Source: arXiv 2006.16236 (no decay), 2307.08621 (per head), 2312.06635 (per channel).
     """
-    check_choice("gated_linear_attention", "backend", backend, ("auto", "naive", "chunk"))
+    check_choice("gated_linear_attention", "backend", backend, ("auto", "naive", "chunk", "fla"))
     _check(q, k, v, log_decay, state)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     decays = () if log_decay is None else (log_decay,)
     dtype = accumulation_dtype(q, k, v, *decays)
     out_dtype = v.dtype
+    if backend == "auto" and prefers_fla(q.device, dtype):
+        backend = "fla"
 
     with torch.autocast(q.device.type, enabled=False):
+        if backend == "fla":
+            check_fla("gated_linear_attention", q.device, dtype)
+            options = {"state": state, "return_state": return_state, "scale": scale}
+            out, state = gated_linear_attention_fla(q, k, v, log_decay, **options)
+            return (out.to(out_dtype), state) if return_state else out.to(out_dtype)
         one = torch.ones((), dtype=dtype, device=q.device).expand(q.shape[:3])
         decay = one if log_decay is None else log_decay.to(dtype).exp()
         if backend != "naive" and decay.ndim == 3:
