@@ -10,6 +10,7 @@ from plstm.layers.linear_attention import LinearAttention
 from plstm.layers.mamba2 import Mamba2, Mamba2State
 from plstm.layers.mamba2d import Mamba2D
 from plstm.layers.mlstm import MLSTM, MLSTMLayerState
+from plstm.layers.nalaformer_attention import NaLaFormerAttention, NaLaFormerState
 from plstm.layers.plstm_1d import PLSTM1d, PLSTM1dState
 from plstm.layers.plstm_2d import PLSTM2d
 from plstm.layers.plstm_graph import PLSTMGraph
@@ -32,6 +33,8 @@ __all__ = [
     "Mamba2",
     "Mamba2D",
     "Mamba2State",
+    "NaLaFormerAttention",
+    "NaLaFormerState",
     "PLSTM1d",
     "PLSTM1dState",
     "PLSTM2d",

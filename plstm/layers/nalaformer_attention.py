@@ -1,0 +1,192 @@
+"""NaLaFormer attention: linear attention that keeps the norm of the query."""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from plstm.modules.causal import check_causal_call
+from plstm.modules.rotary import coordinates, rotate
+from plstm.modules.widths import head_widths
+from plstm.ops.checks import accumulation_dtype
+from plstm.ops.gated_linear_attention import gated_linear_attention
+
+KEY_POWER, TAU = 3, 0.5  # lambda and tau of the paper
+EPS = 1e-6
+
+
+class NaLaFormerState(NamedTuple):
+    """What a causal layer carries from one position to the next."""
+
+    memory: Tensor  # (B, H, 2 K, K)
+    normalizer: Tensor  # sum of the keys before rotation, (B, H, 2 K)
+    position: int  # positions seen
+
+
+class NaLaFormerAttention(nn.Module):
+    """Linear attention whose queries are sharper the longer they are, with non-negative weights.
+
+    o_n = R_n(f(q_n))^T mean_s R_s(g(k_s)) v_s^T / (f(q_n) . mean_s g(k_s) + 1e-6)
+    y = W_o (norm(o + conv5x5(v)) * silu(x W_g))
+
+    with f and g of `norm_aware_features`, R a rotary code and norm a layer norm; q, k, v and the
+    gate from one linear map. Rotated, weights may be negative and need not sum to 1. If causal the
+    means are sums over the positions up to n (not in the paper). A position costs O(dim K) in both
+    forms, K = dim / H; the causal one carries 2 H (K^2 + K) numbers per sequence.
+
+    Args:
+        dim: Model width.
+        num_heads: Number of heads.
+        causal: Only look back; for sequences. Otherwise for any number of position axes.
+        rope: Rotate the features in the numerator, channels split evenly between the axes; pairs
+            are (i, i + W/2) instead of neighbours, which only relabels channels.
+        lepe: Add a depthwise 5 x 5 convolution of v; for grids.
+        backend: See `plstm.ops.gated_linear_attention`.
+
+    Raises:
+        ValueError: widths do not divide; lepe with causal or off a grid; a state without causal;
+            causal with more than one position axis.
+
+    Source: arXiv 2506.21137 and its code. Linear maps start as PyTorch draws them, the convolution
+    from N(0, 0.02^2), truncated at 2, with bias 0.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        causal: bool = False,
+        rope: bool = True,
+        lepe: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.width, _ = head_widths("NaLaFormerAttention", dim, num_heads)
+        if causal and lepe:
+            raise ValueError(
+                "NaLaFormerAttention: lepe=True looks ahead and needs a grid, got causal=True; "
+                "set lepe to false"
+            )
+        self.num_heads, self.causal, self.rope, self.backend = num_heads, causal, rope, backend
+        self.in_proj = nn.Linear(dim, 4 * dim)  # q, k, v and gate
+        self.lepe = nn.Conv2d(dim, dim, 5, padding=2, groups=dim) if lepe else None
+        self.norm = nn.LayerNorm(dim)
+        self.out_proj = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        for part in (self.in_proj, self.norm, self.out_proj):
+            part.reset_parameters()
+        if self.lepe is not None:
+            nn.init.trunc_normal_(self.lepe.weight, std=0.02)
+            nn.init.zeros_(self.lepe.bias)
+
+    def forward(
+        self, x: Tensor, state: NaLaFormerState | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, NaLaFormerState]:
+        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state."""
+        axes = x.shape[1:-1]
+        check_causal_call("NaLaFormerAttention", self.causal, x, return_state or state is not None)
+        self._check_axes(len(axes))
+        *qkv, gate = self.in_proj(x).chunk(4, -1)
+        v = qkv[2]
+        q, k, heads = (
+            rearrange(part.flatten(1, -2), "b l (h k) -> b l h k", h=self.num_heads) for part in qkv
+        )
+        with torch.autocast(x.device.type, enabled=False):
+            q, k = norm_aware_features(q, k)
+            start = state.position if state is not None else 0
+            turned = [self._turn(part, axes, start) for part in (q, k)]
+            if self.causal:
+                y, state = self._look_back(q, k, *turned, heads, state)
+            else:
+                y = _whole(q, k, *turned, heads.to(q.dtype))
+        y = y.to(v.dtype).flatten(2).view(v.shape)
+        if self.lepe is not None:
+            y = y + self.lepe(v.movedim(-1, 1)).movedim(1, -1)
+        y = self.norm(y).to(v.dtype)
+        y = self.out_proj(y * nn.functional.silu(gate))
+        return (y, state) if return_state else y
+
+    def step(
+        self, x: Tensor, state: NaLaFormerState | None = None
+    ) -> tuple[Tensor, NaLaFormerState]:
+        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        y, state = self.forward(x[:, None], state, return_state=True)
+        return y[:, 0], state
+
+    def state_size(self) -> int:
+        """Numbers carried per sequence; 0 if not causal."""
+        return 2 * self.num_heads * self.width * (self.width + 1) if self.causal else 0
+
+    def _look_back(
+        self,
+        q: Tensor,
+        k: Tensor,
+        turned_q: Tensor,
+        turned_k: Tensor,
+        v: Tensor,
+        state: NaLaFormerState | None,
+    ) -> tuple[Tensor, NaLaFormerState]:
+        memory, normalizer, start = state if state is not None else (None, None, 0)
+        options = {"state": memory, "return_state": True, "scale": 1.0, "backend": self.backend}
+        out, memory = gated_linear_attention(turned_q, turned_k, v.to(q.dtype), **options)
+        sums = k.cumsum(1) if normalizer is None else k.cumsum(1) + normalizer[:, None]
+        total = (q * sums).sum(-1, keepdim=True)
+        return out / (total + EPS), NaLaFormerState(memory, sums[:, -1], start + q.shape[1])
+
+    def _turn(self, features: Tensor, axes: torch.Size, start: int) -> Tensor:
+        """Rotary code of both halves of features (B, L, H, 2 K)."""
+        if not self.rope:
+            return features
+        pairs = self.width // (2 * len(axes))
+        exponents = torch.linspace(0, 1, pairs, device=features.device, dtype=features.dtype)
+        positions = coordinates(axes, features.device, start).to(features.dtype)
+        angles = positions[:, None, None, :, None] * 10_000.0**-exponents  # (L, 1, 1, axes, pairs)
+        parts = features.unflatten(-1, (2, len(axes), 2 * pairs))
+        return rotate(parts, angles).flatten(-3)
+
+    def _check_axes(self, axes: int) -> None:
+        if self.lepe is not None and axes != 2:
+            raise ValueError(
+                f"NaLaFormerAttention: lepe needs two position axes, got {axes}; set it to false"
+            )
+        if self.rope and self.width % (2 * axes):
+            raise ValueError(
+                f"NaLaFormerAttention: rope needs a width per head divisible by {2 * axes} for "
+                f"{axes} position axes, got {self.width}; change num_heads or set rope to false"
+            )
+
+
+def norm_aware_features(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of queries and keys with f(q) . g(k) >= 0, split by sign.
+
+    f(q) = (relu(q / r)^p, relu(-q / r)^p),   r = sqrt(|q|^2 + 1e-6),   p = 3 (1/2 + tanh r)
+    g(k) = (relu(k)^3, relu(-k)^3)
+
+    so that f(q) . g(k) sums |q_i / r|^p |k_i|^3 over the channels where q and k have one sign.
+
+    Args:
+        q: Queries, (..., K).
+        k: Keys, (..., K).
+
+    Returns:
+        Both features, (..., 2 K), in float32 or wider.
+    """
+    dtype = accumulation_dtype(q, k)
+    q, k = q.to(dtype), k.to(dtype)
+    norm = (q.square().sum(-1, keepdim=True) + EPS).sqrt()
+    power = KEY_POWER * (TAU + norm.tanh())
+    q = q / norm
+    q = torch.cat([q.relu(), (-q).relu()], -1).pow(power)
+    return q, torch.cat([k.relu(), (-k).relu()], -1).pow(KEY_POWER)
+
+
+def _whole(q: Tensor, k: Tensor, turned_q: Tensor, turned_k: Tensor, v: Tensor) -> Tensor:
+    """Attention over all positions, (B, L, H, V)."""
+    memory = torch.einsum("blhk,blhv->bhkv", turned_k, v) / k.shape[1]
+    total = torch.einsum("blhk,bhk->blh", q, k.mean(1))[..., None]
+    return torch.einsum("blhk,bhkv->blhv", turned_q, memory) / (total + EPS)
