@@ -32,7 +32,7 @@ def mamba2d_diagonals(
     x, dt_left, dt_top, b_left, b_top, c = (t.unsqueeze(-1) for t in nodes)
     left = share_left * (dt_left * a_left).exp()  # (B, nodes, D, N)
     top = share_top * (dt_top * a_top).exp()
-    update = x * (share_left * dt_left * b_left.mT + share_top * dt_top * b_top.mT)
+    update = share_left * dt_left * x * b_left.mT + share_top * dt_top * x * b_top.mT
     states = _scan(left, top, update, num_rows, num_columns)
     return (states @ c).squeeze(-1).index_select(1, order.argsort()).unflatten(1, sizes)
 
