@@ -1,0 +1,433 @@
+// The grid recurrence in linear time, as a scan over K x V states, and its gradients.
+//
+// A state is cut into tiles of a few rows (keys) and up to four vectors (values). Tiles do not meet
+// until they are read, so that each of them is scanned over the whole grid on its own, and the
+// states of a row of nodes stay in the cache.
+//
+// Layouts: q, k (B, Y, X, H, K), v (B, Y, X, H, V), direct (B, Y, X, H), the same for gradients;
+// gates (B, H, corners, Y, X, 8) in image coordinates,
+//   s0 s1 t00 t01 t10 t11 m0 m1   (direction 0 along x, 1 along y; t[out][in]).
+// A problem is an image and a head, a node a place (y, x) in it, a cell an entry of (B, Y, X, H).
+// V must be a multiple of a vector.
+// orders: two bits per corner, set for a scan that runs leftward, and upward.
+//
+// Letters as in the definition: a0, a1 arrive at a node, c0, c1 leave it; d in front: gradient.
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "native.h"
+
+#if !defined(__clang__)
+// The sums are in vectors already; reordered ones spill and lose their fused multiply-adds.
+#pragma GCC optimize("no-associative-math")
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int64_t VECTOR_BYTES = 64;
+#elif defined(__AVX__)
+constexpr int64_t VECTOR_BYTES = 32;
+#else
+constexpr int64_t VECTOR_BYTES = 16;
+#endif
+constexpr int64_t READ_ROWS = 16;         // of a tile of the forward pass
+constexpr int64_t GRADIENT_ROWS = 8;      // of a tile of the backward pass
+constexpr int64_t BLOCK_BYTES = 3 << 18;  // of states the backward pass keeps, for the L2 cache
+// Vectors to be summed at a node, of 8 gates and of dq and dk of each row; a multiple of the lanes.
+constexpr int64_t SUMS = (8 + 2 * GRADIENT_ROWS + 15) / 16 * 16;
+
+template <typename T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(VECTOR_BYTES)));
+};
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+template <typename T>
+constexpr int64_t LANES = VECTOR_BYTES / sizeof(T);
+
+template <typename T>
+inline Vector<T> load(const T* from) {
+  Vector<T> x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+template <typename T>
+inline void store(T* to, Vector<T> x) {
+  std::memcpy(to, &x, sizeof x);
+}
+
+// Zeros, aligned to vectors.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t size) : lines_(size * sizeof(T) / sizeof(Line) + 1) {}
+  T* data() { return reinterpret_cast<T*>(lines_.data()); }
+
+ private:
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  std::vector<Line> lines_;
+};
+
+struct Sizes {
+  int64_t batch, rows, columns, heads, corners, key_width, value_width, orders, parts;
+
+  int64_t problems() const { return batch * heads; }
+  int64_t nodes() const { return rows * columns; }
+  int64_t cells() const { return batch * nodes() * heads; }
+};
+
+// One scan order over the nodes of a problem.
+struct Scan {
+  int64_t rows, columns;
+  bool leftward, upward;
+
+  Scan(const Sizes& sizes, int64_t corner)
+      : rows(sizes.rows), columns(sizes.columns), leftward(sizes.orders >> (2 * corner) & 1),
+        upward(sizes.orders >> (2 * corner) & 2) {}
+
+  int64_t node(int64_t row, int64_t column) const {
+    return (upward ? rows - 1 - row : row) * columns + (leftward ? columns - 1 - column : column);
+  }
+};
+
+// Where the numbers of a problem and a corner are.
+struct Places {
+  int64_t first, step, gates, key_width, value_width;
+
+  Places(const Sizes& sizes, int64_t problem, int64_t corner)
+      : first(problem / sizes.heads * sizes.nodes() * sizes.heads + problem % sizes.heads),
+        step(sizes.heads), gates((problem * sizes.corners + corner) * sizes.nodes()),
+        key_width(sizes.key_width), value_width(sizes.value_width) {}
+
+  int64_t cell(int64_t node) const { return first + node * step; }
+  int64_t key(int64_t node) const { return cell(node) * key_width; }
+  int64_t value(int64_t node) const { return cell(node) * value_width; }
+  int64_t gate(int64_t node) const { return (gates + node) * 8; }
+};
+
+// Rows [key, key + rows) of all states of a problem and a corner, and some vectors of columns from
+// `value` on.
+template <typename T>
+struct Tile {
+  Places at;
+  const T *q, *k, *v, *gates;
+  int64_t key, value, rows;
+
+  const T* query(int64_t node) const { return q + at.key(node) + key; }
+  const T* keys(int64_t node) const { return k + at.key(node) + key; }
+  const T* values(int64_t node) const { return v + at.value(node) + value; }
+  const T* gate(int64_t node) const { return gates + at.gate(node); }
+};
+
+template <int N>
+using Vectors = std::integral_constant<int, N>;
+
+// Moves the tile over the states and calls run(its number of vectors).
+template <typename T, typename Run>
+void each_tile(Tile<T>& tile, int64_t max_rows, Run run) {
+  for (tile.key = 0; tile.key < tile.at.key_width; tile.key += max_rows) {
+    tile.rows = std::min(max_rows, tile.at.key_width - tile.key);
+    int64_t left;
+    for (tile.value = 0; (left = (tile.at.value_width - tile.value) / LANES<T>) > 0;) {
+      if (left >= 4) {
+        run(Vectors<4>());
+        tile.value += 4 * LANES<T>;
+      } else if (left >= 2) {
+        run(Vectors<2>());
+        tile.value += 2 * LANES<T>;
+      } else {
+        run(Vectors<1>());
+        tile.value += LANES<T>;
+      }
+    }
+  }
+}
+
+// c[g] = sum_h t[g][h] a[h] + s[g] k v^T at one node and, if READ, out += (sum_h m[h] a[h])^T q.
+// What leaves may take the place of what arrives.
+template <bool READ, int N, typename T>
+inline void visit(const Tile<T>& tile, int64_t node, const T* a0, const T* a1, T* c0, T* c1,
+                  T* out) {
+  constexpr int64_t L = LANES<T>;
+  const T *g = tile.gate(node), *q = tile.query(node), *k = tile.keys(node);
+  const T *v = tile.values(node), t00 = g[2], t01 = g[3], t10 = g[4], t11 = g[5];
+  Vector<T> v0[N], v1[N], read0[N] = {}, read1[N] = {};
+  for (int n = 0; n < N; ++n) {
+    v0[n] = g[0] * load(v + n * L);
+    v1[n] = g[1] * load(v + n * L);
+  }
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    const T key = k[row], query = q[row];
+    for (int n = 0; n < N; ++n) {
+      const int64_t at = (row * N + n) * L;
+      const Vector<T> x0 = load(a0 + at), x1 = load(a1 + at);
+      store(c0 + at, t00 * x0 + t01 * x1 + key * v0[n]);
+      store(c1 + at, t10 * x0 + t11 * x1 + key * v1[n]);
+      if (READ) {
+        read0[n] += query * x0;
+        read1[n] += query * x1;
+      }
+    }
+  }
+  if (READ)
+    for (int n = 0; n < N; ++n)
+      store(out + n * L, load(out + n * L) + g[6] * read0[n] + g[7] * read1[n]);
+}
+
+// out += what one tile reads. h: one state, c: a row of states.
+template <int N, typename T>
+void read_tile(const Scan& grid, const Tile<T>& tile, T* h, T* c, T* out) {
+  const int64_t state = tile.rows * N * LANES<T>;
+  std::fill(c, c + grid.columns * state, T(0));
+  for (int64_t row = 0; row < grid.rows; ++row) {
+    std::fill(h, h + state, T(0));
+    for (int64_t column = 0; column < grid.columns; ++column) {
+      const int64_t node = grid.node(row, column);
+      T* down = c + column * state;
+      visit<true, N>(tile, node, h, down, h, down, out + tile.at.value(node) + tile.value);
+    }
+  }
+}
+
+// out = D (q . k) v
+template <typename T>
+void read_direct(const Tile<T>& all, int64_t nodes, const T* direct, T* out) {
+  for (int64_t node = 0; node < nodes; ++node) {
+    const T *q = all.query(node), *k = all.keys(node), *v = all.values(node);
+    T score = 0;
+    for (int64_t i = 0; i < all.at.key_width; ++i) score += q[i] * k[i];
+    score *= direct[all.at.cell(node)];
+    T* read = out + all.at.value(node);
+    for (int64_t i = 0; i < all.at.value_width; ++i) read[i] = score * v[i];
+  }
+}
+
+// out = what q reads of the recurrence with k and v. Part p of `parts` takes the corners p,
+// p + parts, ... and the p-th output; part 0 has the direct term, the other outputs must be zeros.
+template <typename T>
+void scan(const T* q, const T* k, const T* v, const T* gates, const T* direct, T* out, Sizes sizes,
+          int64_t threads) {
+  parallel(sizes.problems() * sizes.parts, threads, [=] {
+    const int64_t state = READ_ROWS * 4 * LANES<T>;
+    return [=, h = Scratch<T>(state), c = Scratch<T>(sizes.columns * state)](int64_t job) mutable {
+      const int64_t problem = job / sizes.parts, part = job % sizes.parts;
+      T* to = out + part * sizes.cells() * sizes.value_width;
+      for (int64_t corner = part; corner < sizes.corners; corner += sizes.parts) {
+        const Scan grid(sizes, corner);
+        Tile<T> tile{Places(sizes, problem, corner), q, k, v, gates, 0, 0, 0};
+        if (corner == 0) read_direct(tile, sizes.nodes(), direct, to);
+        each_tile(tile, READ_ROWS, [&](auto vectors) {
+          read_tile<vectors>(grid, tile, h.data(), c.data(), to);
+        });
+      }
+    };
+  });
+}
+
+template <typename T>
+struct Gradients {
+  T *q, *k, *v, *gates;
+};
+
+// Sums of neighbouring lanes, first those of a, then those of b.
+template <typename V, size_t... I>
+inline V fold(V a, V b, std::index_sequence<I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, 2 * I...) + __builtin_shufflevector(a, b, 2 * I + 1 ...);
+#else
+  using Mask = decltype(a < b);
+  return __builtin_shuffle(a, b, Mask{2 * I...}) + __builtin_shuffle(a, b, Mask{2 * I + 1 ...});
+#endif
+}
+
+// The vector of the sums of the lanes of x[0], x[1], ..., if COUNT is the number of lanes.
+template <typename T, int64_t COUNT>
+inline Vector<T> sum_lanes(const Vector<T>* x) {
+  if constexpr (COUNT == 1)
+    return x[0];
+  else
+    return fold(sum_lanes<T, COUNT / 2>(x), sum_lanes<T, COUNT / 2>(x + COUNT / 2),
+                std::make_index_sequence<LANES<T>>());
+}
+
+// Gradients at one node: d0, d1 are those of what leaves it, then of what arrives there.
+// sums: room for SUMS vectors.
+template <int N, typename T>
+inline void visit_backward(const Tile<T>& tile, int64_t node, const T* a0, const T* a1, T* d0,
+                           T* d1, const T* grad, const Gradients<T>& to, Vector<T>* sums) {
+  constexpr int64_t L = LANES<T>;
+  const T *g = tile.gate(node), *q = tile.query(node), *k = tile.keys(node);
+  const T *v = tile.values(node), t00 = g[2], t01 = g[3], t10 = g[4], t11 = g[5];
+  Vector<T> ds0 = {}, ds1 = {}, dt00 = {}, dt01 = {}, dt10 = {}, dt11 = {}, dm0 = {}, dm1 = {};
+  Vector<T> dv0[N] = {}, dv1[N] = {};
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    const T key = k[row], query = q[row], query0 = g[6] * query, query1 = g[7] * query;
+    Vector<T> key0 = {}, key1 = {}, read0 = {}, read1 = {};
+    for (int n = 0; n < N; ++n) {
+      const int64_t at = (row * N + n) * L;
+      const Vector<T> x0 = load(a0 + at), x1 = load(a1 + at), dx0 = load(d0 + at),
+                      dx1 = load(d1 + at), dout = load(grad + n * L), value = load(v + n * L);
+      read0 += x0 * dout;
+      read1 += x1 * dout;
+      key0 += dx0 * value;
+      key1 += dx1 * value;
+      dt00 += dx0 * x0;
+      dt01 += dx0 * x1;
+      dt10 += dx1 * x0;
+      dt11 += dx1 * x1;
+      dv0[n] += key * dx0;
+      dv1[n] += key * dx1;
+      store(d0 + at, t00 * dx0 + t10 * dx1 + query0 * dout);
+      store(d1 + at, t01 * dx0 + t11 * dx1 + query1 * dout);
+    }
+    ds0 += key * key0;
+    ds1 += key * key1;
+    dm0 += query * read0;
+    dm1 += query * read1;
+    sums[8 + 2 * row] = g[6] * read0 + g[7] * read1;
+    sums[9 + 2 * row] = g[0] * key0 + g[1] * key1;
+  }
+  T* dv = to.v + tile.at.value(node) + tile.value;
+  for (int n = 0; n < N; ++n)
+    store(dv + n * L, load(dv + n * L) + g[0] * dv0[n] + g[1] * dv1[n]);
+
+  const Vector<T> of_gates[8] = {ds0, ds1, dt00, dt01, dt10, dt11, dm0, dm1};
+  std::copy(of_gates, of_gates + 8, sums);
+  T totals[SUMS];
+  for (int64_t i = 0; i < 8 + 2 * tile.rows; i += L)
+    store(totals + i, sum_lanes<T, L>(sums + i));
+  T* dg = to.gates + tile.at.gate(node);
+  for (int64_t i = 0; i < 8; ++i) dg[i] += totals[i];
+  T *dq = to.q + tile.at.key(node) + tile.key, *dk = to.k + tile.at.key(node) + tile.key;
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    dq[row] += totals[8 + 2 * row];
+    dk[row] += totals[9 + 2 * row];
+  }
+}
+
+// What the backward pass of a tile keeps: the states that enter every block of rows of nodes, all
+// states that arrive in one block, and the gradients that leave a node and a row.
+template <typename T>
+struct Workspace {
+  static constexpr int64_t STATE = GRADIENT_ROWS * 4 * LANES<T>;
+  int64_t block, blocks;
+  Scratch<T> entering, along, below, d0, d1, sums;
+
+  explicit Workspace(const Sizes& sizes)
+      : block(std::clamp(BLOCK_BYTES / int64_t(2 * sizes.columns * STATE * sizeof(T)), int64_t(1),
+                         sizes.rows)),
+        blocks((sizes.rows + block - 1) / block), entering(blocks * sizes.columns * STATE),
+        along(block * (sizes.columns + 1) * STATE), below(block * sizes.columns * STATE),
+        d0(STATE), d1(sizes.columns * STATE), sums(SUMS * LANES<T>) {}
+};
+
+// Adds the gradients of what one tile reads.
+template <int N, typename T>
+void gradient_tile(const Scan& grid, const Tile<T>& tile, const T* grad, const Gradients<T>& to,
+                   Workspace<T>& work) {
+  const int64_t state = tile.rows * N * LANES<T>, line = grid.columns * state;
+  T *entering = work.entering.data(), *along = work.along.data(), *below = work.below.data();
+  T *d0 = work.d0.data(), *d1 = work.d1.data();
+  auto* sums = reinterpret_cast<Vector<T>*>(work.sums.data());
+
+  std::fill(entering, entering + line, T(0));
+  for (int64_t row = 0; row < (work.blocks - 1) * work.block; ++row) {
+    T* to_next = entering + (row / work.block + 1) * line;
+    const T* from = row % work.block ? to_next : to_next - line;
+    std::fill(along, along + state, T(0));
+    for (int64_t x = 0, at = 0; x < grid.columns; ++x, at += state)
+      visit<false, N, T>(tile, grid.node(row, x), along, from + at, along, to_next + at, nullptr);
+  }
+
+  std::fill(d1, d1 + line, T(0));
+  for (int64_t b = work.blocks; b-- > 0;) {
+    const int64_t start = b * work.block, count = std::min(work.block, grid.rows - start);
+    auto arriving = [=](int64_t row) {
+      return row ? below + (row - 1) * line : entering + b * line;
+    };
+    for (int64_t row = 0; row < count; ++row) {
+      T *a0 = along + row * (line + state), *c1 = below + row * line;
+      const T* a1 = arriving(row);
+      std::fill(a0, a0 + state, T(0));
+      for (int64_t x = 0, at = 0; x < grid.columns; ++x, at += state)
+        visit<false, N, T>(tile, grid.node(start + row, x), a0 + at, a1 + at, a0 + at + state,
+                           c1 + at, nullptr);
+    }
+    for (int64_t row = count; row-- > 0;) {
+      const T *a0 = along + row * (line + state), *a1 = arriving(row);
+      std::fill(d0, d0 + state, T(0));
+      for (int64_t x = grid.columns; x-- > 0;) {
+        const int64_t node = grid.node(start + row, x), at = x * state;
+        visit_backward<N>(tile, node, a0 + at, a1 + at, d0, d1 + at,
+                          grad + tile.at.value(node) + tile.value, to, sums);
+      }
+    }
+  }
+}
+
+// Gradients of read_direct
+template <typename T>
+void direct_gradients(const Tile<T>& all, int64_t nodes, const T* direct, const T* grad,
+                      const Gradients<T>& to, T* ddirect) {
+  for (int64_t node = 0; node < nodes; ++node) {
+    const int64_t cell = all.at.cell(node), key = all.at.key(node), value = all.at.value(node);
+    const T *q = all.query(node), *k = all.keys(node), *v = all.values(node), *dout = grad + value;
+    T score = 0, dgated = 0;
+    for (int64_t i = 0; i < all.at.key_width; ++i) score += q[i] * k[i];
+    for (int64_t i = 0; i < all.at.value_width; ++i) dgated += dout[i] * v[i];
+    ddirect[cell] = score * dgated;
+    const T dscore = direct[cell] * dgated, gated = direct[cell] * score;
+    for (int64_t i = 0; i < all.at.key_width; ++i) to.q[key + i] = dscore * k[i];
+    for (int64_t i = 0; i < all.at.key_width; ++i) to.k[key + i] = dscore * q[i];
+    for (int64_t i = 0; i < all.at.value_width; ++i) to.v[value + i] = gated * dout[i];
+  }
+}
+
+// Gradients of scan. Those of q, k, v have one entry per part, as the output there.
+template <typename T>
+void scan_backward(const T* q, const T* k, const T* v, const T* gates, const T* direct,
+                   const T* grad, T* dq, T* dk, T* dv, T* dgates, T* ddirect, Sizes sizes,
+                   int64_t threads) {
+  parallel(sizes.problems() * sizes.parts, threads, [=] {
+    return [=, work = Workspace<T>(sizes)](int64_t job) mutable {
+      const int64_t problem = job / sizes.parts, part = job % sizes.parts;
+      const int64_t keys = part * sizes.cells() * sizes.key_width;
+      const int64_t values = part * sizes.cells() * sizes.value_width;
+      for (int64_t corner = part; corner < sizes.corners; corner += sizes.parts) {
+        const Scan grid(sizes, corner);
+        Tile<T> tile{Places(sizes, problem, corner), q, k, v, gates, 0, 0, 0};
+        const Gradients<T> to{dq + keys, dk + keys, dv + values, dgates};
+        if (corner == 0) direct_gradients(tile, sizes.nodes(), direct, grad, to, ddirect);
+        each_tile(tile, GRADIENT_ROWS, [&](auto vectors) {
+          gradient_tile<vectors>(grid, tile, grad, to, work);
+        });
+      }
+    };
+  });
+}
+
+}  // namespace
+
+#define SIZES                                                                              \
+  int64_t batch, int64_t rows, int64_t columns, int64_t heads, int64_t corners, int64_t key_width, \
+      int64_t value_width, int64_t orders, int64_t parts, int64_t threads
+
+#define SCAN(T) (const T* q, const T* k, const T* v, const T* gates, const T* direct, T* out, SIZES)
+EXPORT(scan, SCAN,
+       (q, k, v, gates, direct, out,
+        {batch, rows, columns, heads, corners, key_width, value_width, orders, parts}, threads))
+
+#define SCAN_BACKWARD(T)                                                                     \
+  (const T* q, const T* k, const T* v, const T* gates, const T* direct, const T* grad, T* dq, \
+   T* dk, T* dv, T* dgates, T* ddirect, SIZES)
+EXPORT(scan_backward, SCAN_BACKWARD,
+       (q, k, v, gates, direct, grad, dq, dk, dv, dgates, ddirect,
+        {batch, rows, columns, heads, corners, key_width, value_width, orders, parts}, threads))
