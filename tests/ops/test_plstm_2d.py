@@ -6,7 +6,7 @@ import torch
 
 from plstm import PLSTM2d
 from plstm.ops import native, plstm_1d, plstm_2d
-from plstm.ops.plstm_2d import CORNERS, gating, plstm_2d_gating
+from plstm.ops.plstm_2d import CORNERS, gating, plstm_2d_gating, scan
 from tests.helpers import TOLERANCE, assert_close, gradients
 from tests.ops.inputs import grid_inputs, require_grad
 
@@ -27,7 +27,7 @@ COMPILED = [
         name,
         marks=pytest.mark.skipif(not native.available(source), reason="needs a C++ compiler"),
     )
-    for name, source in (("gated", gating.SOURCE),)
+    for name, source in (("gated", gating.SOURCE), ("scan", scan.SOURCE))
 ]
 
 all_backends = pytest.mark.parametrize("backend", ["naive", "rows", "chunk", *COMPILED])
@@ -117,8 +117,18 @@ def test_chunk_sizes(corners, tokens, monkeypatch):
 def test_auto_beyond_whole_matrix(monkeypatch):
     monkeypatch.setattr(native, "available", lambda source: False)
     monkeypatch.setattr(MODULE, "WHOLE_ENTRIES", 27)
-    monkeypatch.setattr(MODULE, "plstm_2d_rows", None)  # must not be called
+    monkeypatch.setitem(MODULE.FORMS, "rows", None)  # must not be called
     assert_backends_agree(grid_inputs(7, 4, 4), CORNERS, "auto")
+
+
+@pytest.mark.skipif(not native.available(gating.SOURCE), reason="needs a C++ compiler")
+@pytest.mark.parametrize(("work", "form"), [(3, "gated"), (2, "scan")])
+def test_auto_scans_large_grids(work, form, monkeypatch):
+    """4 nodes times K + V = 7 against G K V = 12."""
+    monkeypatch.setattr(MODULE, "GATED_WORK", work)
+    other = {"gated": "scan", "scan": "gated"}[form]
+    monkeypatch.setitem(MODULE.FORMS, other, None)  # must not be called
+    assert_backends_agree(grid_inputs(1, 4), CORNERS[:1], "auto")
 
 
 @pytest.mark.parametrize("entries", [1, 60, 10**6], ids=["one", "two", "all"])

@@ -3,24 +3,33 @@
 import torch
 from torch import Tensor
 
-from plstm.ops import native
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
 from plstm.ops.kernels import check_triton, prefers_triton
-from plstm.ops.plstm_2d import gating
-from plstm.ops.plstm_2d.gating import plstm_2d_gated
+from plstm.ops.plstm_2d.gating import kernels_available, plstm_2d_gated
 from plstm.ops.plstm_2d.naive import plstm_2d_naive
 from plstm.ops.plstm_2d.rows import plstm_2d_chunk, plstm_2d_gating, plstm_2d_rows
+from plstm.ops.plstm_2d.scan import plstm_2d_scan
 
 __all__ = ["CORNERS", "plstm_2d", "plstm_2d_gating"]
 
-COMPILED = ("gated",)  # C++, CPU only
-BACKENDS = ("naive", "rows", "chunk", *COMPILED, "triton")
 CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 # Entries of all gating matrices, B H (Y X)^2, up to which they are written: 1 GiB in float32, and a
 # training step holds a few such. Where it fits, the whole form was the faster one at every size
 # measured on a CPU (up to 56 x 56 tokens, width 64: 2.7 times).
 WHOLE_ENTRIES = 2**28
 CHUNK_TOKENS = 512  # tokens in a block of rows beyond that
+# The scan takes over where the whole form has more than so many times the products of the scan,
+# N (K + V) against G K V per node (N nodes, G corners). With K = V = 64 and four corners the whole
+# form was the faster one at 24 x 24 tokens, the scan at 32 x 32.
+GATED_WORK = 7
+
+
+def _chunk(*args: Tensor | tuple[str, ...] | float) -> Tensor:
+    return plstm_2d_chunk(*args, max(1, CHUNK_TOKENS // args[0].shape[2]))
+
+
+COMPILED = {"gated": plstm_2d_gated, "scan": plstm_2d_scan}  # by C++, for the CPU
+FORMS = {"naive": plstm_2d_naive, "rows": plstm_2d_rows, "chunk": _chunk, **COMPILED}
 
 
 def plstm_2d(
@@ -58,27 +67,27 @@ def plstm_2d(
         corners: Corner of every leading entry of the gates; gates are in image coordinates.
         scale: Factor on the output, K^(-1/2) if None.
         backend: "naive" (the loop), "rows" (whole gating matrix, quadratic memory), "chunk" (blocks
-            of rows, memory linear in Y), "gated" (whole gating matrix by a C++ kernel, a few heads
-            at a time; CPU only), "triton" (gates one row of the grid at a time, linear memory, in
-            kernels for CUDA devices: X, K, V up to 128, first derivatives only), or "auto".
+            of rows, memory linear in Y); by C++ kernels, for the CPU, "gated" (whole gating matrix
+            of a few heads at a time) and "scan" (states, time and memory linear in Y X); "triton"
+            (gates one row of the grid at a time, linear memory, in kernels for CUDA devices: X, K,
+            V up to 128); or "auto". The kernels have first derivatives only.
 
     Returns:
         Output (B, Y, X, H, V) in the dtype of v.
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, the grid is empty, corners are unknown or
-        repeated,
-            or the backend is unknown or does not run here.
-        RuntimeError: "gated" is asked for where no C++ compiler works.
+            repeated, or the backend is unknown or does not run here.
+        RuntimeError: "gated" or "scan" is asked for where no C++ compiler works.
 
     Source: arXiv 2506.11997, the grid case.
     """
-    check_choice("plstm_2d", "backend", backend, ("auto", *BACKENDS))
+    check_choice("plstm_2d", "backend", backend, ("auto", "triton", *FORMS))
     _check(q, k, v, source, transition, mark, direct, corners)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
     if backend == "auto":
-        backend = _fastest(q, k, v, dtype)
+        backend = _fastest(q, k, v, len(corners), dtype)
     if backend in COMPILED and q.device.type != "cpu":
         raise ValueError(
             f'plstm_2d: backend "{backend}" needs tensors on the CPU, got {q.device}; use "auto"'
@@ -92,26 +101,20 @@ def plstm_2d(
             out = plstm_2d_triton(q, k, v, source, transition, mark, direct, corners, scale)
             return out.to(v.dtype)
         args = [x.to(dtype) for x in (q, k, v, source, transition, mark, direct)]
-        if backend == "naive":
-            out = plstm_2d_naive(*args, corners, scale)
-        elif backend == "rows":
-            out = plstm_2d_rows(*args, corners, scale)
-        elif backend == "gated":
-            out = plstm_2d_gated(*args, corners, scale)
-        else:
-            out = plstm_2d_chunk(*args, corners, scale, max(1, CHUNK_TOKENS // q.shape[2]))
+        out = FORMS[backend](*args, corners, scale)
     return out.to(v.dtype)
 
 
-def _fastest(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> str:
+def _fastest(q: Tensor, k: Tensor, v: Tensor, num_corners: int, dtype: torch.dtype) -> str:
     batch, num_rows, num_columns, heads, _ = q.shape
     if prefers_triton(q.device, dtype):
         from plstm.ops.plstm_2d.triton import supported  # imports triton
 
         if supported(q, k, v):
             return "triton"
-    if q.device.type == "cpu" and native.available(gating.SOURCE):
-        return "gated"
+    if q.device.type == "cpu" and kernels_available():
+        nodes, states = num_rows * num_columns, num_corners * q.shape[-1] * v.shape[-1]
+        return "gated" if nodes * (q.shape[-1] + v.shape[-1]) <= GATED_WORK * states else "scan"
     entries = batch * heads * (num_rows * num_columns) ** 2
     return "rows" if entries <= WHOLE_ENTRIES else "chunk"
 

@@ -20,6 +20,12 @@ SOURCE = Path(__file__).with_name("gating.cpp")
 PART_ENTRIES = 2**19  # of a matrix made at once, 2 MiB in float32: it stays in the cache
 
 
+@torch.compiler.assume_constant_result
+def kernels_available() -> bool:
+    """Whether this machine can compile the kernels for grids."""
+    return native.available(SOURCE)
+
+
 def pack_gates(source: Tensor, transition: Tensor, mark: Tensor) -> Tensor:
     """Gates of `plstm_2d` as the kernels read them, (B H, corners, Y, X, 8)."""
     gates = torch.cat([source, transition.flatten(-2), mark], -1)
