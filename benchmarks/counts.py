@@ -55,7 +55,7 @@ def plstm_2d_cost(
     corners: int = 4,
     chunk_tokens: int = 512,
 ) -> Cost:
-    """The recurrence on a grid with K = V = width: "naive", "rows", "chunk" or "triton"."""
+    """The recurrence on a grid with K = V = width, in any form of `plstm_2d`."""
     nodes, state = batch * rows * columns * heads, width * width
     block_rows = min(rows, max(1, chunk_tokens // columns))
     flops, kept = {
@@ -63,6 +63,10 @@ def plstm_2d_cost(
         "naive": (nodes * corners * 18 * state, nodes * corners * 2 * state),
         "rows": _inside(nodes, rows, columns, width, corners),
         "chunk": _chunk_2d(nodes, rows, block_rows, columns, width, corners),
+        # scores and values, and 10 operations per corner and gating weight above or below a row
+        "gated": (nodes * rows * columns * (4 * width + 5 * corners), 0),
+        # k v^T, two states moved on, their sum read: 16 operations per number of a state
+        "scan": (nodes * corners * 16 * state, 0),
         # scores and values, and about 20 operations of the recurrence per gating weight
         "triton": (nodes * rows * columns * (4 * width + 20), 0),
     }[form]
@@ -103,10 +107,13 @@ def plstm_dag_cost(
     heads: int,
     width: int,
     itemsize: int = 4,
+    joined: float = 0,
+    products: float = 0,
 ) -> Cost:
     """The recurrence on `graphs` DAGs of equal size, counts per graph, K = V = width.
 
-    "naive" and "levels" carry a state per edge; "solve" has the gating matrices of all graphs.
+    "naive" and "levels" carry a state per edge; "solve" has the gating matrices of all graphs;
+    "reach" has their entries at the `joined` pairs of nodes, by `products` of transitions.
     """
     state, n = width * width, graphs * heads
     recurrent = (n * (2 * edges + 2 * pairs + 2 * edges) * state, n * edges * state)
@@ -118,6 +125,7 @@ def plstm_dag_cost(
             n * nodes * (edges**2 + 2 * nodes * edges + 4 * nodes * width),
             n * (edges**2 + 2 * edges * nodes + 2 * nodes**2),
         ),
+        "reach": (n * (2 * products + 4 * joined * width), n * (products + joined)),
     }[form]
     inputs = n * (nodes * (3 * width + 1) + 2 * edges + pairs)
     return training(flops, inputs, n * nodes * width, kept, itemsize)

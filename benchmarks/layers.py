@@ -9,7 +9,7 @@ from torch import nn
 from benchmarks import counts
 from benchmarks.case import Case, Setting, Work, differentiated
 from benchmarks.counts import Cost
-from benchmarks.ops import molecules
+from benchmarks.ops import graph_cost, molecules
 from plstm import PLSTM1d, PLSTM2d, PLSTMGraph, SoftmaxAttention
 
 DIM, HEADS, WIDTH = 192, 3, 64  # of sequences and grids: the tiny size of the arrow task
@@ -69,7 +69,7 @@ def grid_cases(
     shape = (batch, rows, columns)
     forms = [
         counts.plstm_2d_cost(form, *shape, HEADS, WIDTH, itemsize)
-        for form in ("naive", "rows", "chunk", "triton")
+        for form in ("naive", "rows", "chunk", "gated", "scan", "triton")
     ]
     for mode, per_corner in {"P": 4, "D": 7}.items():
         gates = HEADS * (CORNERS * per_corner + 1)
@@ -106,9 +106,8 @@ def _dense(
 def _graph(setting: Setting, mode: str, batch: int, nodes: int) -> Work:
     graph = molecules(batch, nodes).to(setting.device)
     itemsize = setting.dtype.itemsize
-    edges, pairs = graph.num_edges / batch, graph.line_index.shape[1] / batch
-    sizes = (batch, nodes, edges, pairs, GRAPH_HEADS, GRAPH_DIM // GRAPH_HEADS)
-    forms = [counts.plstm_dag_cost(form, *sizes, itemsize) for form in ("levels", "solve")]
+    sizes = (batch, GRAPH_HEADS, GRAPH_DIM // GRAPH_HEADS, itemsize)
+    forms = [graph_cost(form, graph, *sizes) for form in ("levels", "solve", "reach")]
     gates = 8 * GRAPH_HEADS  # of every node, and of it as an end of its edges
     cost = counts.layer_cost(graph.num_nodes, GRAPH_DIM, gates, forms, itemsize)
     layer = partial(PLSTMGraph, GRAPH_DIM, GRAPH_HEADS, mode=mode)

@@ -16,6 +16,7 @@ from benchmarks.case import Case, Inputs, Setting, Work, differentiated
 from plstm import LineGraph
 from plstm.ops import plstm_1d, plstm_2d, plstm_dag
 from plstm.ops.plstm_2d import CORNERS
+from plstm.ops.plstm_dag.reach import reach_plan
 
 LOOP_TOKENS = 512  # the loop is only measured up to here, it takes seconds beyond
 
@@ -78,7 +79,8 @@ def grid_cases(
     shape = (batch, side, heads, width)
     group = f"2-d op, {batch} images of {side} x {side} tokens, 4 corners, {heads} heads of {width}"
     case = partial(Case, "ops", "grid", group, batch=batch, tokens=side**2)
-    for form in ("naive", "rows", "chunk", *_kernels(setting)):
+    compiled = ("gated", "scan") if setting.device == "cpu" else ()
+    for form in ("naive", "rows", "chunk", *compiled, *_kernels(setting)):
         long = form == "naive" and side**2 > LOOP_TOKENS
         yield case(form, make=partial(_grid, setting, form, *shape), long=long)
     yield case("softmax attention", make=partial(_grid_attention, setting, *shape), anchor=True)
@@ -109,7 +111,7 @@ def graph_cases(
 ) -> Iterator[Case]:
     group = f"graph op, {batch} molecules of {nodes} nodes, {heads} heads of {width}"
     case = partial(Case, "ops", "graph", group, batch=batch, tokens=nodes)
-    for form in ("naive", "levels", "solve"):
+    for form in ("naive", "levels", "solve", "reach"):
         long = form == "naive" and batch * nodes > 4 * LOOP_TOKENS
         make = partial(_graph, setting, form, batch, nodes, heads, width)
         yield case(form, make=make, long=long)
@@ -119,24 +121,26 @@ def graph_cases(
 
 def _graph(setting: Setting, form: str, batch: int, nodes: int, heads: int, width: int) -> Work:
     graph, inputs = molecules(batch, nodes).to(setting.device), Inputs(setting)
-    pairs = graph.line_index.shape[1]
     for _ in "qkv":
         inputs.normal(graph.num_nodes, heads, width)
     inputs.between(0, 1, graph.num_edges, heads)
-    inputs.between(0, 0.5, pairs, heads)
+    inputs.between(0, 0.5, graph.line_index.shape[1], heads)
     inputs.between(0, 1, graph.num_edges, heads)
     inputs.between(0, 1, graph.num_nodes, heads)
-    cost = counts.plstm_dag_cost(
-        form,
-        batch,
-        nodes,
-        graph.num_edges / batch,
-        pairs / batch,
-        heads,
-        width,
-        setting.dtype.itemsize,
-    )
+    cost = graph_cost(form, graph, batch, heads, width, setting.dtype.itemsize)
     return differentiated(lambda: plstm_dag(*inputs, graph, backend=form), inputs, cost)
+
+
+def graph_cost(
+    form: str, graph: LineGraph, batch: int, heads: int, width: int, itemsize: int
+) -> counts.Cost:
+    """Cost of a form on a batch of graphs; "reach" depends on what their paths join."""
+    plan = reach_plan(graph) if form == "reach" else None
+    reach = (len(plan.src) / batch, sum(plan.sizes) / batch) if plan else (0, 0)
+    sizes = (graph.num_nodes, graph.num_edges, graph.line_index.shape[1])
+    return counts.plstm_dag_cost(
+        form, batch, *(n / batch for n in sizes), heads, width, itemsize, *reach
+    )
 
 
 def _graph_attention(setting: Setting, batch: int, nodes: int, heads: int, width: int) -> Work:
