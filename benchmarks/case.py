@@ -16,12 +16,13 @@ class Work(NamedTuple):
     forward: Callable[[], object] | None  # None where it makes no sense alone
     total: Callable[[], object]  # with backward, in a training step also with the optimizer
     cost: Cost | None = None
+    state_size: int | None = None  # numbers carried from one position to the next, per sequence
 
 
 class Case(NamedTuple):
     """One form of one computation at one size. Nothing is allocated before `make` is called."""
 
-    subject: str  # ops, layers, steps or graphs
+    subject: str  # ops, layers, mixers, steps or graphs
     kind: str  # sequence, grid or graph: a panel of the picture
     group: str  # what is compared with each other
     form: str

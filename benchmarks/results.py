@@ -49,7 +49,7 @@ def table(rows: Iterable[Row]) -> str:
     over the rates of one large matrix product and of one large copy.
     """
     head = ["case", "form", "forward ms", "backward ms", "total ms", "time / anchor"]
-    head += ["peak MiB", "peak / anchor", "GFLOP", "GFLOP/s", "product", "GB", "copy"]
+    head += ["peak MiB", "peak / anchor", "state", "GFLOP", "GFLOP/s", "product", "GB", "copy"]
     return markdown(head, [_cells(row) for row in rows])
 
 
@@ -60,6 +60,7 @@ def _cells(row: Row) -> list[str]:
         number(row["time_ratio"], 2),
         number(row["peak_mib"], 0),
         number(row["peak_ratio"], 2),
+        number(row["state_size"], 0),
     ]
     if row["gflop"] is None:
         return [*cells, *"-----"]
