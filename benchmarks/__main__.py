@@ -1,9 +1,10 @@
-"""python -m benchmarks: speed and memory of ops, layers, training steps and epochs.
+"""python -m benchmarks: speed and memory of ops, layers, mixers, training steps and epochs.
 
 Every case is measured beside its anchor in the same run: softmax attention through
 scaled_dot_product_attention, on graphs GIN of PyTorch Geometric, on a GPU also the kernels of
-flash-linear-attention where they are installed. Without --long in less than five minutes on two CPU
-cores.
+flash-linear-attention where they are installed.
+
+python -m benchmarks compare: nets trained with the same budget, see compare --help.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import graphs, layers, ops, results, steps
+from benchmarks import compare, graphs, layers, mixers, ops, results, steps
 from benchmarks.case import Case, Setting
 from benchmarks.measure import commit, conditions, machine_rates, median_ms, peak_mib
 from benchmarks.plot import picture
@@ -25,6 +26,7 @@ from benchmarks.results import Row
 SUBJECTS: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "ops": ops.cases,
     "layers": layers.cases,
+    "mixers": mixers.cases,
     "steps": steps.cases,
     "graphs": graphs.cases,
 }
@@ -52,6 +54,7 @@ def measure(case: Case, repeats: int, device: str) -> Row:
         "peak_mib": _rounded(peak, 1),
         "gflop": work.cost.flops / 1e9 if work.cost else None,
         "gb": work.cost.bytes / 1e9 if work.cost else None,
+        "state_size": work.state_size,
     }
 
 
@@ -109,6 +112,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["compare"]:
+        compare.main()
+        return
     args = parse(sys.argv[1:])
     setting = Setting(args.device, getattr(torch, args.dtype))
     where = {

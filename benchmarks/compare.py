@@ -1,0 +1,237 @@
+"""python -m benchmarks compare: nets of a task, trained with the same budget and the same seeds.
+
+    python -m benchmarks compare --task text --nets plstm,gla,attention --seeds 0,1,2 \
+        --max_steps 2000 --path data/input.txt
+
+A seed is that of the weights and of the data, so that nets meet the same samples in the same order.
+The weights at the end of the budget are tested; nothing is chosen by validation. Arguments that are
+not named below go to `train.py fit`, for example --data.name=NCI1.
+
+A budget is a number of steps, or seconds of training after which the learning rate has fallen to
+zero for every net; the second depends on the machine and on what else runs there.
+
+Writes compare_TASK.jsonl with one row per run, from all of them the tables of compare_TASK.md, and
+from those of this budget compare_TASK.png. Runs whose row is there are not made again; remove the
+row to repeat one.
+"""
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+import time
+from itertools import groupby, product
+from pathlib import Path
+
+from lightning.pytorch import Callback
+from torch import nn
+from torch.optim import Optimizer
+
+from benchmarks import results
+from benchmarks.compare_report import picture, report
+from benchmarks.measure import ROOT, commit, conditions
+from benchmarks.results import Row
+from tasks.cli import CLI
+from tasks.cli import main as command_line
+from tasks.optim import WarmupCosine
+
+CONFIGS = ROOT / "configs"
+RESULTS = ROOT / "benchmarks" / "results"
+TASKS = ("quickstart", "arrow", "tu", "text")
+KEY = ("net", "seed", "budget", "arguments")  # what makes a run
+PLAIN = [  # nothing is written, validated or drawn
+    "--trainer.logger=false",
+    "--trainer.callbacks=[]",
+    "--trainer.enable_checkpointing=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.limit_val_batches=0",
+]
+MANY_EPOCHS = 10**6  # the time ends a run before
+
+
+class Speed(Callback):
+    """Counts training samples and the seconds they took, data included, without the first step."""
+
+    def __init__(self) -> None:
+        self.samples, self.seconds = 0, 0.0
+        self._last = 0.0
+
+    def on_train_epoch_start(self, *args: object) -> None:
+        self._last = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: object, module: object, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        if trainer.global_step > 1:  # the first one compiles and allocates
+            targets = batch[1] if isinstance(batch, (tuple, list)) else batch.y
+            self.samples += len(targets)
+            self.seconds += now - self._last
+        self._last = now
+
+
+class TimedCosine(WarmupCosine):
+    """WarmupCosine over seconds since it was made instead of steps.
+
+    Args:
+        optimizer: Its learning rate is the highest one.
+        total_steps: Ignored.
+        seconds: Time until the learning rate is 0.
+    """
+
+    TICKS = 10_000
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, seconds: float) -> None:
+        self.seconds, self.start = seconds, time.perf_counter()
+        super().__init__(optimizer, self.TICKS)
+
+    def step(self) -> None:
+        """Set the learning rate of this moment."""
+        elapsed = time.perf_counter() - self.start
+        self.last_epoch = round(self.TICKS * elapsed / self.seconds) - 1  # step() adds 1
+        super().step()
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Arguments of the command line, and those for training."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--nets", help="NAME,... for configs/net/NAME_TASK.yaml; all if left out")
+    parser.add_argument("--seeds", default="0,1,2")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--max_steps", type=int, help="budget: steps of the optimizer")
+    budget.add_argument("--seconds", type=int, help="budget: time of training")
+    parser.add_argument("--path", help="the text file of the text task")
+    parser.add_argument("--root", help="the folder of the TU data sets")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    args, rest = parser.parse_known_args(arguments)
+    known = [
+        file.stem.rsplit("_", 1)[0] for file in sorted(CONFIGS.glob(f"net/*_{args.task}.yaml"))
+    ]
+    args.nets = args.nets.split(",") if args.nets else known
+    if unknown := set(args.nets) - set(known):
+        parser.error(f"no net {', '.join(sorted(unknown))}: {args.task} has {', '.join(known)}")
+    args.seeds = [int(seed) for seed in args.seeds.split(",")]
+    return args, rest
+
+
+def budget_name(args: argparse.Namespace) -> str:
+    """The budget in words, as rows have it."""
+    return f"{args.max_steps} steps" if args.max_steps else f"{args.seconds} s"
+
+
+def arguments_name(args: argparse.Namespace, rest: list[str]) -> str:
+    """What else a run depends on, as rows have it: the name of the text and further arguments."""
+    return shlex.join([f"--path={Path(args.path).name}", *rest] if args.path else rest)
+
+
+def budget_arguments(args: argparse.Namespace) -> list[str]:
+    """The budget for training."""
+    if args.max_steps:
+        return [f"--trainer.max_steps={args.max_steps}", "--trainer.max_epochs=-1"]
+    minutes, seconds = divmod(args.seconds, 60)
+    return [
+        f"--trainer.max_epochs={MANY_EPOCHS}",
+        f"--trainer.max_time=00:{minutes // 60:02}:{minutes % 60:02}:{seconds:02}",
+        f"--model.scheduler={TimedCosine.__module__}.{TimedCosine.__name__}",
+        f"--model.scheduler.seconds={args.seconds}",
+    ]
+
+
+def run(args: argparse.Namespace, rest: list[str], net: str, seed: int) -> Row:
+    """Train a net and test it."""
+    data = [f"--data.path={args.path}"] if args.path else []
+    data += [f"--data.root={args.root}"] if args.root else []
+    cli = command_line(
+        [
+            "fit",
+            f"--seed_everything={seed}",
+            f"--config={CONFIGS / args.task}.yaml",
+            f"--model.net={CONFIGS / 'net' / f'{net}_{args.task}'}.yaml",
+            *PLAIN,
+            f"--trainer.callbacks+={Speed.__module__}.{Speed.__name__}",
+            f"--trainer.enable_progress_bar={str(sys.stderr.isatty()).lower()}",
+            *budget_arguments(args),
+            f"--data.seed={seed}",
+            *data,
+            *rest,
+        ]
+    )
+    steps = cli.trainer.global_step
+    (speed,) = (x for x in cli.trainer.callbacks if isinstance(x, Speed))
+    return {
+        "task": args.task,
+        "net": net,
+        "seed": seed,
+        "budget": budget_name(args),
+        "arguments": arguments_name(args, rest),
+        "metrics": test_metrics(cli),
+        "parameters": sum(p.numel() for p in cli.model.net.parameters()),
+        "state_size": state_size(cli.model.net),
+        "steps": steps,
+        "samples_per_s": round(speed.samples / speed.seconds, 2) if speed.samples else None,
+        "device": cli.trainer.strategy.root_device.type,
+    }
+
+
+def test_metrics(cli: CLI) -> dict[str, float]:
+    """All test metrics, of all sizes."""
+    metrics: dict[str, float] = {}
+    for per_loader in cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False):
+        metrics.update(per_loader)
+    return {name: round(value, 5) for name, value in metrics.items()}
+
+
+def state_size(net: nn.Module) -> int | None:
+    """Numbers carried per sequence by all blocks; None where one carries no state of fixed size."""
+    mixers = [block.mixer for block in getattr(net, "blocks", [])]
+    if not mixers or not all(hasattr(mixer, "state_size") for mixer in mixers):
+        return None
+    return sum(mixer.state_size() for mixer in mixers) or None
+
+
+def key(row: Row) -> tuple[object, ...]:
+    """What makes a run, without its results."""
+    return tuple(row[name] for name in KEY)
+
+
+def write_reports(out: Path, task: str, rows: list[Row], budget: tuple[object, ...]) -> None:
+    """The table of all rows, and the picture of those of one (budget, arguments)."""
+    rows = sorted(rows, key=lambda row: key(row)[2:])
+    parts = {k: list(group) for k, group in groupby(rows, key=lambda row: key(row)[2:])}
+    text = "\n\n".join(report(task, group) for group in parts.values())
+    (out / f"compare_{task}.md").write_text(text + "\n", "utf-8")
+    picture(task, parts[budget]).savefig(out / f"compare_{task}.png", dpi=150)
+
+
+def main() -> None:
+    """Run the command line of the process."""
+    args, rest = parse(sys.argv[2:])
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    sys.argv = sys.argv[:1]  # the command line of training warns of arguments that are not its own
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / f"compare_{args.task}.jsonl"
+    rows = results.read(file) if file.exists() else []
+    done, budget = {key(row) for row in rows}, (budget_name(args), arguments_name(args, rest))
+    # Seed by seed, so that every net has a row early.
+    todo = [(n, s) for s, n in product(args.seeds, args.nets) if (n, s, *budget) not in done]
+    print(f"{len(todo)} runs to make, {len(args.nets) * len(args.seeds) - len(todo)} are there")
+    for number, (net, seed) in enumerate(todo, 1):
+        start = time.perf_counter()
+        row = run(args, rest, net, seed)
+        row |= {"seconds": round(time.perf_counter() - start, 1), **conditions(row["device"])}
+        rows.append(row | {"commit": commit(), "command": command})
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(rows[-1]) + "\n")
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in row["metrics"].items())
+        print(f"[{number}/{len(todo)}] {net}, seed {seed}, {row['seconds']} s: {shown}", flush=True)
+    write_reports(args.out, args.task, rows, budget)
+    print(report(args.task, [row for row in rows if key(row)[2:] == budget]))
