@@ -53,9 +53,9 @@ def plstm_2d_gated(
 ) -> Tensor:
     """Gate q k^T by the whole gating matrix; shapes as in `plstm_2d`."""
     num_rows, heads = direct.shape[1], direct.shape[3]
-    gates = pack_gates(source, transition, mark)
-    direct = rearrange(direct, "b y x h -> (b h) (y x)").contiguous()
-    q, k, v = (rearrange(x, "b y x h w -> (b h) (y x) w").contiguous() for x in (scale * q, k, v))
+    gates = pack_gates(source, transition, scale * mark)
+    direct = rearrange(scale * direct, "b y x h -> (b h) (y x)").contiguous()
+    q, k, v = (rearrange(x, "b y x h w -> (b h) (y x) w").contiguous() for x in (q, k, v))
     out = _gated(q, k, v, gates, direct, scan_orders(corners))
     return rearrange(out, "(b h) (y x) w -> b y x h w", y=num_rows, h=heads)
 
