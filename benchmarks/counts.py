@@ -28,11 +28,11 @@ def training(flops: float, inputs: float, outputs: float, kept: float, itemsize:
 
 
 def plstm_1d_cost(
-    form: str, batch: int, length: int, heads: int, width: int, itemsize: int = 4, chunk: int = 64
+    form: str, batch: int, length: int, heads: int, width: int, itemsize: int = 4
 ) -> Cost:
     """The recurrence on a sequence with K = V = width: "naive", "chunk" or "triton"."""
     nodes, state = batch * length * heads, width * width
-    chunk = min(chunk, length)
+    chunk = min(64, max(16, width), length)  # chunks are as long as a state is wide
     chunked = nodes * (4 * chunk * width + 4 * state)
     flops, kept = {
         # 2 K V each for the outer product, its sum with the old state, and the read-out
