@@ -15,11 +15,6 @@ SIZES = {  # in_dim, out_dim, net_args of the real data
     "tu": (7, 2, {"edge_dim": 4}),  # MUTAG
 }
 FILES = sorted(NETS.glob("*.yaml"))
-SMALLER = pytest.mark.xfail(strict=True, reason="the figures of the README are of this size")
-CASES = [
-    pytest.param(file, marks=SMALLER if file.stem == "attention_quickstart" else ())
-    for file in FILES
-]
 
 
 def task_of(file):
@@ -39,7 +34,7 @@ def test_every_task_is_covered():
     assert SIZES["arrow"] == (data.in_dim, data.out_dim, data.net_args)
 
 
-@pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_as_many_parameters_as_plstm(file):
     """Within 3 percent; feed_forward_ratio or dim of the file is there to reach it."""
     got, want = parameters(file), parameters(NETS / f"plstm_{task_of(file)}.yaml")
