@@ -25,13 +25,13 @@ from itertools import groupby, product
 from pathlib import Path
 
 from lightning.pytorch import Callback
-from torch import nn
 from torch.optim import Optimizer
 
 from benchmarks import results
 from benchmarks.compare_report import picture, report
 from benchmarks.measure import ROOT, commit, conditions
 from benchmarks.results import Row
+from plstm.models import state_size
 from tasks.cli import CLI
 from tasks.cli import main as command_line
 from tasks.optim import WarmupCosine
@@ -186,14 +186,6 @@ def test_metrics(cli: CLI) -> dict[str, float]:
     for per_loader in cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False):
         metrics.update(per_loader)
     return {name: round(value, 5) for name, value in metrics.items()}
-
-
-def state_size(net: nn.Module) -> int | None:
-    """Numbers carried per sequence by all blocks; None where one carries no state of fixed size."""
-    mixers = [block.mixer for block in getattr(net, "blocks", [])]
-    if not mixers or not all(hasattr(mixer, "state_size") for mixer in mixers):
-        return None
-    return sum(mixer.state_size() for mixer in mixers) or None
 
 
 def key(row: Row) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from plstm.models.gnn import GNNModel
 from plstm.models.graph import GraphModel
 from plstm.models.sequence import SequenceModel
+from plstm.models.state import state_size
 from plstm.models.vision import VisionModel
 
-__all__ = ["GNNModel", "GraphModel", "SequenceModel", "VisionModel"]
+__all__ = ["GNNModel", "GraphModel", "SequenceModel", "VisionModel", "state_size"]
