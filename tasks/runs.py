@@ -10,8 +10,11 @@ from matplotlib.figure import Figure
 
 
 def run_folder(trainer: Trainer) -> Path | None:
-    """Folder of the first logger's run, the one checkpoints go to; None without a logger."""
-    for logger in trainer.loggers:
+    """Folder of the first logger's run, the one checkpoints go to.
+
+    None without a logger, and in all processes but the first, which alone writes.
+    """
+    for logger in trainer.loggers if trainer.is_global_zero else []:
         _ = logger.experiment  # fixes the run's id
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
         folder = Path(logger.save_dir or ".") / str(logger.name) / version
@@ -34,6 +37,14 @@ def log_text(logger: Logger, name: str, text: str, step: int) -> None:
         logger.experiment.add_text(name, f"```\n{text}\n```", step)
     elif isinstance(logger, WandbLogger):
         logger.log_text(name, columns=["text"], data=[[text]])
+
+
+def log_facts(logger: Logger, facts: dict[str, float | None]) -> None:
+    """Send what is known of a run, beside its configuration, to a logger that keeps such things."""
+    if isinstance(logger, WandbLogger):
+        logger.experiment.config.update(facts, allow_val_change=True)
+    else:
+        log_text(logger, "facts", json.dumps(facts, indent=2), 0)
 
 
 class SaveResolvedConfig(SaveConfigCallback):

@@ -55,8 +55,12 @@ def folder_of(cli: CLI) -> Path:
 
 
 def metrics_of(cli: CLI) -> dict[str, float]:
-    """Last value of every metric, all of them finite."""
-    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    """Last value of every metric but speeds, which differ from run to run; all of them finite."""
+    metrics = {
+        name: float(value)
+        for name, value in cli.trainer.callback_metrics.items()
+        if not name.endswith("_per_s")
+    }
     assert metrics
     assert all(math.isfinite(value) for value in metrics.values()), metrics
     return metrics
