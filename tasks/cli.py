@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import tasks.arrow  # makes the short names ArrowData, ... known to the command line
 import tasks.text
 import tasks.tu  # noqa: F401
-from tasks.runs import SaveResolvedConfig
+from tasks.runs import SaveResolvedConfig, finish_wandb
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "trainer" / "default.yaml"
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -31,6 +31,7 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
         args: For example ["fit", "--config", "configs/quickstart.yaml"].
         run: Run the subcommand; otherwise only build, with no subcommand in `args`.
     """
+    finish_wandb()
     usage = "train.py {} --config FILE [--model.net.KEY V] [--data.KEY V] [--trainer.KEY V]"
     options = {"default_config_files": [str(DEFAULTS)]}
     # Lightning asks PyTorch 2.13 in a way that works and that PyTorch calls old.

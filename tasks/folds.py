@@ -2,7 +2,7 @@
 
     python -m tasks.folds --config configs/tu.yaml [--num_folds_to_run 3] [--data.name NCI1 ...]
 
-Arguments other than --num_folds_to_run go to `train.py fit`.
+--fold 4 runs that fold only, for a sweep. Other arguments go to `train.py fit`.
 """
 
 import argparse
@@ -83,11 +83,16 @@ def main(arguments: list[str] | None = None) -> list[FoldResult]:
     parser = argparse.ArgumentParser(
         prog="python -m tasks.folds", description=__doc__, allow_abbrev=False
     )
-    parser.add_argument("--num_folds_to_run", type=int, help="all folds if left out")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--num_folds_to_run", type=int, help="all folds if left out")
+    which.add_argument("--fold", type=int, help="run this fold only")
     if arguments is None:  # taken out of sys.argv: the CLI warns of a command line beside its own
         arguments, sys.argv[1:] = sys.argv[1:], []
     options, rest = parser.parse_known_args(arguments)
-    results = run_folds(train, rest, options.num_folds_to_run)
+    if options.fold is None:
+        results = run_folds(train, rest, options.num_folds_to_run)
+    else:
+        results = [run_fold(train, rest, options.fold)[0]]
     print(table(results))
     return results
 

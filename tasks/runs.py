@@ -1,6 +1,7 @@
 """The folder of a run: the resolved configuration, the checkpoints, the pictures."""
 
 import json
+import sys
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
@@ -21,6 +22,15 @@ def run_folder(trainer: Trainer) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     return None
+
+
+def finish_wandb() -> None:
+    """End the run of wandb that an earlier command of this process began.
+
+    The logger of the next command would go on with it.
+    """
+    if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+        sys.modules["wandb"].finish()
 
 
 def log_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:
