@@ -1,0 +1,70 @@
+"""The formulas for operations give what the kernels do."""
+
+from math import prod
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
+
+from plstm.ops import native, plstm_2d
+from plstm.ops.flops import FORMULAS
+from plstm.ops.plstm_2d import CORNERS, gating, scan
+from tests.ops.inputs import grid_inputs
+
+needs_compiler = pytest.mark.skipif(
+    not native.available(scan.SOURCE), reason="needs a C++ compiler"
+)
+INPUTS = grid_inputs(3, 5, 2, batch=2, heads=3, key_width=4, value_width=7)
+
+
+def counted(function):
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        out = function()
+    return counter.get_total_flops(), out
+
+
+def forward_and_backward(function):
+    forward, out = counted(function)
+    backward, _ = counted(out.sum().backward)
+    return forward, backward
+
+
+@needs_compiler
+def test_gated_form():
+    q, k, v, gates, direct = (
+        torch.randn(6, *shape) for shape in ((15, 4), (15, 4), (15, 7), (2, 3, 5, 8), (15,))
+    )
+    operands = (q, k, v, gates, direct, gating.scan_orders(CORNERS[:2]))
+    for operator, arguments in (
+        (gating._gated, operands),
+        (gating._gated_backward, (torch.ones_like(v), *operands)),
+    ):
+        inside, _ = counted(lambda f=operator, x=arguments: f._init_fn(*x))
+        assert inside > 0
+        assert counted(lambda f=operator, x=arguments: f(*x))[0] == inside
+    got = forward_and_backward(lambda: plstm_2d(**INPUTS, corners=CORNERS[:2], backend="gated"))
+    nodes, problems = 15, 6
+    assert got[0] == 2 * problems * nodes**2 * (4 + 7)
+    assert got[1] == 2 * problems * nodes**2 * (3 * 4 + 2 * 7)
+
+
+@needs_compiler
+def test_scan():
+    """Eight multiply-adds forwards and 22 backwards; the kernel pads v to 64 bytes."""
+    got = forward_and_backward(lambda: plstm_2d(**INPUTS, corners=CORNERS[:2], backend="scan"))
+    states = prod((2, 3, 5, 3, 4)) * 2
+    padded = 64 // INPUTS["v"].element_size()
+    assert got == (16 * states * padded, 44 * states * padded)
+
+
+def test_attention_on_a_cpu():
+    """As many as the plain form forwards, and the scores once more backwards."""
+    q, k, v = (torch.randn(2, 3, n, 8, requires_grad=True) for n in (5, 7, 7))
+    flash = forward_and_backward(lambda: scaled_dot_product_attention(q, k, v))
+    with sdpa_kernel(SDPBackend.MATH):
+        plain = forward_and_backward(lambda: scaled_dot_product_attention(q, k, v))
+    scores = 2 * 2 * 3 * 5 * 7 * 8
+    assert plain == (2 * scores, 4 * scores)
+    assert flash == (2 * scores, 5 * scores)
