@@ -9,6 +9,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import tasks.arrow  # makes the short names ArrowData, ... known to the command line
 import tasks.text
 import tasks.tu  # noqa: F401
+from tasks import resume
+from tasks.checkpoints import LastCheckpoint
 from tasks.runs import SaveResolvedConfig, finish_wandb
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "trainer" / "default.yaml"
@@ -17,11 +19,43 @@ LINKED = ("in_dim", "out_dim", "net_args")  # sizes the data knows and the net n
 
 
 class CLI(LightningCLI):
-    """Hands the sizes of the data to the model, so that a config names them nowhere."""
+    """Hands the sizes of the data to the model, so that a config names them nowhere; resumes runs.
+
+    The configuration that is saved is that of a new run: it names no run to resume.
+    """
+
+    resumed: resume.Resumed | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for key in LINKED:
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: object
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument("--resume", type=str | None, default=None, help=resume.HELP)
+        return parser
+
+    def instantiate_classes(self) -> None:
+        if self.subcommand != "fit":
+            return super().instantiate_classes()
+        config = self.config.fit
+        folder = config.pop("resume", None)
+        self.resumed = resume.find_run(self._parser("fit"), config, folder)
+        loggers = config.get(resume.LOGGER)
+        if self.resumed is not None:
+            config[resume.LOGGER] = resume.in_folder(loggers, self.resumed)
+        super().instantiate_classes()
+        config[resume.LOGGER] = loggers
+
+    def before_fit(self) -> None:
+        """Prepare the folder of a run, and the checkpoint it goes on from."""
+        resume.prepare(self.trainer, self.resumed)
+        if self.resumed is not None and self.resumed.checkpoint is not None:
+            self.config_init.fit.ckpt_path = str(self.resumed.checkpoint)
 
 
 def main(args: list[str] | None = None, run: bool = True) -> CLI:
