@@ -1,6 +1,7 @@
 """Going on with a run that was stopped: which one, from which checkpoint, with which command."""
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ def in_folder(
     for logger, version in zip(copies[1:], versions[1:], strict=False):
         logger.init_args.version = version
     first = copies[0].init_args
-    first.version = resumed.folder.name
+    number = re.fullmatch(r"version_(\d+)", resumed.folder.name)
+    first.version = int(number[1]) if number else resumed.folder.name
     if Path(*_name(copies[0])).resolve() != resumed.folder.resolve().parent:
         first.save_dir = str(resumed.folder.parent.parent)
         first["project" if "project" in first else "name"] = resumed.folder.parent.name
@@ -195,7 +197,7 @@ def _differences(old: object, new: object, key: str = "") -> Iterator[tuple[str,
     if isinstance(old, list) and isinstance(new, list):
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
-        for name in old.keys() | new.keys():
+        for name in {**old, **new}:
             inner = f"{key}.{name}" if key else str(name)
             yield from _differences(old.get(name), new.get(name), inner)
     elif old != new:
