@@ -36,7 +36,8 @@ def run(name: str) -> tuple[dict[str, object], ArrowData]:
 def test_accuracies(trainer: Trainer, model: object, data: ArrowData) -> list[float]:
     """Test accuracy at every size of the data."""
     metrics: dict[str, float] = {}
-    for per_loader in trainer.test(model, datamodule=data, ckpt_path="best", verbose=False):
+    best = trainer.checkpoint_callback.best_model_path
+    for per_loader in trainer.test(model, datamodule=data, ckpt_path=best, verbose=False):
         metrics.update(per_loader)
     return [round(metrics[f"test/accuracy{name}"], 4) for name in data.eval_names]
 

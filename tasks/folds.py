@@ -30,8 +30,9 @@ def run_fold(main: Main, arguments: list[str], fold: int) -> tuple[FoldResult, i
     """Fit and test one fold; also returns the number of folds of the data."""
     timer = f"--trainer.callbacks+={EpochTimer.__module__}.{EpochTimer.__name__}"
     cli = main(["fit", *arguments, f"--data.fold={fold}", timer])
+    best = cli.trainer.checkpoint_callback.best_model_path
     (metrics,) = cli.trainer.test(
-        cli.model, datamodule=cli.datamodule, ckpt_path="best", verbose=False
+        cli.model, datamodule=cli.datamodule, ckpt_path=best, verbose=False
     )
     (seconds,) = (x.seconds for x in cli.trainer.callbacks if isinstance(x, EpochTimer))
     result = FoldResult(fold, metrics["test/accuracy"], statistics.median(seconds), len(seconds))

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tasks import monitor
 from tasks.monitor import Monitor, gradient_norm, is_compiled
 from tasks.runs import run_folder
-from tests.tasks.runs import CONFIGS, folder_of, metrics_of, run, write_data
+from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run, write_data
 from tests.tasks.wandb_file import WandbFile
 
 WANDB = f"--config={CONFIGS / 'logger' / 'wandb.yaml'}"
@@ -227,17 +227,18 @@ def test_wandb_keeps_what_it_should(workplace):
         assert Path("runs", "plstm", run_id) == Path(cli.trainer.checkpoint_callback.dirpath).parent
         names = {"learning_curve"} | ({"accuracy_by_size"} if cli is first else set())
         for name in names:
-            (picture,) = kept.summary[f"{name}.filenames"]
+            ((picture,),) = kept.logged(f"{name}.filenames")
             assert (kept.path.parent / "files" / picture).read_bytes().startswith(PNG)
     assert image.config["state_size"] is None
     assert text.config["state_size"] > 0
-    assert "val/accuracy@64" in image.summary
+    assert image.logged("val/accuracy@64")
 
 
 @pytest.mark.slow
 def test_two_processes_are_one_run_of_wandb(workplace):
     train = [sys.executable, str(CONFIGS.parent / "train.py"), "fit", WANDB]
-    sizes = ["--data.path=input.txt", "--data.batch_size=2", "--data.train_windows=16"]
+    sizes = [f"--data.{name}={value}" for name, value in SMALL["text"].items()]
+    sizes.append("--data.train_windows=16")
     more = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
     two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     train[3:3] = [f"--config={CONFIGS / 'text.yaml'}"]

@@ -158,10 +158,11 @@ def test_fold_driver() -> None:
         calls.append(arguments)
 
         def test(model: object, **options: object) -> list[dict[str, float]]:
-            assert options["ckpt_path"] == "best"
+            assert options["ckpt_path"] == "best.ckpt"
             return [{"test/accuracy": accuracy}]
 
-        trainer = SimpleNamespace(test=test, callbacks=[timer])
+        checkpoint = SimpleNamespace(best_model_path="best.ckpt")
+        trainer = SimpleNamespace(test=test, callbacks=[timer], checkpoint_callback=checkpoint)
         datamodule = SimpleNamespace(hparams=SimpleNamespace(num_folds=3))
         return SimpleNamespace(trainer=trainer, model=None, datamodule=datamodule)
 

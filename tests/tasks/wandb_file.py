@@ -22,7 +22,6 @@ class WandbFile:
     def __init__(self, folder: Path) -> None:
         (self.path,) = folder.glob("run-*.wandb")
         self.config: dict[str, object] = {}
-        self.summary: dict[str, object] = {}
         self.history: list[dict[str, object]] = []
         self.exit_code: int | None = None
         for record in records(self.path.read_bytes()):
@@ -36,8 +35,6 @@ class WandbFile:
                 self.config |= values(record.config.update)
             case "history":
                 self.history.append(values(record.history.item))
-            case "summary":
-                self.summary |= values(record.summary.update)
             case "exit":
                 self.exit_code = record.exit.exit_code
 
