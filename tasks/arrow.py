@@ -231,7 +231,8 @@ class FreshSampler(ShuffledSampler):
     """The next `size` indices in every epoch, so that no image comes twice."""
 
     def __iter__(self) -> Iterator[int]:
-        yield from range(self.epoch * self.size, (self.epoch + 1) * self.size)
+        first = self.epoch * self.size
+        yield from range(first + self.skip(), first + self.size)
 
 
 class ArrowData(DataModule):
@@ -324,7 +325,9 @@ class ArrowData(DataModule):
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train", self.hparams.image_size)
         sampler_class = FreshSampler if self.hparams.fresh else ShuffledSampler
-        sampler = sampler_class(len(dataset), self.hparams.seed, self.train_epoch())
+        sampler = sampler_class(
+            len(dataset), self.hparams.seed, self.train_epoch(), skip=self.trained_samples
+        )
         return self._loader(dataset, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> list[DataLoader]:

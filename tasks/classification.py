@@ -1,5 +1,6 @@
 """The LightningModule: a net, cross-entropy, accuracy, an optimiser."""
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -71,6 +72,15 @@ class Classification(LightningModule):
     def forward(self, inputs: object) -> Tensor:
         """Logits of a batch of inputs."""
         return self.net(inputs)
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        """Draw the random numbers of a batch from its number in the run and the seed of the run.
+
+        So a resumed run draws those that it would have drawn.
+        """
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        batches = self.trainer.fit_loop.total_batch_idx
+        torch.manual_seed(hash((seed, batches, self.global_rank)) & (2**63 - 1))
 
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
         logits, targets = self._predict(batch)

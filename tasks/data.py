@@ -1,7 +1,7 @@
 """What every task's data has in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -40,6 +40,13 @@ class DataModule(LightningDataModule, ABC):
         """The epoch the trainer is in, 0 without a trainer; seeds the order of the samples."""
         return self.trainer.current_epoch if self.trainer is not None else 0
 
+    def trained_samples(self) -> int:
+        """Samples of the epoch that a resumed run has trained on already, 0 for other runs."""
+        if self.trainer is None:
+            return 0
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return int(batches % max(1, self.trainer.num_training_batches)) * self.hparams.batch_size
+
 
 class ShuffledSampler(Sampler[int]):
     """Indices in an order that depends on (seed, epoch) only, none of them twice.
@@ -49,10 +56,18 @@ class ShuffledSampler(Sampler[int]):
         seed: Seed of the run.
         epoch: First epoch; later ones come from `set_epoch`, which Lightning calls.
         count: Samples of an epoch, all of them if None.
+        skip: How many of them to leave out; asked for whenever an epoch begins.
     """
 
-    def __init__(self, size: int, seed: int = 0, epoch: int = 0, count: int | None = None) -> None:
-        self.size, self.seed, self.epoch = size, seed, epoch
+    def __init__(
+        self,
+        size: int,
+        seed: int = 0,
+        epoch: int = 0,
+        count: int | None = None,
+        skip: Callable[[], int] = int,
+    ) -> None:
+        self.size, self.seed, self.epoch, self.skip = size, seed, epoch, skip
         self.count = size if count is None else min(count, size)
 
     def set_epoch(self, epoch: int) -> None:
@@ -64,4 +79,5 @@ class ShuffledSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) & (2**63 - 1))
-        yield from torch.randperm(self.size, generator=generator)[: self.count].tolist()
+        order = torch.randperm(self.size, generator=generator)
+        yield from order[self.skip() : self.count].tolist()

@@ -125,7 +125,8 @@ class TextData(DataModule):
     def train_dataloader(self) -> DataLoader:
         part, h = self.parts["train"], self.hparams
         dataset = WindowDataset(part, h.context, torch.arange(len(part) - h.context))
-        sampler = ShuffledSampler(len(dataset), h.seed, self.train_epoch(), count=h.train_windows)
+        epoch, skip = self.train_epoch(), self.trained_samples
+        sampler = ShuffledSampler(len(dataset), h.seed, epoch, count=h.train_windows, skip=skip)
         return self._loader(dataset, h.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:

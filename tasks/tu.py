@@ -4,6 +4,8 @@ Example: MUTAG asks of 188 molecules (atoms are nodes, bonds are edges) whether 
 """
 
 import hashlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch.utils.data import DataLoader
 from torch_geometric.datasets import TUDataset
 
 from plstm.graph.batching import GraphBatcher
-from plstm.graph.pyg import VERSION, ToDag
+from plstm.graph.pyg import VERSION, DagData, ToDag
 from tasks.data import DataModule, ShuffledSampler
 
 VALIDATION_SHARE = 1 / 9  # of the graphs outside the test fold
@@ -31,6 +33,32 @@ class DagTUDataset(TUDataset):
         # As TUDataset does with edge_attr: leave out numeric attributes, keep the labels.
         if "dag_edge_attr" in self._data:
             self._data.dag_edge_attr = self._data.dag_edge_attr[:, self.num_edge_attributes :]
+
+
+class EpochSampler(ShuffledSampler):
+    """Indices that run on from epoch to epoch, so that a sample also says which epoch it is in."""
+
+    def __iter__(self) -> Iterator[int]:
+        for index in super().__iter__():
+            yield self.epoch * self.size + index
+
+
+class TrainingBatcher:
+    """Packs training graphs by indices that run on; random orders follow from seed, indices.
+
+    Args:
+        batcher: Packs graphs by their numbers.
+        numbers: Which graphs to train on; index i is graph numbers[i % len(numbers)].
+        seed: Seed of the orders.
+    """
+
+    def __init__(self, batcher: GraphBatcher, numbers: Sequence[int], seed: int) -> None:
+        self.batcher, self.numbers, self.seed = batcher, numbers, seed
+
+    def __call__(self, indices: Sequence[int]) -> DagData:
+        if self.batcher.transform is not None:
+            self.batcher.transform.seed = hash((self.seed, *indices)) & (2**63 - 1)
+        return self.batcher([self.numbers[i % len(self.numbers)] for i in indices])
 
 
 class TUData(DataModule):
@@ -108,20 +136,27 @@ class TUData(DataModule):
         return GraphBatcher(self.dataset, ToDag("random") if augment else None)
 
     def train_dataloader(self) -> DataLoader:
-        sampler = ShuffledSampler(len(self.splits["train"]), self.hparams.seed, self.train_epoch())
-        return self._loader("train", sampler=sampler)
+        graphs, seed = self.splits["train"].tolist(), self.hparams.seed
+        sampler = EpochSampler(len(graphs), seed, self.train_epoch(), skip=self.trained_samples)
+        batcher = TrainingBatcher(self.batcher("train"), graphs, seed)
+        return self._loader(range(sys.maxsize), batcher, sampler=sampler)  # sample i is number i
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader("val")
+        return self._loader(self.splits["val"].tolist(), self.batcher("val"))
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader("test")
+        return self._loader(self.splits["test"].tolist(), self.batcher("test"))
 
-    def _loader(self, split: str, **options: object) -> DataLoader:
+    def _loader(
+        self,
+        samples: Sequence[int],
+        batcher: Callable[[Sequence[int]], DagData],
+        **options: object,
+    ) -> DataLoader:
         return DataLoader(
-            self.splits[split].tolist(),
+            samples,
             batch_size=self.hparams.batch_size,
-            collate_fn=self.batcher(split),
+            collate_fn=batcher,
             num_workers=self.hparams.num_workers,
             persistent_workers=self.hparams.num_workers > 0,
             **options,

@@ -1,5 +1,6 @@
 import pytest
 
+from tasks.arrow import FreshSampler
 from tasks.data import DataModule, ShuffledSampler
 
 
@@ -28,3 +29,13 @@ def test_sampler_count(count, length):
 def test_sizes_must_be_defined(name):
     with pytest.raises(TypeError, match=rf"abstract .*\b{name}\b"):
         DataModule()
+
+
+@pytest.mark.parametrize("sampler_class", [ShuffledSampler, FreshSampler])
+def test_sampler_goes_on_within_an_epoch(sampler_class):
+    done = 0
+    sampler = sampler_class(50, seed=3, epoch=2, skip=lambda: done)
+    whole = list(sampler)
+    for done in (20, 49, 50):
+        assert list(sampler) == whole[done:]
+    assert len(sampler) == 50
