@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 from lightning.pytorch.plugins import TorchCheckpointIO
@@ -292,6 +293,8 @@ def _continue_loops(trainer: Trainer, between_batches: bool) -> None:
     if between_batches and loop.restarting and loop._should_check_val_fx(fetcher):
         # Lightning will take this for the end of a validation, skip that, and count a step.
         loop._batches_that_stepped -= 1
+    for loader in fit_loop._combined_loader.flattened:
+        _set_sampler_epoch(loader, trainer.current_epoch)
     iter(fetcher)  # the loader was built before the counters it begins at were known
 
 
