@@ -132,7 +132,8 @@ def main() -> None:
     rows = run(chosen(cases, args.match, args.long), where, args.repeats)
     print("\n" + ", ".join(f"{k} {v}" for k, v in where.items()) + "\n\n" + results.table(rows))
     merged = results.merge(args.out / f"{args.name}.jsonl", rows)
-    picture(merged).savefig(args.out / f"{args.name}.png", dpi=150)
+    if figure := picture(merged):
+        figure.savefig(args.out / f"{args.name}.png", dpi=150)
 
 
 if __name__ == "__main__":

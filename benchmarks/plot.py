@@ -31,25 +31,29 @@ COLOURS = {
 ANCHOR_COLOUR = "0.35"
 
 
-def picture(rows: list[Row]) -> Figure:
-    """Time above, peak memory below; a column for sequences, images and graphs each.
+def picture(rows: list[Row]) -> Figure | None:
+    """Time above, peak memory below; a column each for sequences, images and graphs that have lines.
 
-    Rows of another device or precision than that of the last row are left out.
+    Rows of another device or precision than that of the last row are left out. None without lines:
+    steps and mixers have none.
     """
     rows = [row for row in rows if _setting(row) == _setting(rows[-1])]
-    figure = Figure(figsize=(14, 9), layout="constrained")
-    columns = figure.subfigures(1, len(KINDS))
-    for column, (kind, (title, size, example)) in zip(columns, KINDS.items(), strict=True):
+    kinds = {kind: _lines([row for row in rows if row["kind"] == kind]) for kind in KINDS}
+    kinds = {kind: lines for kind, lines in kinds.items() if lines}
+    if not kinds:
+        return None
+    figure = Figure(figsize=(14 / 3 * len(kinds), 9), layout="constrained")
+    columns = figure.subfigures(1, len(kinds), squeeze=False)[0]
+    for column, (kind, lines) in zip(columns, kinds.items(), strict=True):
+        title, size, example = KINDS[kind]
         panels = column.subplots(len(COSTS), sharex=True)
-        lines = _lines([row for row in rows if row["kind"] == kind])
         for axes, (field, label) in zip(panels, COSTS.items(), strict=True):
             _draw(axes, lines, field)
             axes.set_ylabel(f"{label}, per {example}")
         panels[0].set_title(title)
         panels[-1].set_xlabel(size)
-        if lines:
-            handles = panels[0].get_lines()
-            column.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+        handles = panels[0].get_lines()
+        column.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
     figure.suptitle(_conditions(rows), fontsize=9)
     return figure
 
@@ -91,8 +95,6 @@ def _draw(axes: Axes, lines: dict[tuple[str, str, str], list[Row]], field: str) 
 
 
 def _conditions(rows: list[Row]) -> str:
-    if not rows:
-        return ""
     last = rows[-1]
     return (
         f"{last['processor']}, {last['threads']} threads, PyTorch {last['torch']}, "

@@ -285,10 +285,10 @@ def test_picture_has_a_line_per_form_with_several_sizes():
     assert [[line.get_label() for line in axes.lines] for axes in panels] == [
         ["layer: PLSTM1d"],
         ["op: rows"],
-        [],
     ]
     assert list(panels[0].lines[0].get_xdata()) == [16, 64]
     assert list(panels[0].lines[0].get_ydata()) == [8, 32]  # per example
+    assert picture([row for row in rows if row["subject"] == "steps"]) is None
 
 
 def test_peak_memory_sees_a_large_tensor():
