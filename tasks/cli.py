@@ -3,7 +3,7 @@
 import warnings
 from pathlib import Path
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import tasks.arrow  # makes the short names ArrowData, ... known to the command line
@@ -50,6 +50,11 @@ class CLI(LightningCLI):
             config[resume.LOGGER] = resume.in_folder(loggers, self.resumed)
         super().instantiate_classes()
         config[resume.LOGGER] = loggers
+
+    def _instantiate_trainer(self, config: dict[str, object], callbacks: list[Callback]) -> Trainer:
+        if config["enable_checkpointing"] is False:  # with which Lightning refuses checkpoints
+            callbacks = [x for x in callbacks if not isinstance(x, LastCheckpoint)]
+        return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:
         """Prepare the folder of a run, and the checkpoint it goes on from."""
