@@ -32,7 +32,7 @@ ANCHOR_COLOUR = "0.35"
 
 
 def picture(rows: list[Row]) -> Figure | None:
-    """Time above, peak memory below; columns for those of sequences, images, graphs that have lines.
+    """Time above, peak memory below; a column for each of sequences, images and graphs with lines.
 
     Rows of another device or precision than that of the last row are left out. None without lines:
     steps and mixers have none.
