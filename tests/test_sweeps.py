@@ -42,6 +42,7 @@ def workplace(tmp_path, monkeypatch):
         monkeypatch.setenv(f"WANDB_{name}", "")
         monkeypatch.delenv(f"WANDB_{name}")
     yield
+    wandb.finish()
     wandb.teardown()
 
 

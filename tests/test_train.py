@@ -161,6 +161,7 @@ def test_wandb_by_one_argument(monkeypatch):
         assert (folder / "config.yaml").is_file()
         assert (folder / "checkpoints" / "last.ckpt").is_file()
     finally:
+        wandb.finish()
         wandb.teardown()
 
 

@@ -169,6 +169,7 @@ def workplace(tmp_path, monkeypatch):
         monkeypatch.setenv(f"WANDB_{name}", value)
     write_data()
     yield tmp_path
+    wandb.finish()
     wandb.teardown()
 
 
