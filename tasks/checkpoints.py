@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -13,7 +14,7 @@ from types import FrameType
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -31,7 +32,7 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
         ValueError: no such file; damaged; no checkpoint of a run; code in it.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = _load_weights(path)
     except FileNotFoundError:
         raise ValueError(f"read_checkpoint: there is no checkpoint {path}") from None
     except Exception as error:  # every reader inside torch.load has errors of its own
@@ -44,12 +45,19 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
     return checkpoint
 
 
+def _load_weights(file: str | Path | io.BytesIO) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickles that are no checkpoints; they are refused
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def _what_is_wrong(error: Exception) -> str:
-    code = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+    code = re.search(r"GLOBAL (\S+) w", str(error))
     if code:
-        return f"holds code ({code[1]}) beside weights and is refused; do not trust its source"
+        return f"holds code ({code[1]}) and not only weights; it is refused"
     line = (str(error) or type(error).__name__).splitlines()[0]
-    return f"is damaged or no checkpoint ({line[:100]}); take another one of the same run"
+    reason = "not a pickle of weights" if line.startswith("Weights only") else line[:100]
+    return f"is damaged or no checkpoint ({reason})"
 
 
 def check_writable(folder: Path) -> None:
@@ -118,7 +126,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def _read_back(self, buffer: io.BytesIO, path: Path) -> None:
         try:
-            torch.load(io.BytesIO(buffer.getbuffer()), map_location="cpu", weights_only=True)
+            _load_weights(io.BytesIO(buffer.getbuffer()))
         except Exception as error:
             raise ValueError(
                 f"AtomicCheckpointIO: {path} could not be read again: {_what_is_wrong(error)}; "
@@ -167,6 +175,7 @@ class LastCheckpoint(Checkpoint):
             signal.signal(signal.SIGINT, self._on_signal)
         if self._resumed is not None:
             _continue_loops(trainer, bool(self._resumed["between_batches"]))
+            trainer._logger_connector._callback_metrics.update(self._resumed["metrics"])
             self._resumed = None
 
     def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
@@ -199,9 +208,9 @@ class LastCheckpoint(Checkpoint):
         checkpoint["resume"] = {
             "between_batches": between_batches,
             "world_size": trainer.world_size,
-            "folder": str(self.path.parent) if self.path else None,
             "versions": [logger.version for logger in trainer.loggers],
             "rows": rows_written(trainer),
+            "metrics": {k: v.cpu() for k, v in trainer._logger_connector._callback_metrics.items()},
         }
 
     def on_load_checkpoint(
@@ -218,10 +227,11 @@ class LastCheckpoint(Checkpoint):
             )
         self._resumed = resumed
         if self.path and self.path.parent == Path(trainer.ckpt_path).parent:
-            # The folder may have been moved: callbacks know their files by the old name.
-            for key, state in checkpoint["callbacks"].items():
-                moved = _replace(state, str(resumed["folder"]), str(self.path.parent))
-                checkpoint["callbacks"][key] = moved
+            for callback in trainer.checkpoint_callbacks:  # the folder may have been moved
+                state = checkpoint["callbacks"].get(callback.state_key)
+                if isinstance(callback, ModelCheckpoint) and state:
+                    moved = _replace(state, state["dirpath"], callback.dirpath)
+                    checkpoint["callbacks"][callback.state_key] = moved
 
     def _save_if_due(self, trainer: Trainer, before_validation: bool) -> None:
         if self.path is None or not _at_a_step(trainer):
