@@ -67,9 +67,9 @@ class SaveResolvedConfig(SaveConfigCallback):
         folder = run_folder(trainer)
         if folder is None or stage != "fit":
             return
-        self.parser.save(
-            self.config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False
-        )
+        partial = folder / "config.yaml.partial"  # a run that is killed now keeps the old file
+        self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
+        partial.replace(folder / "config.yaml")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 dumped = self.parser.dump(self.config, skip_none=False, format="json")
