@@ -1,0 +1,130 @@
+"""python -m benchmarks.overhead: what logging and callbacks cost per training step.
+
+The nets of the quick start and of the text task are trained for a few short epochs in every way
+below, in turns. Batches have one small sample, for what logging costs does not depend on them and
+drowns in the noise of long steps. A time is that of the fastest epoch after the first of a run, up
+to the end of its last batch: what disturbs a run only adds to it. Validation, checkpoints and
+pictures come after that and do not count.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.measure import ROOT, commit, conditions
+from benchmarks.results import Row, markdown, merge
+from benchmarks.steps import CHARACTERS
+from tasks.cli import main as command_line
+from tasks.runs import finish_wandb
+from tasks.timing import EpochTimer
+
+CONFIGS = ROOT / "configs"
+RESULTS = ROOT / "benchmarks" / "results"
+TASKS = ("quickstart", "text")
+BARE = "no logger, no callbacks"
+WAYS = {
+    BARE: [
+        "--trainer.logger=false",
+        "--trainer.callbacks=[]",
+        "--trainer.enable_checkpointing=false",
+    ],
+    "defaults: CSV file": [],
+    "defaults, all steps logged": ["--trainer.log_every_n_steps=1"],
+    "wandb, offline": [f"--config={CONFIGS / 'logger' / 'wandb.yaml'}"],
+    "wandb, offline, all steps logged": [
+        f"--config={CONFIGS / 'logger' / 'wandb.yaml'}",
+        "--trainer.log_every_n_steps=1",
+    ],
+}
+
+
+def epochs_ms(task: str, way: str, steps: int, epochs: int) -> list[float]:
+    """Milliseconds per step of every epoch but the first, in the folder the process is in."""
+    if task == "text":
+        Path("text.txt").write_text(CHARACTERS * 100, "utf-8")
+        sizes = [f"--data.train_windows={steps}", "--data.path=text.txt", "--data.context=8"]
+        sizes.append("--model.sample_length=0")
+    else:
+        sizes = [f"--data.train_size={steps}", "--data.val_size=8"]
+    cli = command_line(
+        [
+            "fit",
+            f"--config={CONFIGS / task}.yaml",
+            *WAYS[way],
+            *sizes,
+            "--data.batch_size=1",
+            f"--trainer.max_epochs={epochs + 1}",
+            "--trainer.accelerator=cpu",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.enable_model_summary=false",
+            f"--trainer.callbacks+={EpochTimer.__module__}.{EpochTimer.__name__}",
+        ]
+    )
+    finish_wandb()
+    (timer,) = (x for x in cli.trainer.callbacks if isinstance(x, EpochTimer))
+    return [1e3 * seconds / steps for seconds in timer.seconds[1:]]
+
+
+def measure(task: str, steps: int, epochs: int, rounds: int) -> list[Row]:
+    """A row for every way to train a task."""
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    with TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for _ in range(rounds):
+            for way, measured in times.items():
+                measured += epochs_ms(task, way, steps, epochs)
+    fastest = {way: min(measured) for way, measured in times.items()}
+    return [
+        {
+            "device": "cpu",
+            "dtype": "float32",
+            "group": f"{task} step, one sample",
+            "form": way,
+            "ms_per_step": round(ms, 3),
+            "overhead_ms": round(ms - fastest[BARE], 3),
+            "steps": steps * epochs * rounds,
+        }
+        for way, ms in fastest.items()
+    ]
+
+
+def table(rows: list[Row]) -> str:
+    """All ways to train, their times, and what they add to the bare step."""
+    head = ["case", "logging", "ms per step", "more than bare, ms"]
+    cells = [
+        [row["group"], row["form"], f"{row['ms_per_step']:.2f}", f"{row['overhead_ms']:+.2f}"]
+        for row in rows
+    ]
+    return markdown(head, cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.overhead",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--task", choices=TASKS, help="both if left out")
+    parser.add_argument("--steps", type=int, default=50, help="steps of an epoch")
+    parser.add_argument("--epochs", type=int, default=3, help="measured epochs of a run")
+    parser.add_argument("--rounds", type=int, default=4, help="runs of every way")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of overhead.jsonl; rows replace"
+    )
+    args = parser.parse_args()
+    sys.argv = sys.argv[:1]  # the command line of training warns of arguments that are not its own
+    os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    where, rows = {**conditions(), "commit": commit()}, []
+    for task in [args.task] if args.task else TASKS:
+        rows += measure(task, args.steps, args.epochs, args.rounds)
+    print(table(rows) + "\n\n" + ", ".join(f"{k} {v}" for k, v in where.items()))
+    merge(args.out / "overhead.jsonl", [row | where for row in rows])
+
+
+if __name__ == "__main__":
+    main()
