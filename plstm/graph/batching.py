@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import InMemoryDataset
 
-from plstm.graph.pyg import DAG_KEYS, PAIR_KEYS, DagData, ToDag
+from plstm.graph.orientation import drawn_rank
+from plstm.graph.pyg import DAG_KEYS, PAIR_KEYS, DagData, prepare
 
 
 class GraphBatcher:
@@ -17,30 +19,37 @@ class GraphBatcher:
     Args:
         dataset: Graphs prepared by ToDag as pre_transform, as PyG keeps them in memory; an
             index_select of it will not do.
-        transform: Prepares the DAGs anew in every call: ToDag("random") as augmentation. None takes
-            those of the data set.
     """
 
-    def __init__(self, dataset: InMemoryDataset, transform: ToDag | None = None) -> None:
-        self.transform = transform
+    def __init__(self, dataset: InMemoryDataset) -> None:
         self.data, self.slices = dataset._data, dataset.slices
         self.keys = [k for k in self.slices if isinstance(self.data[k], Tensor)]
-        if transform is not None:
-            self.keys = [k for k in self.keys if k not in DAG_KEYS]
         if "x" in self.slices:
             self.num_nodes = self.slices["x"].diff()
         else:
             self.num_nodes = torch.tensor([dataset.get(i).num_nodes for i in range(dataset.len())])
 
-    def __call__(self, numbers: Sequence[int]) -> DagData:
-        """One packed batch, with `batch` (N,) and `num_graphs`."""
+    def __call__(
+        self, numbers: Sequence[int], order_seeds: Sequence[int] | None = None
+    ) -> DagData:
+        """One packed batch, with `batch` (N,) and `num_graphs`.
+
+        Args:
+            numbers: Which graphs, B of them.
+            order_seeds: A seed for each; its DAG is then made anew by a random node order that
+                follows from the seed. None takes the DAGs of the data set.
+        """
         graphs = torch.as_tensor(numbers)
         counts = self.num_nodes[graphs]
         out = DagData(num_nodes=int(counts.sum()), num_graphs=len(numbers))
         out.batch = torch.arange(len(numbers)).repeat_interleave(counts)
         for key in self.keys:
-            out[key] = self._cut(key, graphs)
-        return out if self.transform is None else self.transform(out)
+            if order_seeds is None or key not in DAG_KEYS:
+                out[key] = self._cut(key, graphs)
+        if order_seeds is None:
+            return out
+        nodes = _ranges(torch.zeros_like(counts), counts).numpy()
+        return prepare(out, drawn_rank(np.asarray(order_seeds)[out.batch.numpy()], nodes))
 
     def _cut(self, key: str, graphs: Tensor) -> Tensor:
         """The entries of all graphs side by side; indices count on from graph to graph."""

@@ -37,6 +37,20 @@ def node_rank(
     return _bfs_rank(edge_index, num_nodes)
 
 
+def drawn_rank(seeds: IntArray, nodes: IntArray) -> IntArray:
+    """Random ranks of the nodes of several graphs that follow from the seed of each graph.
+
+    Args:
+        seeds: Seed of the graph of every node, (N,).
+        nodes: Number of every node inside its graph, (N,).
+
+    Returns:
+        Ranks, a permutation of 0..N-1, (N,). How the nodes of one graph are ordered among
+        themselves depends on its own seed only.
+    """
+    return _invert(np.argsort(_mix(_mix(seeds.astype(np.uint64)) ^ nodes.astype(np.uint64))))
+
+
 def orient(edge_index: IntArray, rank: IntArray) -> tuple[IntArray, IntArray]:
     """Keep every undirected edge once, from low to high rank; drop self-loops and duplicates.
 

@@ -65,26 +65,35 @@ class ToDag(BaseTransform):
         A packed batch (with `batch`) is prepared as a whole. Each of its graphs then has an order
         of the kind asked for, but not the one it has alone if it is drawn at random or has ties.
         """
-        out = DagData.from_dict(data.to_dict())
-        num_nodes = data.num_nodes or 0
-        edges = np.zeros((2, 0), dtype=np.int64)
-        if data.edge_index is not None:
-            edges = data.edge_index.cpu().numpy()
-        edges, column = orient(edges, node_rank(edges, num_nodes, self.order, self.seed))
-        pairs = consecutive_edges(edges, num_nodes)
-        level = node_levels(edges, num_nodes)[edges[0]]
-        reverse_level = node_levels(edges[::-1], num_nodes)[edges[1]]
-        batch = None if data.get("batch") is None else data.batch.cpu().numpy()[edges[0]]
-        tree = pairs[:, prune_to_multitree(pairs, level, edges[0], batch)]
-        out.dag_edge_index, out.line_index = _tensor(edges), _tensor(pairs)
-        out.tree_index = _tensor(tree)
-        out.edge_level, out.reverse_edge_level = _tensor(level), _tensor(reverse_level)
-        if data.edge_attr is not None:
-            out.dag_edge_attr = data.edge_attr[_tensor(column)]
-        return out
+        edges = _edges(data)
+        return prepare(data, node_rank(edges, data.num_nodes or 0, self.order, self.seed))
 
     def __repr__(self) -> str:
         return f"ToDag(order={self.order!r}, seed={self.seed!r})"
+
+
+def prepare(data: Data, rank: np.ndarray) -> DagData:
+    """Orient a graph, or a packed batch, by the ranks (N,) of its nodes; see ToDag."""
+    out = DagData.from_dict(data.to_dict())
+    num_nodes = data.num_nodes or 0
+    edges, column = orient(_edges(data), rank)
+    pairs = consecutive_edges(edges, num_nodes)
+    level = node_levels(edges, num_nodes)[edges[0]]
+    reverse_level = node_levels(edges[::-1], num_nodes)[edges[1]]
+    batch = None if data.get("batch") is None else data.batch.cpu().numpy()[edges[0]]
+    tree = pairs[:, prune_to_multitree(pairs, level, edges[0], batch)]
+    out.dag_edge_index, out.line_index = _tensor(edges), _tensor(pairs)
+    out.tree_index = _tensor(tree)
+    out.edge_level, out.reverse_edge_level = _tensor(level), _tensor(reverse_level)
+    if data.edge_attr is not None:
+        out.dag_edge_attr = data.edge_attr[_tensor(column)]
+    return out
+
+
+def _edges(data: Data) -> np.ndarray:
+    if data.edge_index is None:
+        return np.zeros((2, 0), dtype=np.int64)
+    return data.edge_index.cpu().numpy()
 
 
 def _tensor(array: np.ndarray) -> Tensor:

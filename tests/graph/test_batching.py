@@ -45,11 +45,10 @@ def test_graphs_without_features() -> None:
     assert batch.num_nodes == batch.batch.numel() == 7 and batch.x is None
 
 
-@pytest.mark.parametrize("order", ["given", "random"])
-def test_transform_prepares_the_whole_batch(order: str) -> None:
+def test_drawn_orders_prepare_the_whole_batch() -> None:
     dataset = prepared()
     numbers = [4, 1, 2, 3]
-    batch = GraphBatcher(dataset, ToDag(order))(numbers)
+    batch = GraphBatcher(dataset)(numbers, order_seeds=[3, 1, 4, -5])
     graph = line_graph(batch)
     want = LineGraph.from_edges(graph.edge_index, graph.num_nodes, batch.batch)
     assert graph.num_graphs == want.num_graphs == len(numbers)
@@ -67,9 +66,14 @@ def test_transform_prepares_the_whole_batch(order: str) -> None:
     assert torch.equal(batch.x, stored.x) and torch.equal(batch.y, stored.y)
 
 
-def test_random_order_is_drawn_in_every_call() -> None:
-    batcher = GraphBatcher(prepared(), ToDag("random"))
-    torch.manual_seed(0)
-    drawn = [batcher([0, 4]).dag_edge_index for _ in range(2)]
-    torch.manual_seed(0)
-    assert not torch.equal(*drawn) and torch.equal(batcher([0, 4]).dag_edge_index, drawn[0])
+def test_drawn_order_of_a_graph_depends_on_its_seed_alone() -> None:
+    batcher = GraphBatcher(prepared())
+
+    def first(numbers: list[int], seeds: list[int]) -> list[list[int]]:
+        batch = batcher(numbers, order_seeds=seeds)
+        own = batch.batch[batch.dag_edge_index[0]] == 0
+        return batch.dag_edge_index[:, own].tolist()
+
+    alone = first([4], [7])
+    assert first([4, 0], [7, 1]) == first([4, 1, 3], [7, 8, 9]) == alone
+    assert len({str(first([4], [seed])) for seed in range(8)}) > 1
