@@ -231,8 +231,7 @@ class FreshSampler(ShuffledSampler):
     """The next `size` indices in every epoch, so that no image comes twice."""
 
     def __iter__(self) -> Iterator[int]:
-        first = self.epoch * self.size
-        yield from range(first + self.skip(), first + self.size)
+        yield from range(self.epoch * self.size, (self.epoch + 1) * self.size)
 
 
 class ArrowData(DataModule):
@@ -325,24 +324,27 @@ class ArrowData(DataModule):
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train", self.hparams.image_size)
         sampler_class = FreshSampler if self.hparams.fresh else ShuffledSampler
-        sampler = sampler_class(
-            len(dataset), self.hparams.seed, self.train_epoch(), skip=self.trained_samples
-        )
-        return self._loader(dataset, sampler=sampler, drop_last=True)
+        sampler = sampler_class(len(dataset), self.hparams.seed, self.train_epoch())
+        batches = self.train_batches(sampler, drop_last=True)
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_is)
 
     def val_dataloader(self) -> list[DataLoader]:
-        return [self._loader(self.dataset("val", size)) for size in self.sizes]
+        return self._eval_loaders("val")
 
     def test_dataloader(self) -> list[DataLoader]:
-        return [self._loader(self.dataset("test", size)) for size in self.sizes]
+        return self._eval_loaders("test")
 
-    def _loader(self, dataset: ArrowDataset, **options: object) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=self.hparams.batch_size,
-            collate_fn=_as_is,
-            **options,
-        )
+    def _eval_loaders(self, split: str) -> list[DataLoader]:
+        datasets = [self.dataset(split, size) for size in self.sizes]
+        return [
+            DataLoader(
+                dataset,
+                batch_size=self.hparams.batch_size,
+                sampler=self.eval_samples(len(dataset)),
+                collate_fn=_as_is,
+            )
+            for dataset in datasets
+        ]
 
 
 def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

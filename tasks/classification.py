@@ -61,7 +61,6 @@ class Classification(LightningModule):
 
     def setup(self, stage: str) -> None:
         self.eval_names = getattr(self.trainer.datamodule, "eval_names", [""])
-        self.metrics["train/accuracy"] = self._accuracy()
         for name in self.eval_names:
             self.metrics[f"loss{name}"] = MeanMetric()
             self.metrics[f"accuracy{name}"] = self._accuracy()
@@ -84,12 +83,21 @@ class Classification(LightningModule):
 
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
         logits, targets = self._predict(batch)
-        loss = nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
-        self.metrics["train/accuracy"](logits.flatten(0, -2), targets.flatten())
-        self._log("train/loss", loss, len(targets), prog_bar=True)
-        self._log("train/lr", self.optimizers().param_groups[0]["lr"], len(targets))
-        self._log("train/accuracy", self.metrics["train/accuracy"], len(targets))
+        logits, size = logits.flatten(0, -2), len(targets)
+        weight = self._share(size)
+        loss = weight * nn.functional.cross_entropy(logits, targets.flatten())
+        accuracy = weight * (logits.argmax(-1) == targets.flatten()).float().mean()
+        self._log("train/loss", loss, size, prog_bar=True, sync_dist=True)
+        self._log("train/lr", self.optimizers().param_groups[0]["lr"], size)
+        self._log("train/accuracy", accuracy, size, sync_dist=True)
         return loss
+
+    def _share(self, size: int) -> Tensor | float:
+        """`size` over its mean over processes, whose means then count every sample alike."""
+        if self.trainer.world_size == 1:
+            return 1.0
+        sizes = torch.tensor(float(size), device=self.device)
+        return size / self.trainer.strategy.reduce(sizes, reduce_op="mean")
 
     def validation_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate("val", batch, dataloader_idx)

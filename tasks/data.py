@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -9,8 +11,18 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch.utils.data import Sampler
 
 
+class Shard(NamedTuple):
+    """The part of all samples that a process takes: every `count`-th from the `rank`-th on."""
+
+    rank: int = 0
+    count: int = 1
+
+
 class DataModule(LightningDataModule, ABC):
-    """A LightningDataModule that knows its own shapes, so that they are written nowhere else."""
+    """A LightningDataModule that knows its own shapes, so that they are written nowhere else.
+
+    Its loaders give every process its own share of the samples, each of them once.
+    """
 
     @property
     @abstractmethod
@@ -40,12 +52,37 @@ class DataModule(LightningDataModule, ABC):
         """The epoch the trainer is in, 0 without a trainer; seeds the order of the samples."""
         return self.trainer.current_epoch if self.trainer is not None else 0
 
-    def trained_samples(self) -> int:
-        """Samples of the epoch that a resumed run has trained on already, 0 for other runs."""
+    def trained_batches(self) -> int:
+        """Batches of the epoch that a resumed run has trained on already, 0 for other runs."""
         if self.trainer is None:
             return 0
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return int(batches % max(1, self.trainer.num_training_batches)) * self.hparams.batch_size
+        return int(batches % max(1, self.trainer.num_training_batches))
+
+    @property
+    def shard(self) -> Shard:
+        """The share of this process; all samples without a trainer."""
+        several = getattr(self.trainer, "distributed_sampler_kwargs", None)
+        return Shard(several["rank"], several["num_replicas"]) if several else Shard()
+
+    def train_batches(self, sampler: Sampler[int], drop_last: bool = False) -> "ShardedBatches":
+        """Batches of this process for training; the sampler gives the order of all samples."""
+        size, skip = self.hparams.batch_size, self.trained_batches
+        return ShardedBatches(sampler, size, self.shard, drop_last=drop_last, skip=skip)
+
+    def eval_samples(self, size: int) -> range:
+        """The samples that this process evaluates, out of `size`.
+
+        Raises:
+            ValueError: fewer samples than processes.
+        """
+        rank, count = self.shard
+        if size < count:
+            raise ValueError(
+                f"{type(self).__name__}: every process needs a sample to evaluate, got {size} "
+                f"samples for {count} processes; use fewer devices"
+            )
+        return range(rank, size, count)
 
 
 class ShuffledSampler(Sampler[int]):
@@ -56,18 +93,10 @@ class ShuffledSampler(Sampler[int]):
         seed: Seed of the run.
         epoch: First epoch; later ones come from `set_epoch`, which Lightning calls.
         count: Samples of an epoch, all of them if None.
-        skip: How many of them to leave out; asked for whenever an epoch begins.
     """
 
-    def __init__(
-        self,
-        size: int,
-        seed: int = 0,
-        epoch: int = 0,
-        count: int | None = None,
-        skip: Callable[[], int] = int,
-    ) -> None:
-        self.size, self.seed, self.epoch, self.skip = size, seed, epoch, skip
+    def __init__(self, size: int, seed: int = 0, epoch: int = 0, count: int | None = None) -> None:
+        self.size, self.seed, self.epoch = size, seed, epoch
         self.count = size if count is None else min(count, size)
 
     def set_epoch(self, epoch: int) -> None:
@@ -79,5 +108,57 @@ class ShuffledSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) & (2**63 - 1))
-        order = torch.randperm(self.size, generator=generator)
-        yield from order[self.skip() : self.count].tolist()
+        yield from torch.randperm(self.size, generator=generator)[: self.count].tolist()
+
+
+class ShardedBatches(Sampler[list[int]]):
+    """Batches of one of several processes: together they are those of one process, larger ones.
+
+    With batches of 2 on 2 processes, samples a b c d e f g become ac, eg and bd, f. Every sample
+    comes once, in as many batches on every process, and processes differ by a sample at most. Fewer
+    samples than processes at the end join the batch before.
+
+    Args:
+        sampler: Order of all samples of an epoch.
+        batch_size: Samples of a batch of one process.
+        shard: Which process this is, and of how many.
+        drop_last: Leave out the last batch if it is not full.
+        skip: Batches to leave out at the beginning; asked for whenever an epoch begins.
+
+    Raises:
+        ValueError: batch_size below 1; not one batch in an epoch.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler[int],
+        batch_size: int,
+        shard: Shard = Shard(),  # noqa: B008 it is a tuple
+        *,
+        drop_last: bool = False,
+        skip: Callable[[], int] = int,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"ShardedBatches: batch_size must be 1 or more, got {batch_size}")
+        self.sampler, self.shard, self.skip = sampler, shard, skip
+        together, size = batch_size * shard.count, len(sampler)
+        self.bounds = list(range(0, size + 1, together))
+        if (rest := size % together) and not drop_last:
+            if rest < shard.count:
+                self.bounds.pop()
+            self.bounds.append(size)
+        if len(self.bounds) < 2 or size < shard.count:
+            raise ValueError(
+                f"ShardedBatches: an epoch needs a batch of {together if drop_last else 1} samples "
+                f"for {shard.count} processes, got {size} samples; take more data or fewer devices"
+                f"{', or smaller batches' if drop_last else ''}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, count = self.shard
+        order = list(self.sampler)
+        for start, stop in list(pairwise(self.bounds))[self.skip() :]:
+            yield order[start + rank : stop : count]

@@ -125,24 +125,27 @@ class TextData(DataModule):
     def train_dataloader(self) -> DataLoader:
         part, h = self.parts["train"], self.hparams
         dataset = WindowDataset(part, h.context, torch.arange(len(part) - h.context))
-        epoch, skip = self.train_epoch(), self.trained_samples
-        sampler = ShuffledSampler(len(dataset), h.seed, epoch, count=h.train_windows, skip=skip)
-        return self._loader(dataset, h.batch_size, sampler=sampler)
+        sampler = ShuffledSampler(len(dataset), h.seed, self.train_epoch(), count=h.train_windows)
+        return self._loader(dataset, batch_sampler=self.train_batches(sampler))
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self._tiles("val"), EVAL_BATCHES * self.hparams.batch_size)
+        return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self._tiles("test"), EVAL_BATCHES * self.hparams.batch_size)
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        dataset = self._tiles(split)
+        size, samples = EVAL_BATCHES * self.hparams.batch_size, self.eval_samples(len(dataset))
+        return self._loader(dataset, batch_size=size, sampler=samples)
 
     def _tiles(self, split: str) -> WindowDataset:
         part, context = self.parts[split], self.hparams.context
         return WindowDataset(part, context, torch.arange(0, len(part) - context, context))
 
-    def _loader(self, dataset: Dataset, batch_size: int, **options: object) -> DataLoader:
+    def _loader(self, dataset: Dataset, **options: object) -> DataLoader:
         return DataLoader(
             dataset,
-            batch_size=batch_size,
             num_workers=self.hparams.num_workers,
             persistent_workers=self.hparams.num_workers > 0,
             **options,

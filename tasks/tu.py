@@ -44,21 +44,24 @@ class EpochSampler(ShuffledSampler):
 
 
 class TrainingBatcher:
-    """Packs training graphs by indices that run on; random orders follow from seed, indices.
+    """Packs training graphs by indices that run on, each in a random order of its own.
 
     Args:
         batcher: Packs graphs by their numbers.
         numbers: Which graphs to train on; index i is graph numbers[i % len(numbers)].
-        seed: Seed of the orders.
+        seed: Seed of the orders; None keeps the stored ones.
     """
 
-    def __init__(self, batcher: GraphBatcher, numbers: Sequence[int], seed: int) -> None:
+    def __init__(
+        self, batcher: GraphBatcher, numbers: Sequence[int], seed: int | None = None
+    ) -> None:
         self.batcher, self.numbers, self.seed = batcher, numbers, seed
 
     def __call__(self, indices: Sequence[int]) -> DagData:
-        if self.batcher.transform is not None:
-            self.batcher.transform.seed = hash((self.seed, *indices)) & (2**63 - 1)
-        return self.batcher([self.numbers[i % len(self.numbers)] for i in indices])
+        graphs = [self.numbers[i % len(self.numbers)] for i in indices]
+        if self.seed is None:
+            return self.batcher(graphs)
+        return self.batcher(graphs, order_seeds=[hash((self.seed, i)) for i in indices])
 
 
 class TUData(DataModule):
@@ -130,22 +133,24 @@ class TUData(DataModule):
         )
         return {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
 
-    def batcher(self, split: str) -> GraphBatcher:
-        """Packs graphs of a split by their numbers; training graphs with the augmentation."""
-        augment = split == "train" and self.hparams.order == "random"
-        return GraphBatcher(self.dataset, ToDag("random") if augment else None)
-
     def train_dataloader(self) -> DataLoader:
-        graphs, seed = self.splits["train"].tolist(), self.hparams.seed
-        sampler = EpochSampler(len(graphs), seed, self.train_epoch(), skip=self.trained_samples)
-        batcher = TrainingBatcher(self.batcher("train"), graphs, seed)
-        return self._loader(range(sys.maxsize), batcher, sampler=sampler)  # sample i is number i
+        graphs, h = self.splits["train"].tolist(), self.hparams
+        sampler = EpochSampler(len(graphs), h.seed, self.train_epoch())
+        seed = h.seed if h.order == "random" else None
+        batcher = TrainingBatcher(GraphBatcher(self.dataset), graphs, seed)
+        numbers = range(sys.maxsize)  # sample i is number i
+        return self._loader(numbers, batcher, batch_sampler=self.train_batches(sampler))
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.splits["val"].tolist(), self.batcher("val"))
+        return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self.splits["test"].tolist(), self.batcher("test"))
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        graphs = self.splits[split].tolist()
+        size, samples = self.hparams.batch_size, self.eval_samples(len(graphs))
+        return self._loader(graphs, GraphBatcher(self.dataset), batch_size=size, sampler=samples)
 
     def _loader(
         self,
@@ -155,7 +160,6 @@ class TUData(DataModule):
     ) -> DataLoader:
         return DataLoader(
             samples,
-            batch_size=self.hparams.batch_size,
             collate_fn=batcher,
             num_workers=self.hparams.num_workers,
             persistent_workers=self.hparams.num_workers > 0,

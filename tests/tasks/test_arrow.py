@@ -244,7 +244,7 @@ def test_loaders_give_whole_batches():
 
 def test_train_order_depends_on_seed_and_epoch():
     def order(seed, epoch):
-        sampler = data(seed=seed).train_dataloader().sampler
+        sampler = data(seed=seed).train_dataloader().batch_sampler.sampler
         sampler.set_epoch(epoch)
         return list(sampler)
 
@@ -271,7 +271,7 @@ def test_unknown_shape():
 
 
 def test_fresh_epochs_share_no_image():
-    sampler = ArrowData(train_size=6, fresh=True).train_dataloader().sampler
+    sampler = data(train_size=6, batch_size=2, fresh=True).train_dataloader().batch_sampler.sampler
     epochs = []
     for epoch in range(3):
         sampler.set_epoch(epoch)

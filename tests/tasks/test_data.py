@@ -1,7 +1,7 @@
 import pytest
 
 from tasks.arrow import FreshSampler
-from tasks.data import DataModule, ShuffledSampler
+from tasks.data import DataModule, Shard, ShardedBatches, ShuffledSampler
 
 
 def test_sampler_takes_every_sample_once():
@@ -31,11 +31,62 @@ def test_sizes_must_be_defined(name):
         DataModule()
 
 
+SIZES = [
+    (size, batch, count)
+    for size in (4, 5, 7, 12, 13)
+    for batch in (1, 2, 3)
+    for count in (1, 2, 3, 4)
+]
+
+
+@pytest.mark.parametrize(("size", "batch", "count"), SIZES)
+def test_batches_of_all_processes_are_those_of_one(size, batch, count):
+    order = list(FreshSampler(size, epoch=1))
+    shards = [
+        list(ShardedBatches(FreshSampler(size, epoch=1), batch, Shard(rank, count)))
+        for rank in range(count)
+    ]
+    assert len({len(shard) for shard in shards}) == 1  # or one process would wait for ever
+    together = [sorted(sum(parts, [])) for parts in zip(*shards, strict=True)]
+    assert sum(together, []) == order
+    assert all(len(part) > 0 for shard in shards for part in shard)
+    assert all(max(x) - min(x) <= 1 for x in zip(*([*map(len, s)] for s in shards), strict=True))
+    one = list(ShardedBatches(FreshSampler(size, epoch=1), batch * count))
+    if len(one[-1]) < count:  # they join the batch before
+        one[-2:] = [one[-2] + one[-1]]
+    assert together == one
+
+
+def test_last_batch_is_full_or_left_out():
+    batches = ShardedBatches(FreshSampler(11), 2, Shard(1, 2), drop_last=True)
+    assert list(batches) == [[1, 3], [5, 7]]
+    assert len(batches) == 2
+
+
 @pytest.mark.parametrize("sampler_class", [ShuffledSampler, FreshSampler])
-def test_sampler_goes_on_within_an_epoch(sampler_class):
+def test_batches_go_on_within_an_epoch(sampler_class):
     done = 0
-    sampler = sampler_class(50, seed=3, epoch=2, skip=lambda: done)
-    whole = list(sampler)
-    for done in (20, 49, 50):
-        assert list(sampler) == whole[done:]
-    assert len(sampler) == 50
+    batches = ShardedBatches(sampler_class(50, seed=3, epoch=2), 4, Shard(1, 2), skip=lambda: done)
+    whole = list(batches)
+    for done in (2, 6, 7):
+        assert list(batches) == whole[done:]
+    assert len(batches) == len(whole) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((3, 2, Shard(0, 4)), "for 4 processes, got 3 samples; .*fewer devices"),
+        ((3, 0), "batch_size must be 1 or more, got 0"),
+        ((0, 2), "got 0 samples"),
+    ],
+)
+def test_too_few_samples(arguments, message):
+    size, *rest = arguments
+    with pytest.raises(ValueError, match=f"ShardedBatches: .*{message}"):
+        ShardedBatches(FreshSampler(size), *rest)
+
+
+def test_no_full_batch():
+    with pytest.raises(ValueError, match="a batch of 4 samples .* got 3 .*or smaller batches"):
+        ShardedBatches(FreshSampler(3), 4, drop_last=True)

@@ -78,14 +78,14 @@ def test_train_windows_reach_both_ends(path):
     part = text.parts["train"]
     assert torch.equal(dataset[0][0], part[:5])
     assert torch.equal(dataset[len(dataset) - 1][1], part[-5:])
-    assert len(text.train_dataloader().sampler) == len(part) - 5
+    assert len(text.train_dataloader().batch_sampler.sampler) == len(part) - 5
 
 
 def test_train_order_depends_on_seed_and_epoch(path):
     def order(seed, epoch):
-        sampler = data(path, seed=seed, train_windows=20).train_dataloader().sampler
-        sampler.set_epoch(epoch)
-        return tuple(sampler)
+        loader = data(path, seed=seed, train_windows=20).train_dataloader()
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        return tuple(loader.batch_sampler.sampler)
 
     assert order(0, 0) == order(0, 0)
     assert len({order(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6

@@ -91,8 +91,8 @@ def test_training_order_depends_on_seed_and_epoch_only(tiny: Path) -> None:
     def first_epochs(seed: int) -> list[list[int]]:
         loader, orders = make(tiny, seed=seed).train_dataloader(), []
         for epoch in range(2):
-            loader.sampler.set_epoch(epoch)
-            orders.append(list(loader.sampler))
+            loader.batch_sampler.sampler.set_epoch(epoch)
+            orders.append(list(loader.batch_sampler))
         return orders
 
     assert first_epochs(0) == first_epochs(0) != first_epochs(1)
@@ -136,13 +136,17 @@ def test_another_transform_never_reads_the_old_cache(tiny: Path) -> None:
 
 def test_random_order_augments_training_only(tiny: Path) -> None:
     data = make(tiny, order="random")
-    numbers = list(range(COUNT))
-    train, val = data.batcher("train"), data.batcher("val")
-    drawn = [train(numbers).dag_edge_index for _ in range(2)]
-    assert not torch.equal(*drawn)
+    train, size = data.train_dataloader().collate_fn, len(data.splits["train"])
+    numbers = list(range(size))
+    first, second = (train([epoch * size + i for i in numbers]) for epoch in (0, 1))
+    assert torch.equal(first.edge_index, second.edge_index)
+    assert not torch.equal(first.dag_edge_index, second.dag_edge_index)
+    assert torch.equal(first.dag_edge_index, train(numbers).dag_edge_index)
+    val = data.val_dataloader().collate_fn
     assert torch.equal(val(numbers).dag_edge_index, val(numbers).dag_edge_index)
-    stored = make(tiny, order="bfs").batcher("train")
-    assert torch.equal(stored(numbers).dag_edge_index, stored(numbers).dag_edge_index)
+    stored = make(tiny, order="bfs").train_dataloader().collate_fn
+    again = stored([size + i for i in numbers])
+    assert torch.equal(stored(numbers).dag_edge_index, again.dag_edge_index)
 
 
 def test_fold_driver() -> None:
