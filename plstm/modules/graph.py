@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from plstm.modules.init import small_init_
+from plstm.modules.norm import BatchNorm
 from plstm.ops.checks import check_choice
 
 _MAX_PERIOD = 1000.0
@@ -101,7 +102,7 @@ class GraphReadout(nn.Module):
     def __init__(self, dim: int, out_dim: int, pooling: str = "mean", dropout: float = 0.0) -> None:
         super().__init__()
         check_choice("GraphReadout", "pooling", pooling, ("mean", "sum"))
-        self.pooling, self.norm = pooling, nn.BatchNorm1d(dim)
+        self.pooling, self.norm = pooling, BatchNorm(dim)
         self.hidden, self.out = nn.Linear(dim, dim), nn.Linear(dim, out_dim)
         self.dropout = nn.Dropout(dropout)
 
@@ -113,12 +114,4 @@ class GraphReadout(nn.Module):
         if self.pooling == "mean":
             count = torch.bincount(batch, minlength=num_graphs).clamp(min=1)
             pooled = pooled / count[:, None].to(pooled.dtype)
-        return self.out(self.dropout(nn.functional.gelu(self.hidden(self._norm(pooled)))))
-
-    def _norm(self, pooled: Tensor) -> Tensor:
-        if pooled.shape[0] > 1 or not self.training:
-            return self.norm(pooled)
-        norm = self.norm  # one graph has no statistics of its own
-        return nn.functional.batch_norm(
-            pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
-        )
+        return self.out(self.dropout(nn.functional.gelu(self.hidden(self.norm(pooled)))))

@@ -1,4 +1,4 @@
-"""Root-mean-square norms."""
+"""Root-mean-square norms, and a batch norm for batches of any size."""
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,18 @@ class HeadRMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (..., H, W) and merge the heads: (..., H * W)."""
         return rms_norm(x, self.weight.view(self.num_heads, self.width), self.eps).flatten(-2)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm that takes its running statistics for a single row, which has none of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (N, dim) over N."""
+        if x.shape[0] > 1 or not self.training:
+            return super().forward(x)
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
