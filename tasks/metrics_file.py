@@ -19,6 +19,9 @@ class MetricsFile(ExperimentWriter):
         log_dir: Folder of the file.
         keep: Rows to keep of the file that is there; what follows will be logged again. None for a
             new run.
+
+    Raises:
+        OSError: the file cannot be written, for example because the disk is full.
     """
 
     def __init__(self, log_dir: str, keep: int | None = None) -> None:
@@ -34,8 +37,15 @@ class MetricsFile(ExperimentWriter):
             self.rows = len(rows)
 
     def save(self) -> None:
-        count = len(self.metrics)
-        super().save()
+        count, path = len(self.metrics), Path(self.metrics_file_path)
+        try:
+            super().save()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"cannot write {path}: {error.strerror}; make room, then go on with --resume "
+                f"{path.parent}",
+            ) from None
         self.rows += count
 
     def _check_log_dir_exists(self) -> None:

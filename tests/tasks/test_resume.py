@@ -312,15 +312,16 @@ def test_nothing_is_saved_too_often():
         LastCheckpoint(-1)
 
 
+def full_disk(*args: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @pytest.mark.parametrize("place", ["write", "rename"])
 def test_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch, place):
     path, writer = tmp_path / "run" / "checkpoints" / "last.ckpt", AtomicCheckpointIO()
     writer.save_checkpoint({"state_dict": {}, "loops": {}, "step": 1}, path)
 
-    def full(*args: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, {"write": "fsync", "rename": "replace"}[place], full)
+    monkeypatch.setattr(os, {"write": "fsync", "rename": "replace"}[place], full_disk)
     with pytest.raises(OSError, match=r"cannot save .*last.ckpt: No space left.*--resume") as got:
         writer.save_checkpoint({"state_dict": {}, "loops": {}, "step": 2}, path)
     assert got.value.errno == errno.ENOSPC
@@ -335,7 +336,7 @@ def test_full_disk_ends_the_run_and_it_goes_on(monkeypatch, unbroken):
         nonlocal calls
         calls += 1
         if calls > 6:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            full_disk()
         replace(*args)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
@@ -406,6 +407,11 @@ def test_metrics_file_survives_new_columns(tmp_path, monkeypatch):
         with pytest.raises(Killed):
             file.save()
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full_disk)
+        file.log_metrics({"c": 3.0}, 2)
+        with pytest.raises(OSError, match=r"cannot write .*metrics.csv: No space .*--resume"):
+            file.save()
     again = MetricsFile(str(tmp_path / "run"), keep=1)
     again.log_metrics({"b": 2.0}, 1)
     again.save()
