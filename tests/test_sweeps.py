@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import wandb
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb.wandb_agent import Agent
@@ -13,7 +12,7 @@ from wandb.wandb_agent import Agent
 from tasks import folds
 from tasks.cli import main
 from tests.tasks.runs import CONFIGS, FURTHER, SMALL, write_data
-from tests.tasks.wandb_file import WandbFile
+from tests.tasks.wandb_file import WandbFile, end_wandb
 
 ROOT = CONFIGS.parent
 FILES = sorted((CONFIGS / "sweeps").glob("*.yaml"))
@@ -42,8 +41,7 @@ def workplace(tmp_path, monkeypatch):
         monkeypatch.setenv(f"WANDB_{name}", "")
         monkeypatch.delenv(f"WANDB_{name}")
     yield
-    wandb.finish()
-    wandb.teardown()
+    end_wandb()
 
 
 def read(file):
@@ -125,7 +123,7 @@ def test_the_metric_is_logged(file):
     """Also runs a trial of every file."""
     sweep = read(file)
     run(sweep, [*arguments(sweep, chosen(sweep, 0)), *small(file)])
-    wandb.finish()
+    end_wandb()
     (folder,) = Path("runs", "wandb").glob("offline-run-*")
     assert len(WandbFile(folder).logged(sweep["metric"]["name"])) == 1
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
@@ -21,7 +20,7 @@ from tasks import monitor
 from tasks.monitor import Monitor, gradient_norm, is_compiled
 from tasks.runs import run_folder
 from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run, write_data
-from tests.tasks.wandb_file import WandbFile
+from tests.tasks.wandb_file import WandbFile, end_wandb
 
 WANDB = f"--config={CONFIGS / 'logger' / 'wandb.yaml'}"
 PNG = b"\x89PNG"
@@ -169,8 +168,7 @@ def workplace(tmp_path, monkeypatch):
         monkeypatch.setenv(f"WANDB_{name}", value)
     write_data()
     yield tmp_path
-    wandb.finish()
-    wandb.teardown()
+    end_wandb()
 
 
 @pytest.mark.parametrize("config", ["quickstart", "text", "tu"])
@@ -204,7 +202,7 @@ def test_wandb_keeps_what_it_should(workplace):
     folders = [wandb_folder(first)]
     second = run("fit", "text", WANDB)  # in the same process
     folders.append(wandb_folder(second))
-    wandb.finish()
+    end_wandb()
     image, text = (WandbFile(folder) for folder in folders)
     assert image.path != text.path
     assert [image.exit_code, text.exit_code] == [0, 0]

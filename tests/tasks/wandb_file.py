@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 HEADER = 7  # bytes, of the file and of every piece
@@ -16,8 +17,14 @@ BLOCK = 2**15
 WHOLE, LAST = 1, 4  # kinds of pieces that end a record
 
 
+def end_wandb() -> None:
+    """End the run that goes on, and the process of wandb, which may still have things to write."""
+    wandb.finish()
+    wandb.teardown()
+
+
 class WandbFile:
-    """Configuration, metrics and saved files of one run; `folder` is wandb's own."""
+    """Configuration and metrics of one run that has ended; `folder` is wandb's own."""
 
     def __init__(self, folder: Path) -> None:
         (self.path,) = folder.glob("run-*.wandb")
