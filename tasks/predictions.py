@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, distributed
 
 from tasks.runs import run_folder
 
@@ -29,9 +29,24 @@ class SavePredictions(BasePredictionWriter):
         batch_indices: Sequence[object],
     ) -> None:
         folder, names = run_folder(trainer), trainer.datamodule.eval_names
+        loaders = [predictions] if len(names) == 1 else predictions
+        saved = {
+            name: in_order_of_data(torch.cat(list(x)).cpu())
+            for name, x in zip(names, loaders, strict=True)
+        }
         if folder is None:
             return
-        loaders = [predictions] if len(names) == 1 else predictions
-        saved = {name: torch.cat(list(x)).cpu() for name, x in zip(names, loaders, strict=True)}
         torch.save(saved, folder / "predictions.pt")
         rank_zero_info(f"Predictions: {folder / 'predictions.pt'}")
+
+
+def in_order_of_data(own: Tensor) -> Tensor:
+    """What all processes computed, each of its share of the samples (DataModule.eval_samples)."""
+    if not distributed.is_initialized():
+        return own
+    parts: list[Tensor] = [own] * distributed.get_world_size()
+    distributed.all_gather_object(parts, own)
+    whole = own.new_empty(sum(map(len, parts)), *own.shape[1:])
+    for rank, part in enumerate(parts):
+        whole[rank :: len(parts)] = part
+    return whole

@@ -66,7 +66,7 @@ class GraphEncoder(nn.Module):
 
     def forward(self, data: Any) -> Tensor:
         """Node features of the model, (N, dim); edge_index has both directions of every edge."""
-        x = self.node(node_features(data, self.in_dim))
+        x = self.node(node_features(data, self.in_dim).to(self.node.weight.dtype))
         degree = torch.bincount(data.edge_index[1], minlength=data.num_nodes)
         return x + self.degree(degree_code(degree, self.dim).to(x.dtype))
 

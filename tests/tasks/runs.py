@@ -38,15 +38,22 @@ def write_data() -> None:
         (folder / f"{TU_NAME}_{name}.txt").write_text(text, "utf-8")
 
 
-def run(subcommand: str, config: str | Path, *args: str) -> CLI:
-    """Run one epoch of a config by name, or of a saved config by path, on the CPU."""
+def arguments(subcommand: str, config: str | Path, *args: str) -> list[str]:
+    """Command line of one epoch of a config by name, or of a saved config by path, on the CPU."""
+    files = [arg for arg in args if arg.startswith("--config=")]  # further ones, before all else
+    args = [arg for arg in args if arg not in files]
     if isinstance(config, str):
         sizes = [f"--data.{name}={value}" for name, value in SMALL[config].items()]
         sizes += FURTHER.get(config, [])
-        args = (*sizes, "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", *args)
+        args = [*sizes, "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", *args]
         config = CONFIGS / f"{config}.yaml"
     plain = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-    return main([subcommand, f"--config={config}", *plain, *args])
+    return [subcommand, f"--config={config}", *files, *plain, *args]
+
+
+def run(subcommand: str, config: str | Path, *args: str) -> CLI:
+    """Run that command line."""
+    return main(arguments(subcommand, config, *args))
 
 
 def folder_of(cli: CLI) -> Path:

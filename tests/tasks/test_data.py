@@ -1,3 +1,5 @@
+from itertools import chain
+
 import pytest
 
 from tasks.arrow import FreshSampler
@@ -47,8 +49,8 @@ def test_batches_of_all_processes_are_those_of_one(size, batch, count):
         for rank in range(count)
     ]
     assert len({len(shard) for shard in shards}) == 1  # or one process would wait for ever
-    together = [sorted(sum(parts, [])) for parts in zip(*shards, strict=True)]
-    assert sum(together, []) == order
+    together = [sorted(chain(*parts)) for parts in zip(*shards, strict=True)]
+    assert list(chain(*together)) == order
     assert all(len(part) > 0 for shard in shards for part in shard)
     assert all(max(x) - min(x) <= 1 for x in zip(*([*map(len, s)] for s in shards), strict=True))
     one = list(ShardedBatches(FreshSampler(size, epoch=1), batch * count))
@@ -88,5 +90,5 @@ def test_too_few_samples(arguments, message):
 
 
 def test_no_full_batch():
-    with pytest.raises(ValueError, match="a batch of 4 samples .* got 3 .*or smaller batches"):
+    with pytest.raises(ValueError, match=r"a batch of 4 samples .* got 3 .*or smaller batches"):
         ShardedBatches(FreshSampler(3), 4, drop_last=True)

@@ -1,0 +1,66 @@
+"""Two processes on CPUs come to what one process comes to with batches twice as large."""
+
+import math
+import sys
+
+import pytest
+import torch
+
+from tasks.cli import main
+from tests.helpers import assert_close
+from tests.tasks.processes import outcome_of, run_on_processes
+from tests.tasks.runs import CONFIGS, arguments, write_data
+
+COMMON = ["--trainer.max_epochs=2", "--trainer.precision=64-true", "--model.net.dropout=0"]
+TASKS = {  # further arguments; last batches are uneven where they are not left out
+    "quickstart": ["--data.val_size=9"],
+    "text": ["--data.train_windows=7"],
+    "tu": ["--data.num_folds=3"],
+}
+BATCH = {"quickstart": 4, "text": 2, "tu": 4}  # of each of two processes
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    write_data()
+
+
+def job(task, processes, *further, command="fit"):
+    batch = f"--data.batch_size={2 * BATCH[task] // processes}"
+    strategy = [f"--config={CONFIGS}/trainer/ddp.yaml"] if processes > 1 else []
+    devices = f"--trainer.devices={processes}"
+    return arguments(command, task, *strategy, *COMMON, *TASKS[task], batch, devices, *further)
+
+
+def fitted(place, task):
+    return {file.parents[1] for file in place.glob(f"runs/{task}/*/checkpoints/last.ckpt")}
+
+
+def predictions(place):
+    """Those that were saved last."""
+    *_, file = sorted(place.glob("runs/tu/*/predictions.pt"), key=lambda x: x.stat().st_mtime_ns)
+    return torch.load(file, weights_only=True)[""]
+
+
+def test_two_processes_equal_one(tmp_path):
+    alone = {task: outcome_of(main(job(task, 1))) for task in TASKS}
+    folders = {task: fitted(tmp_path, task) for task in TASKS}
+    main(job("tu", 1, command="predict"))
+    predicted = predictions(tmp_path)
+    jobs = [*(job(task, 2) for task in TASKS), job("tu", 2, command="predict")]
+    *together, _ = run_on_processes(jobs, 2)
+    assert_close("predictions", predictions(tmp_path), predicted)
+    for task, (weights, metrics) in zip(TASKS, together, strict=True):
+        want, want_metrics = alone[task]
+        for name, weight in want.items():
+            assert_close(f"{task} {name}", weights[name], weight, 1e-9)
+        for name in want_metrics:
+            if name.startswith(("train/loss", "train/accuracy", "val/", "train/grad_norm")):
+                assert math.isclose(metrics[name], want_metrics[name], rel_tol=1e-6), (task, name)
+        (folder,) = fitted(tmp_path, task) - folders[task]  # one, not one of each
+        (one,) = folders[task]
+        rows = [(place / "metrics.csv").read_text().count("\n") for place in (folder, one)]
+        assert rows[0] == rows[1]
