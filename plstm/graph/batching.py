@@ -29,9 +29,7 @@ class GraphBatcher:
         else:
             self.num_nodes = torch.tensor([dataset.get(i).num_nodes for i in range(dataset.len())])
 
-    def __call__(
-        self, numbers: Sequence[int], order_seeds: Sequence[int] | None = None
-    ) -> DagData:
+    def __call__(self, numbers: Sequence[int], order_seeds: Sequence[int] | None = None) -> DagData:
         """One packed batch, with `batch` (N,) and `num_graphs`.
 
         Args:
