@@ -1,6 +1,6 @@
 """Train, validate, test or predict: python train.py {fit,validate,test,predict} --config FILE."""
 
-from tasks.cli import main
+from tasks.cli import run_process
 
 if __name__ == "__main__":
-    main()
+    run_process()

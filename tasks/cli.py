@@ -1,8 +1,11 @@
 """The command line: LightningCLI with our defaults."""
 
+import re
+import sys
 import warnings
 from pathlib import Path
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -15,6 +18,7 @@ from tasks.runs import SaveResolvedConfig, finish_wandb
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "trainer" / "default.yaml"
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+MISTAKES = (ValueError, OSError, MisconfigurationException)  # of the user; other errors are ours
 LINKED = ("in_dim", "out_dim", "net_args")  # sizes the data knows and the net needs
 
 
@@ -71,7 +75,9 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
         run: Run the subcommand; otherwise only build, with no subcommand in `args`.
     """
     finish_wandb()
-    usage = "train.py {} --config FILE [--model.net.KEY V] [--data.KEY V] [--trainer.KEY V]"
+    usage = (
+        "train.py {} --config FILE [--model.net.KEY V] [--data.KEY V] [--trainer.KEY V] [--debug]"
+    )
     options = {"default_config_files": [str(DEFAULTS)]}
     # Lightning asks PyTorch 2.13 in a way that works and that PyTorch calls old.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
@@ -89,3 +95,21 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
         run=run,
         parser_kwargs=per_command if run else options,
     )
+
+
+def run_process() -> None:
+    """Run the command line of the process; a mistake of the user is told in a line or two.
+
+    --debug shows the whole stack instead.
+    """
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        main()
+    except MISTAKES as error:
+        if debug:
+            raise
+        framed = re.search(r"^Errors:\n  - (.*)$", str(error), re.MULTILINE)  # by jsonargparse
+        message = framed[1] if framed else error
+        print(f"train.py: {message}\n(--debug shows where this came from)", file=sys.stderr)
+        sys.exit(2)

@@ -7,6 +7,7 @@ import torch
 import wandb
 import yaml
 
+from tasks.cli import MISTAKES, run_process
 from tests.layers.contract import import_class
 from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run, write_data
 
@@ -184,6 +185,30 @@ def test_wrong_arguments_are_refused(argument, capsys):
     assert argument.split("=")[0].split(".")[-1] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.path=none.txt"], "TextData: path must be a text file, got 'none.txt'"),
+        (["--data.path=input.txt", "--data.context=600"], "TextData: every part needs more than"),
+        (["--data.path=input.txt", "--trainer.logger.save_dir=input.txt"], "cannot write in"),
+        (["--data.path=input.txt", "--resume=nowhere"], "--resume nowhere: no run was begun there"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told_in_two_lines(arguments, message, monkeypatch, capsys):
+    line = ["train.py", "fit", f"--config={CONFIGS}/text.yaml", "--trainer.accelerator=cpu"]
+    monkeypatch.setattr(sys, "argv", [*line, *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        run_process()
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("train.py: ") and message in line for line in lines)
+    assert not any(line.startswith("Traceback") for line in lines)
+    monkeypatch.setattr(sys, "argv", [*line, *arguments, "--debug"])
+    with pytest.raises(MISTAKES):
+        run_process()
+
+
 def test_print_config_is_a_config(capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         run("fit", "quickstart", "--print_config")
@@ -191,6 +216,19 @@ def test_print_config_is_a_config(capsys, tmp_path):
     printed = tmp_path / "printed.yaml"
     printed.write_text(capsys.readouterr().out)
     assert metrics_of(run("fit", printed)) == metrics_of(run("fit", "quickstart"))
+
+
+FURTHER = sorted([*CONFIGS.glob("trainer/*.yaml"), *CONFIGS.glob("logger/*.yaml")])
+
+
+@pytest.mark.parametrize("file", FURTHER, ids=lambda file: file.stem)
+def test_every_further_config_goes_with_a_task(file, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("fit", "quickstart", f"--config={file}", "--print_config")
+    assert stopped.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    for part, value in yaml.safe_load(file.read_text())["trainer"].items():
+        assert printed["trainer"][part] is not None, value
 
 
 @pytest.mark.slow
