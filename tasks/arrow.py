@@ -337,13 +337,8 @@ class ArrowData(DataModule):
     def _eval_loaders(self, split: str) -> list[DataLoader]:
         datasets = [self.dataset(split, size) for size in self.sizes]
         return [
-            DataLoader(
-                dataset,
-                batch_size=self.hparams.batch_size,
-                sampler=self.eval_samples(len(dataset)),
-                collate_fn=_as_is,
-            )
-            for dataset in datasets
+            DataLoader(x, batch_sampler=self.eval_batches(len(x)), collate_fn=_as_is)
+            for x in datasets
         ]
 
 

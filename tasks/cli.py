@@ -81,6 +81,8 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
     options = {"default_config_files": [str(DEFAULTS)]}
     # Lightning asks PyTorch 2.13 in a way that works and that PyTorch calls old.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Lightning cannot know that ours leaves nothing out.
+    warnings.filterwarnings("ignore", message="You are using a custom batch sampler")
     per_command = {c: {**options, "usage": usage.format(c)} for c in SUBCOMMANDS}
     return CLI(
         LightningModule,

@@ -70,19 +70,12 @@ class DataModule(LightningDataModule, ABC):
         size, skip = self.hparams.batch_size, self.trained_batches
         return ShardedBatches(sampler, size, self.shard, drop_last=drop_last, skip=skip)
 
-    def eval_samples(self, size: int) -> range:
-        """The samples that this process evaluates, out of `size`.
+    def eval_batches(self, size: int, batch_size: int | None = None) -> "ShardedBatches":
+        """Batches of this process for evaluation: every sample once, in order, of `size`.
 
-        Raises:
-            ValueError: fewer samples than processes.
+        Every process has as many batches, for a net may exchange numbers in each of them.
         """
-        rank, count = self.shard
-        if size < count:
-            raise ValueError(
-                f"{type(self).__name__}: every process needs a sample to evaluate, got {size} "
-                f"samples for {count} processes; use fewer devices"
-            )
-        return range(rank, size, count)
+        return ShardedBatches(range(size), batch_size or self.hparams.batch_size, self.shard)
 
 
 class ShuffledSampler(Sampler[int]):
@@ -119,7 +112,7 @@ class ShardedBatches(Sampler[list[int]]):
     samples than processes at the end join the batch before.
 
     Args:
-        sampler: Order of all samples of an epoch.
+        sampler: Order of all samples, anything that can be iterated and has a length.
         batch_size: Samples of a batch of one process.
         shard: Which process this is, and of how many.
         drop_last: Leave out the last batch if it is not full.
@@ -131,7 +124,7 @@ class ShardedBatches(Sampler[list[int]]):
 
     def __init__(
         self,
-        sampler: Sampler[int],
+        sampler: Sampler[int] | range,
         batch_size: int,
         shard: Shard = Shard(),  # noqa: B008 it is a tuple
         *,

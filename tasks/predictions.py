@@ -41,7 +41,7 @@ class SavePredictions(BasePredictionWriter):
 
 
 def in_order_of_data(own: Tensor) -> Tensor:
-    """What all processes computed, each of its share of the samples (DataModule.eval_samples)."""
+    """What all processes computed, each of its share of the samples (DataModule.eval_batches)."""
     if not distributed.is_initialized():
         return own
     parts: list[Tensor] = [own] * distributed.get_world_size()

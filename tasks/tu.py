@@ -149,8 +149,8 @@ class TUData(DataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         graphs = self.splits[split].tolist()
-        size, samples = self.hparams.batch_size, self.eval_samples(len(graphs))
-        return self._loader(graphs, GraphBatcher(self.dataset), batch_size=size, sampler=samples)
+        batches = self.eval_batches(len(graphs))
+        return self._loader(graphs, GraphBatcher(self.dataset), batch_sampler=batches)
 
     def _loader(
         self,
