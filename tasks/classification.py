@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
@@ -56,6 +57,9 @@ class Classification(LightningModule):
     def configure_model(self) -> None:
         if self.net is None:
             self.net = self.make_net(self.in_dim, self.out_dim, **self.net_args)
+            if self.device_mesh is not None:  # of configs/trainer/fsdp.yaml
+                for part in [*getattr(self.net, "blocks", []), self.net]:
+                    fully_shard(part, mesh=self.device_mesh["data_parallel"])
             if self.compile_net:
                 self.net.compile()  # in place, so that checkpoints keep their names
 

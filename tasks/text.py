@@ -136,8 +136,8 @@ class TextData(DataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         dataset = self._tiles(split)
-        size, samples = EVAL_BATCHES * self.hparams.batch_size, self.eval_samples(len(dataset))
-        return self._loader(dataset, batch_size=size, sampler=samples)
+        batches = self.eval_batches(len(dataset), EVAL_BATCHES * self.hparams.batch_size)
+        return self._loader(dataset, batch_sampler=batches)
 
     def _tiles(self, split: str) -> WindowDataset:
         part, context = self.parts[split], self.hparams.context
@@ -180,7 +180,8 @@ class LanguageModel(Classification):
 
     def on_fit_end(self) -> None:
         folder = run_folder(self.trainer)
-        if self.sample_length == 0 or folder is None or not self.trainer.is_global_zero:
+        split = self.device_mesh is not None  # no process has all weights
+        if self.sample_length == 0 or folder is None or split:
             return
         text = self.sample()
         (folder / "sample.txt").write_text(text, encoding="utf-8")

@@ -33,7 +33,11 @@ def run_on_processes(jobs: list[list[str]], count: int) -> list[Outcome]:
             key: str(value) for key, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()
         }
         processes.append(subprocess.Popen(command, env=os.environ | own))
-    codes = [process.wait(timeout=300) for process in processes]
+    try:
+        codes = [process.wait(timeout=300) for process in processes]
+    finally:
+        for process in processes:  # one that fails leaves the others waiting
+            process.kill()
     assert codes == [0] * count
     return torch.load("outcome.pt", weights_only=True)
 
@@ -41,7 +45,9 @@ def run_on_processes(jobs: list[list[str]], count: int) -> list[Outcome]:
 def outcome_of(cli: object) -> Outcome:
     """Weights and last metrics of a command that has run."""
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    return cli.model.net.state_dict(), metrics
+    weights = cli.model.net.state_dict()
+    whole = {k: x.full_tensor() if hasattr(x, "full_tensor") else x for k, x in weights.items()}
+    return whole, metrics
 
 
 def main() -> None:

@@ -28,11 +28,11 @@ def workplace(tmp_path, monkeypatch):
     write_data()
 
 
-def job(task, processes, *further, command="fit"):
+def job(task, processes, *further, command="fit", strategy="ddp"):
     batch = f"--data.batch_size={2 * BATCH[task] // processes}"
-    strategy = [f"--config={CONFIGS}/trainer/ddp.yaml"] if processes > 1 else []
+    files = [f"--config={CONFIGS}/trainer/{strategy}.yaml"] if processes > 1 else []
     devices = f"--trainer.devices={processes}"
-    return arguments(command, task, *strategy, *COMMON, *TASKS[task], batch, devices, *further)
+    return arguments(command, task, *files, *COMMON, *TASKS[task], batch, devices, *further)
 
 
 def fitted(place, task):
@@ -64,3 +64,14 @@ def test_two_processes_equal_one(tmp_path):
         (one,) = folders[task]
         rows = [(place / "metrics.csv").read_text().count("\n") for place in (folder, one)]
         assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["quickstart", "text"])
+def test_split_weights_come_to_the_same(task):
+    single = "--trainer.precision=32-true"
+    weights, metrics = outcome_of(main(job(task, 1, single)))
+    ((split, split_metrics),) = run_on_processes([job(task, 2, single, strategy="fsdp")], 2)
+    for name, weight in weights.items():
+        assert_close(name, split[name], weight, 1e-3)
+    assert math.isclose(split_metrics["val/loss"], metrics["val/loss"], rel_tol=1e-4)
