@@ -14,11 +14,13 @@ import tasks.text
 import tasks.tu  # noqa: F401
 from tasks import resume
 from tasks.checkpoints import LastCheckpoint
+from tasks.guard import NotFinite
 from tasks.runs import SaveResolvedConfig, finish_wandb
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "trainer" / "default.yaml"
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-MISTAKES = (ValueError, OSError, MisconfigurationException)  # of the user; other errors are ours
+# Of the user; other errors are ours.
+MISTAKES = (ValueError, OSError, MisconfigurationException, NotFinite)
 LINKED = ("in_dim", "out_dim", "net_args")  # sizes the data knows and the net needs
 
 

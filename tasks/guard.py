@@ -1,0 +1,83 @@
+"""Stops a run whose numbers are no longer finite, before they reach the weights."""
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+
+from tasks.monitor import gradient_norm
+
+
+class NotFinite(ArithmeticError):
+    """A gradient is NaN or infinite."""
+
+
+class StopIfNotFinite(Callback):
+    """Ends training before the step of the optimiser if the gradient is not finite.
+
+    The message names the step, the batch and the first part of the net whose output is not finite,
+    found by computing the batch once more with the same random numbers. Weights and checkpoints
+    stay as they were. In 16-mixed the loss scaling of PyTorch takes care of such steps itself.
+
+    Raises:
+        NotFinite: a gradient is not finite; on all processes at once, for they share it.
+    """
+
+    def __init__(self) -> None:
+        self._batch: tuple[object, int] | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        self._batch = batch, batch_idx
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        if torch.isfinite(gradient_norm(pl_module)):
+            return
+        raise NotFinite(
+            f"StopIfNotFinite: the gradient of step {trainer.global_step} is not finite: "
+            f"{self._where(pl_module)}. That is batch {self._batch[1]} of epoch "
+            f"{trainer.current_epoch}; the weights were not changed and all checkpoints are kept. "
+            "Look at its data, lower the learning rate, or use 32-bit precision"
+        )
+
+    def _where(self, pl_module: LightningModule) -> str:
+        pl_module.on_train_batch_start(*self._batch)  # seeds
+        part = first_not_finite(pl_module, *self._batch)
+        if part is not None:
+            return f"the first such output is that of {part}"
+        names = [
+            name
+            for name, p in pl_module.named_parameters()
+            if p.grad is not None and not torch.isfinite(p.grad).all()
+        ]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return f"all outputs are finite, the gradients of {', '.join(names[:3])}{more} are not"
+
+
+@torch.no_grad()
+def first_not_finite(pl_module: LightningModule, batch: object, batch_idx: int) -> str | None:
+    """Name of the innermost part of the net that first has an output with NaN or infinity."""
+    found: list[str] = []
+
+    def watch(name: str, module: nn.Module) -> object:
+        def look(module: nn.Module, inputs: object, output: object) -> None:
+            tensors = (x for x in tree_leaves(output) if isinstance(x, Tensor))
+            if not found and not all(bool(torch.isfinite(x).all()) for x in tensors):
+                found.append(f"{name} ({type(module).__name__})")
+
+        return module.register_forward_hook(look)
+
+    hooks = [watch(name, part) for name, part in pl_module.net.named_modules() if name]
+    try:
+        with pl_module.trainer.precision_plugin.forward_context():
+            pl_module._predict(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None

@@ -1,0 +1,70 @@
+"""A run stops where its numbers are no longer finite."""
+
+import sys
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from tasks.guard import NotFinite
+from tests.tasks.runs import run, write_data
+
+
+class Poison(Callback):
+    """Spoils a weight, or a gradient, before the third step."""
+
+    weight = "net.blocks.1.mixer.v_proj.weight"
+    kept = None
+
+    def __init__(self, gradient: bool = False) -> None:
+        self.gradient = gradient
+
+    def setup(self, trainer, pl_module, stage):
+        # A gradient before the guard looks, a weight after a checkpoint was saved.
+        trainer.callbacks.sort(key=lambda x: (x is self) != self.gradient)
+
+    def on_train_batch_start(self, trainer, pl_module, *args):
+        Poison.kept = pl_module, {k: x.clone() for k, x in pl_module.state_dict().items()}
+        if trainer.global_step == 2 and not self.gradient:
+            with torch.no_grad():
+                pl_module.get_parameter(self.weight)[0, 0] = float("nan")
+
+    def on_before_optimizer_step(self, trainer, pl_module, *args):
+        if trainer.global_step == 2 and self.gradient:
+            pl_module.get_parameter(self.weight).grad[0, 0] = float("inf")
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    write_data()
+
+
+@pytest.mark.parametrize(
+    ("gradient", "cause"),
+    [
+        (False, r"the first such output is that of blocks\.1\.mixer\.v_proj \(Linear\)"),
+        (
+            True,
+            r"all outputs are finite, the gradients of net\.blocks\.1\.mixer\.v_proj\.weight are",
+        ),
+    ],
+)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_stops_before_the_step(gradient, cause, precision, tmp_path):
+    poison = f"--trainer.callbacks+={Poison.__module__}.Poison"
+    more = ["--data.train_windows=10", f"--trainer.precision={precision}"]
+    more += [poison, f"--trainer.callbacks.gradient={gradient}", "--last_checkpoint.minutes=0"]
+    with pytest.raises(NotFinite, match=f"the gradient of step 2 is not finite: {cause}") as error:
+        run("fit", "text", *more)
+    assert "batch 2 of epoch 0" in str(error.value)
+    module, before = Poison.kept
+    for name, weight in module.state_dict().items():
+        if name != Poison.weight or gradient:
+            assert torch.equal(weight, before[name]), name
+    (file,) = tmp_path.glob("runs/text/*/checkpoints/last.ckpt")
+    saved = torch.load(file, weights_only=True)
+    assert saved["global_step"] == 2
+    assert all(torch.isfinite(x).all() for x in saved["state_dict"].values())
