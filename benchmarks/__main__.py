@@ -9,7 +9,6 @@ python -m benchmarks compare: nets trained with the same budget, see compare --h
 
 import argparse
 import gc
-import logging
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,7 @@ from benchmarks import compare, graphs, layers, mixers, ops, results, steps
 from benchmarks.case import Case, Setting
 from benchmarks.measure import commit, conditions, machine_rates, median_ms, peak_mib
 from benchmarks.plot import picture
+from benchmarks.quiet import quiet_trainer
 from benchmarks.results import Row
 
 SUBJECTS: dict[str, Callable[[Setting], Iterator[Case]]] = {
@@ -111,6 +111,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
+@quiet_trainer()
 def main() -> None:
     if sys.argv[1:2] == ["compare"]:
         compare.main()
@@ -126,8 +127,6 @@ def main() -> None:
         **machine_rates(args.device, setting.dtype),
     }
     sys.argv = sys.argv[:1]  # the command line of training warns of arguments that are not its own
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     cases = (case for name in args.subjects or SUBJECTS for case in SUBJECTS[name](setting))
     rows = run(chosen(cases, args.match, args.long), where, args.repeats)
     print("\n" + ", ".join(f"{k} {v}" for k, v in where.items()) + "\n\n" + results.table(rows))

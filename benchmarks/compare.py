@@ -17,7 +17,6 @@ row to repeat one.
 
 import argparse
 import json
-import logging
 import shlex
 import sys
 import time
@@ -30,6 +29,7 @@ from torch.optim import Optimizer
 from benchmarks import results
 from benchmarks.compare_report import picture, report
 from benchmarks.measure import ROOT, commit, conditions
+from benchmarks.quiet import quiet_trainer
 from benchmarks.results import Row
 from plstm.models import state_size
 from tasks.cli import CLI
@@ -202,13 +202,12 @@ def write_reports(out: Path, task: str, rows: list[Row], budget: tuple[object, .
     picture(task, parts[budget]).savefig(out / f"compare_{task}.png", dpi=150)
 
 
+@quiet_trainer()
 def main() -> None:
     """Run the command line of the process."""
     args, rest = parse(sys.argv[2:])
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     sys.argv = sys.argv[:1]  # the command line of training warns of arguments that are not its own
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"compare_{args.task}.jsonl"
     rows = results.read(file) if file.exists() else []

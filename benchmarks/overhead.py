@@ -9,13 +9,13 @@ pictures come after that and do not count.
 
 import argparse
 import contextlib
-import logging
 import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.measure import ROOT, commit, conditions
+from benchmarks.quiet import quiet_trainer
 from benchmarks.results import Row, markdown, merge
 from benchmarks.steps import CHARACTERS
 from tasks.cli import main as command_line
@@ -101,6 +101,7 @@ def table(rows: list[Row]) -> str:
     return markdown(head, cells)
 
 
+@quiet_trainer()
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.overhead",
@@ -117,8 +118,6 @@ def main() -> None:
     args = parser.parse_args()
     sys.argv = sys.argv[:1]  # the command line of training warns of arguments that are not its own
     os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     where, rows = {**conditions(), "commit": commit()}, []
     for task in [args.task] if args.task else TASKS:
         rows += measure(task, args.steps, args.epochs, args.rounds)

@@ -1,5 +1,6 @@
 """Comparisons of nets: two nets, one seed, a small text, and what is written about them."""
 
+import logging
 import statistics
 import sys
 import time
@@ -12,6 +13,7 @@ from torch import nn
 from benchmarks import __main__ as command
 from benchmarks import compare, results
 from benchmarks.compare_report import METRICS, picture, report
+from benchmarks.quiet import NAMES
 from tests.tasks.runs import SMALL, TU_NAME, write_data
 
 PNG = b"\x89PNG"
@@ -39,7 +41,9 @@ def cells(table, net):
 
 
 def test_runs_are_written_and_not_made_again(workplace, monkeypatch, capsys):
+    levels = [logging.getLogger(name).level for name in NAMES]
     call(monkeypatch, *ARGUMENTS, "--max_steps=3", *TINY)
+    assert [logging.getLogger(name).level for name in NAMES] == levels
     assert "[2/2] attention, seed 0" in capsys.readouterr().out
     file = workplace / "out" / "compare_text.jsonl"
     rows, text = results.read(file), file.read_text()
