@@ -133,7 +133,9 @@ class PLSTM1d(nn.Module):
             for proj in (self.q_proj, self.k_proj)
         )
         v = self.v_proj(x)
-        source, mark, direct, transition = self.gate_proj(mixed).split(self.gate_sizes, -1)
+        logits = self.gate_proj(mixed)
+        logits = logits.to(accumulation_dtype(logits))  # bfloat16 cannot tell 0.999 from 1
+        source, mark, direct, transition = logits.split(self.gate_sizes, -1)
         source, mark, direct = (torch.sigmoid(logits) for logits in (source, mark, direct))
         transition = torch.tanh(5 * transition)
         if self.lanes == 1:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import check_choice
+from plstm.ops.checks import accumulation_dtype, check_choice
 from plstm.ops.plstm_2d import CORNERS, check_corners, plstm_2d
 
 ANGLE_RANGE = 2.0  # logits of the first direction are spread over the heads from minus to plus this
@@ -132,6 +132,7 @@ class PLSTM2d(nn.Module):
             weights.append(self.angle_proj.weight * (0.5 / self.dim))
         biases = torch.cat([linear.bias for linear in maps])
         logits = nn.functional.linear(x, torch.cat(weights), biases)
+        logits = logits.to(accumulation_dtype(logits))  # bfloat16 cannot tell 0.999 from 1
         return logits.split([linear.out_features for linear in maps], -1)
 
     def _per_corner(self, logits: Tensor) -> Tensor:

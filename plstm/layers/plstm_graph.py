@@ -7,7 +7,7 @@ from plstm.graph.line_graph import LineGraph
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import check_choice
+from plstm.ops.checks import accumulation_dtype, check_choice
 from plstm.ops.plstm_dag import plstm_dag
 
 
@@ -128,12 +128,12 @@ class PLSTMGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Activated source (E, H), transition (A, H), mark (E, H) and direct (N, H)."""
         (src, dst), (incoming, outgoing) = graph.edge_index, graph.line_index
-        node_source, node_mark, node_transition, direct = self.node_gate_proj(x).chunk(4, -1)
+        node_source, node_mark, node_transition, direct = _wide(self.node_gate_proj(x)).chunk(4, -1)
         if edge_attr is None:  # a linear map of the mean is the mean of the linear maps
-            logits = self.edge_gate_proj(x)
+            logits = _wide(self.edge_gate_proj(x))
             logits = (logits.index_select(0, src) + logits.index_select(0, dst)) / 2
         else:
-            logits = self.edge_gate_proj(edge_attr)
+            logits = _wide(self.edge_gate_proj(edge_attr))
         edge_source, edge_mark, edge_incoming, edge_outgoing = logits.chunk(4, -1)
         source = torch.sigmoid(node_source.index_select(0, src) + edge_source)
         mark = torch.sigmoid(node_mark.index_select(0, dst) + edge_mark)
@@ -161,10 +161,14 @@ class PLSTMGraph(nn.Module):
             )
 
 
+def _wide(logits: Tensor) -> Tensor:
+    """Logits in float32 or wider: bfloat16 cannot tell 0.999 from 1."""
+    return logits.to(accumulation_dtype(logits))
+
+
 def _split(logits: Tensor, graph: LineGraph) -> Tensor:
     """t / (1/2 + sum |t|) over the outgoing edges of every incoming edge, (A, H)."""
     incoming = graph.line_index[0]
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     total = logits.new_full((graph.num_edges, logits.shape[1]), 0.5)
     total = total.index_add(0, incoming, logits.abs())
     return logits / total.index_select(0, incoming)
