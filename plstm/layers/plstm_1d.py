@@ -126,6 +126,11 @@ class PLSTM1d(nn.Module):
         memory = self.num_heads * self.qk_dim * self.v_dim
         return memory + (self.conv.window_size() if self.conv is not None else 0)
 
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Activated source, transition, mark and direct of x (B, L, dim), as in the op."""
+        mixed = x if self.conv is None else self.conv(x, None)[0]
+        return self._inputs(x, mixed)[3:]
+
     def _inputs(self, x: Tensor, mixed: Tensor) -> tuple[Tensor, ...]:
         """q, k, v and the activated gates in the shapes of the op."""
         q, k = (

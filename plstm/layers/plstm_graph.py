@@ -113,8 +113,7 @@ class PLSTMGraph(nn.Module):
             ValueError: edge_attr missing, unexpected or of the wrong shape.
         """
         self._check_edges(graph, edge_attr)
-        if self.mode == "D":
-            graph = graph.multitree()
+        graph = self.paths(graph)
         source, transition, mark, direct = self.gates(x, graph, edge_attr)
         q, k, v = (
             proj(x).unflatten(-1, (self.num_heads, -1))
@@ -122,6 +121,10 @@ class PLSTMGraph(nn.Module):
         )  # N H width
         out = plstm_dag(q, k, v, source, transition, mark, direct, graph, backend=self.backend)
         return self.out_proj(self.norm(out))
+
+    def paths(self, graph: LineGraph) -> LineGraph:
+        """What states move along, to be handed to `gates`: in mode D the multitree of the graph."""
+        return graph.multitree() if self.mode == "D" else graph
 
     def gates(
         self, x: Tensor, graph: LineGraph, edge_attr: Tensor | None = None

@@ -2,7 +2,10 @@ import pytest
 import torch
 
 from plstm import PLSTM1d
+from plstm.ops.plstm_1d import plstm_1d
 from tests.helpers import assert_close
+
+GATES = ("source", "transition", "mark", "direct")
 
 
 def perturbed(**kwargs):
@@ -24,7 +27,7 @@ def fix_gate(layer, name, logit):
 def gates(layer, x):
     """Source, transition, mark and direct, in the shapes of the op."""
     with torch.no_grad():
-        return layer._inputs(x, x)[3:]
+        return layer.gates(x)
 
 
 def test_lane_transitions_never_amplify():
@@ -57,6 +60,20 @@ def test_published_biases():
     for gate, logit in ((source, -4.0), (mark, -3.0), (direct, -5.0)):
         assert_close("gate", gate, torch.full_like(gate, logit).sigmoid(), 1e-6)
     assert_close("transition", transition, torch.full_like(transition, 0.5).tanh(), 1e-6)
+
+
+@pytest.mark.parametrize("conv_width", [0, 3])
+def test_gates_are_those_of_forward(conv_width, monkeypatch):
+    layer, x, used = perturbed(conv_width=conv_width), torch.randn(2, 5, 12).double(), []
+
+    def spy(*inputs, **options):
+        used.extend(inputs[3:])
+        return plstm_1d(*inputs, **options)
+
+    monkeypatch.setattr("plstm.layers.plstm_1d.plstm_1d", spy)
+    layer(x)
+    for name, got, want in zip(GATES, layer.gates(x), used, strict=True):
+        assert_close(name, got, want)
 
 
 def test_scalar_gates_stay_in_their_ranges():
