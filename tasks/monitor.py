@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plstm.models import state_size
 from plstm.ops.flops import FORMULAS
+from tasks.optim import describe
 from tasks.runs import log_facts, run_folder
 
 
@@ -40,6 +41,8 @@ class Monitor(Callback):
         size, parameters = state_size(pl_module.net), sum(p.numel() for p in pl_module.parameters())
         state = "no state of fixed size" if size is None else f"a state of {size:,} numbers"
         rank_zero_info(f"The net has {parameters:,} parameters and {state}.")
+        for optimizer in trainer.optimizers:
+            rank_zero_info(describe(optimizer))
         self._started, self.facts = False, {}
         self._learn(trainer, {"parameters": parameters, "state_size": size})
 

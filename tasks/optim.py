@@ -6,14 +6,31 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from plstm.modules.position import LearnedPosition1d, LearnedPosition2d
+
 
 def parameter_groups(module: nn.Module) -> list[dict[str, object]]:
-    """Two groups: matrices, which decay, and vectors (biases and norms), which do not."""
+    """Two groups: matrices, which decay, and the rest, which does not: vectors, position codes."""
+    codes = {
+        parameter
+        for part in module.modules()
+        if isinstance(part, (LearnedPosition1d, LearnedPosition2d))
+        for parameter in part.parameters()
+    }
     parameters = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2]},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    decaying = [p for p in parameters if p.ndim >= 2 and p not in codes]
+    kept = [p for p in parameters if p.ndim < 2 or p in codes]
+    return [{"params": decaying}, {"params": kept, "weight_decay": 0.0}]
+
+
+def describe(optimizer: Optimizer) -> str:
+    """Which parameters the optimiser makes smaller, in a line."""
+    groups = [
+        f"{sum(p.numel() for p in group['params']):,} parameters in {len(group['params'])} tensors "
+        f"with weight decay {group.get('weight_decay', 0):g}"
+        for group in optimizer.param_groups
     ]
+    return f"{type(optimizer).__name__}: {', '.join(groups)}"
 
 
 class WarmupCosine(LambdaLR):

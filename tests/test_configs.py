@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from tasks.arrow import ArrowData
+from tasks.optim import parameter_groups
 from tests.layers.contract import NETS, resolve
 
 SIZES = {  # in_dim, out_dim, net_args of the real data
@@ -22,10 +23,13 @@ def task_of(file):
 
 
 @functools.cache
-def parameters(file):
+def net_of(file):
     in_dim, out_dim, net_args = SIZES[task_of(file)]
-    net = resolve(yaml.safe_load(file.read_text()))(in_dim, out_dim, **net_args)
-    return sum(p.numel() for p in net.parameters())
+    return resolve(yaml.safe_load(file.read_text()))(in_dim, out_dim, **net_args)
+
+
+def parameters(file):
+    return sum(p.numel() for p in net_of(file).parameters())
 
 
 def test_every_task_is_covered():
@@ -39,3 +43,13 @@ def test_as_many_parameters_as_plstm(file):
     """Within 3 percent; feed_forward_ratio or dim of the file is there to reach it."""
     got, want = parameters(file), parameters(NETS / f"plstm_{task_of(file)}.yaml")
     assert abs(got / want - 1) <= 0.03, f"{got} parameters, {got / want:.3f} of the pLSTM's {want}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_vectors_and_position_codes_do_not_decay(file):
+    named = {id(parameter): name for name, parameter in net_of(file).named_parameters()}
+    decaying, kept = (group["params"] for group in parameter_groups(net_of(file)))
+    assert sorted(id(p) for p in [*decaying, *kept]) == sorted(named)
+    assert all(p.ndim >= 2 for p in decaying)
+    matrices = {named[id(p)] for p in kept if p.ndim >= 2}
+    assert matrices == {"position.code"} & set(named.values())

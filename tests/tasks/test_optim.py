@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from plstm import PLSTM1d
-from tasks.optim import WarmupCosine, parameter_groups
+from tasks.optim import WarmupCosine, describe, parameter_groups
 
 
 def rates(total_steps, **kwargs):
@@ -37,6 +37,15 @@ def test_shared_parameters_are_listed_once():
     layer[1].weight = layer[0].weight
     matrices, vectors = (group["params"] for group in parameter_groups(layer))
     assert (len(matrices), len(vectors)) == (1, 2)
+
+
+def test_groups_in_words():
+    net = torch.nn.Linear(30, 40)
+    optimizer = torch.optim.AdamW(parameter_groups(net), weight_decay=0.05)
+    assert describe(optimizer) == (
+        "AdamW: 1,200 parameters in 1 tensors with weight decay 0.05, "
+        "40 parameters in 1 tensors with weight decay 0"
+    )
 
 
 def test_warmup_and_cosine_values():
