@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import tasks.arrow  # makes the short names ArrowData, ... known to the command line
+import tasks.lr_finder
 import tasks.text
 import tasks.tu  # noqa: F401
 from tasks import resume
