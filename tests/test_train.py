@@ -126,11 +126,10 @@ def test_resumed_run_ends_like_an_unbroken_one():
         assert torch.equal(weights[name], weight), name
 
 
-def test_bfloat16():
-    cli = run("fit", "quickstart", "--trainer.precision=bf16-mixed")
-    metrics_of(cli)
+@pytest.mark.parametrize("config", ["quickstart", "text", "tu"])
+def test_bfloat16(config):
+    cli, full = run("fit", config, "--trainer.precision=bf16-mixed"), run("fit", config)
     assert all(p.dtype == torch.float32 for p in cli.model.parameters())
-    full = run("fit", "quickstart")
     close = metrics_of(full)["train/loss"]
     assert metrics_of(cli)["train/loss"] != close
     assert metrics_of(cli)["train/loss"] == pytest.approx(close, rel=0.05)
