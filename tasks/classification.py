@@ -77,13 +77,14 @@ class Classification(LightningModule):
         return self.net(inputs)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
-        """Draw the random numbers of a batch from its number in the run and the seed of the run.
+        """Draw the random numbers of a batch from its own seed, as a resumed run will."""
+        torch.manual_seed(self.batch_seed())
 
-        So a resumed run draws those that it would have drawn.
-        """
+    def batch_seed(self) -> int:
+        """Seed of the current batch: of the run, the batches before it, and the process."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         batches = self.trainer.fit_loop.total_batch_idx
-        torch.manual_seed(hash((seed, batches, self.global_rank)) & (2**63 - 1))
+        return hash((seed, batches, self.global_rank)) & (2**63 - 1)
 
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
         logits, targets = self._predict(batch)

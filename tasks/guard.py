@@ -16,9 +16,10 @@ class NotFinite(ArithmeticError):
 class StopIfNotFinite(Callback):
     """Ends training before the step of the optimiser if the gradient is not finite.
 
-    The message names the step, the batch and the first part of the net whose output is not finite,
-    found by computing the batch once more with the same random numbers. Weights and checkpoints
-    stay as they were. In 16-mixed the loss scaling of PyTorch takes care of such steps itself.
+    The message names the step, the batch, its seed and the first part of the net whose output is
+    not finite, found by computing the batch once more with the same random numbers (the last batch,
+    where several make one step). Weights and checkpoints stay as they were. In 16-mixed the loss
+    scaling of PyTorch takes care of such steps itself.
 
     Raises:
         NotFinite: a gradient is not finite; on all processes at once, for they share it.
@@ -42,7 +43,8 @@ class StopIfNotFinite(Callback):
         raise NotFinite(
             f"StopIfNotFinite: the gradient of step {trainer.global_step} is not finite: "
             f"{self._where(pl_module)}. That is batch {self._batch[1]} of epoch "
-            f"{trainer.current_epoch}; the weights were not changed and all checkpoints are kept. "
+            f"{trainer.current_epoch}, with torch.manual_seed({pl_module.batch_seed()}); the "
+            "weights were not changed and all checkpoints are kept. "
             "Look at its data, lower the learning rate, or use 32-bit precision"
         )
 
