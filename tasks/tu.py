@@ -4,11 +4,15 @@ Example: MUTAG asks of 188 molecules (atoms are nodes, bonds are edges) whether 
 """
 
 import hashlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch.utils.data import DataLoader
 from torch_geometric.datasets import TUDataset
@@ -21,18 +25,51 @@ VALIDATION_SHARE = 1 / 9  # of the graphs outside the test fold
 
 
 class DagTUDataset(TUDataset):
-    """TUDataset whose cache folder names its pre_transform, so that no other one's data is read."""
+    """TUDataset for several processes at once, whose cache folder names its pre_transform.
 
-    @property
-    def processed_dir(self) -> str:
-        made_by = hashlib.sha256(f"{VERSION} {self.pre_transform!r}".encode()).hexdigest()[:10]
-        return f"{super().processed_dir}_{made_by}"
+    One process downloads and prepares, the others wait; what is half prepared is never read.
+
+    Args:
+        root: Folder of all TU data sets.
+        name: Name of the data set.
+        pre_transform: Prepares every graph once.
+    """
+
+    preparing = False
 
     def __init__(self, root: str, name: str, pre_transform: ToDag) -> None:
         super().__init__(root, name, pre_transform=pre_transform)
         # As TUDataset does with edge_attr: leave out numeric attributes, keep the labels.
         if "dag_edge_attr" in self._data:
             self._data.dag_edge_attr = self._data.dag_edge_attr[:, self.num_edge_attributes :]
+
+    @property
+    def processed_dir(self) -> str:
+        made_by = hashlib.sha256(f"{VERSION} {self.pre_transform!r}".encode()).hexdigest()[:10]
+        partial = ".partial" if self.preparing else ""
+        return f"{super().processed_dir}_{made_by}{partial}"
+
+    def _download(self) -> None:
+        with self._alone():
+            super()._download()
+
+    def _process(self) -> None:
+        final = self.processed_dir
+        with self._alone():
+            if not Path(final).exists():
+                self.preparing = True
+                shutil.rmtree(self.processed_dir, ignore_errors=True)
+                super()._process()
+                Path(self.processed_dir).rename(final)
+                self.preparing = False
+
+    def _alone(self) -> AbstractContextManager:
+        """One process at a time, unless all is prepared, maybe where nobody may write."""
+        folder = Path(self.root, self.name)
+        if Path(self.processed_dir).exists():
+            return nullcontext()
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / "preparing.lock")
 
 
 class EpochSampler(ShuffledSampler):

@@ -1,6 +1,8 @@
 """TUData: a data set written by hand, its folds and cache, and MUTAG if it is there."""
 
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,6 +60,50 @@ def test_sizes_are_known_before_setup(tiny: Path) -> None:
     data = make(tiny)
     assert (data.in_dim, data.out_dim, data.net_args) == (3, 2, {"edge_dim": 2})
     assert data.eval_names == [""]
+
+
+class Counted(ToDag):
+    """Counts the graphs it prepares, and may fail."""
+
+    count = 0
+    fails = False
+
+    def forward(self, data):
+        time.sleep(0.01)
+        Counted.count += 1
+        if Counted.fails:
+            raise KeyboardInterrupt
+        return super().forward(data)
+
+
+@pytest.fixture
+def counted():
+    Counted.count, Counted.fails = 0, False
+    return Counted()
+
+
+def test_prepared_once_however_many_want_it(tiny: Path, counted: Counted) -> None:
+    with ThreadPoolExecutor() as pool:  # the lock holds for threads as it does for processes
+        made = [pool.submit(DagTUDataset, str(tiny), "TINY", counted) for _ in range(3)]
+        assert [len(x.result()) for x in made] == [COUNT] * 3
+    assert Counted.count == COUNT
+
+
+def test_interrupted_preparation_is_made_again(tiny: Path, counted: Counted) -> None:
+    Counted.fails = True
+    with pytest.raises(KeyboardInterrupt):
+        DagTUDataset(str(tiny), "TINY", counted)
+    Counted.fails, Counted.count = False, 0
+    assert len(DagTUDataset(str(tiny), "TINY", counted)) == Counted.count == COUNT
+    assert {path.name for path in (tiny / "TINY").iterdir() if "partial" in path.name} == set()
+
+
+def test_prepared_data_is_read_where_nobody_may_write(tiny: Path, counted: Counted) -> None:
+    DagTUDataset(str(tiny), "TINY", counted)
+    (tiny / "TINY" / "preparing.lock").unlink()
+    assert len(DagTUDataset(str(tiny), "TINY", counted)) == COUNT
+    assert not (tiny / "TINY" / "preparing.lock").exists()
+    assert Counted.count == COUNT
 
 
 def test_graphs_without_labels(tmp_path: Path) -> None:
