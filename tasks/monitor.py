@@ -43,7 +43,9 @@ class Monitor(Callback):
         rank_zero_info(f"The net has {parameters:,} parameters and {state}.")
         for optimizer in trainer.optimizers:
             rank_zero_info(describe(optimizer))
-        self._started, self.facts = False, {}
+        self._started = False
+        if trainer.ckpt_path is None:  # a resumed run keeps what it counted
+            self.facts = {}
         self._learn(trainer, {"parameters": parameters, "state_size": size})
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,7 +58,8 @@ class Monitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
         self._due = False
-        if not self._started and not is_compiled(pl_module):
+        counted = self._started or "flop_per_sample" in self.facts
+        if not counted and not is_compiled(pl_module):
             self._counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
             self._counter.__enter__()
 
@@ -89,6 +92,12 @@ class Monitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self._stop_counting()
+
+    def state_dict(self) -> dict[str, float | None]:
+        return self.facts
+
+    def load_state_dict(self, state_dict: dict[str, float | None]) -> None:
+        self.facts = dict(state_dict)
 
     def _end_first_batch(self, trainer: Trainer, batch: object) -> None:
         flops = self._stop_counting()

@@ -195,7 +195,8 @@ def test_checkpoint_of_the_best_goes_on_too(kill, unbroken):
 
 def test_complete_run_is_left_as_it_is(capsys, caplog):
     folder = folder_of(run(*fit("text")))
-    names = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "config.yaml", "metrics.csv")
+    names = ["checkpoints/last.ckpt", "checkpoints/best.ckpt"]
+    names += ["config.yaml", "metrics.csv", "facts.json"]
     before = [(folder / name).read_bytes() for name in names]
     assert folder_of(run(*fit("text"), "--resume=auto")) == folder
     assert [(folder / name).read_bytes() for name in names] == before
