@@ -293,6 +293,10 @@ class ArrowData(DataModule):
         return 2
 
     @property
+    def class_names(self) -> list[str]:
+        return ["misses", "meets"]
+
+    @property
     def eval_names(self) -> list[str]:
         return ["", *(f"@{size}" for size in self.sizes[1:])]
 

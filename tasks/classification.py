@@ -126,7 +126,7 @@ class Classification(LightningModule):
             )
 
     def _predict(self, batch: object) -> tuple[Tensor, Tensor]:
-        inputs, targets = batch if isinstance(batch, (tuple, list)) else (batch, batch.y)
+        inputs, targets = inputs_and_targets(batch)
         return self.net(inputs), targets
 
     def _log(self, name: str, value: object, size: int, **options: object) -> None:
@@ -144,6 +144,11 @@ class Classification(LightningModule):
         """Keep plain values only, so that the file loads with weights_only=True."""
         saved = checkpoint.get("hyper_parameters", {})
         checkpoint["hyper_parameters"] = {k: v for k, v in saved.items() if _is_plain(v)}
+
+
+def inputs_and_targets(batch: object) -> tuple[object, Tensor]:
+    """The two parts of a batch: a pair, or a PyG batch with targets `y`."""
+    return batch if isinstance(batch, (tuple, list)) else (batch, batch.y)
 
 
 def _is_plain(value: object) -> bool:

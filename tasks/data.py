@@ -35,6 +35,11 @@ class DataModule(LightningDataModule, ABC):
         """Number of classes."""
 
     @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, for pictures; their numbers unless a task knows better."""
+        return [str(number) for number in range(self.out_dim)]
+
+    @property
     def net_args(self) -> dict[str, int]:
         """Further sizes the net is built with, by keyword."""
         return {}

@@ -15,6 +15,8 @@ from tasks.runs import log_text, run_folder
 
 EVAL_BATCHES = 8  # training batches in one for evaluation, which keeps no gradients
 
+VISIBLE = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"}  # signs for characters without a look
+
 
 class WindowDataset(Dataset):
     """Windows of a text and the same windows one character later.
@@ -93,6 +95,11 @@ class TextData(DataModule):
     @property
     def out_dim(self) -> int:
         return len(self.vocabulary)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The characters, those that cannot be seen by a sign."""
+        return [VISIBLE.get(character, character) for character in self.vocabulary]
 
     def encode(self, text: str) -> Tensor:
         """Text to integers, (len(text),)."""

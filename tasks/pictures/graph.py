@@ -1,0 +1,163 @@
+"""A graph as the layers see it: its DAG and the strength of its gates."""
+
+from typing import NamedTuple
+
+import networkx
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+from matplotlib.path import Path
+from torch import Tensor, nn
+
+from plstm.graph import LineGraph
+from plstm.layers.plstm_graph import PLSTMGraph
+from tasks.pictures.capture import first_layers, observe
+
+MAX_NODES = 30  # of the graph that is drawn, if there is one
+PANEL = 6.5  # inches
+COLOURS = ScalarMappable(Normalize(0, 1), "YlOrRd")
+CURVE = [Path.MOVETO, Path.CURVE3, Path.CURVE3]
+KEY = (
+    "Number: place in the order of the DAG. Grey arrow: edge, as wide as its source gate. "
+    "Arc: how much of one edge goes on to the next."
+)
+
+
+class GatedDag(NamedTuple):
+    """One DAG and the strength of its gates, mean over heads of their magnitude.
+
+    Nodes are numbered in a topological order.
+    """
+
+    number: int  # of the graph in its batch
+    num_nodes: int
+    edges: Tensor  # (2, E)
+    pairs: Tensor  # of an edge and one that goes on from it, (2, A)
+    source: Tensor  # (E,)
+    transition: Tensor  # (A,)
+    mark: Tensor  # (E,)
+
+
+def gating_maps(net: nn.Module, data: object) -> Figure | None:
+    """One graph of a batch with the gates of the first layer of each mode, side by side.
+
+    Edges are arrows the way information flows, as wide as their source gate. Where one edge goes on
+    from another an arc joins them, coloured by its transition; mode D leaves some out. A node is
+    coloured by the mean of its mark gates. None for a net without PLSTMGraph.
+
+    Args:
+        net: Maps DagData to logits.
+        data: A batch.
+    """
+    layers = first_layers(net, PLSTMGraph)
+    if not layers:
+        return None
+    dags = observe(net, data, layers.values(), _look)
+    places = layout(dags[0])
+    width, height = np.ptp(places, axis=0)
+    size = (PANEL * len(layers) + 1, PANEL * min(1.2, (height + 0.2) / (width + 0.2)) + 1.4)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(layers), squeeze=False)[0]
+    for axes, (name, layer), dag in zip(panels, layers.items(), dags, strict=True):
+        draw_dag(axes, dag, places)
+        sources = " to ".join(f"{x:.2f}" for x in dag.source.aminmax()) if len(dag.source) else "-"
+        title = f"{name}, mode {layer.mode}, mean of {layer.num_heads} heads; source {sources}"
+        axes.set_title(title, fontsize=11)
+    shown = f"{dags[0].num_nodes} nodes, {len(dags[0].source)} edges"
+    figure.suptitle(f"Gates of graph {dags[0].number} of the first test batch: {shown}")
+    figure.supxlabel(KEY, fontsize="medium")
+    label = "|gate|: transition (arcs), mark (nodes; white: nothing arrives)"
+    figure.colorbar(COLOURS, ax=list(panels), label=label, aspect=40)
+    return figure
+
+
+def _look(
+    layer: PLSTMGraph, x: Tensor, graph: LineGraph, edge_attr: Tensor | None = None
+) -> GatedDag:
+    graph = layer.paths(graph)
+    source, transition, mark, _ = layer.gates(x, graph, edge_attr)
+    return gated_dag(graph, source, transition, mark, choose_graph(graph.node_graph))
+
+
+def choose_graph(node_graph: Tensor) -> int:
+    """The largest graph of up to MAX_NODES nodes, the first of several; else the smallest."""
+    sizes = torch.bincount(node_graph)
+    fitting = torch.where(sizes <= MAX_NODES, sizes, 0)
+    return int(fitting.argmax() if fitting.any() else sizes.argmin())
+
+
+def gated_dag(
+    graph: LineGraph, source: Tensor, transition: Tensor, mark: Tensor, number: int
+) -> GatedDag:
+    """One graph of a packed batch, with gates (E, H), (A, H) and (E, H) of all of it."""
+    nodes = graph.node_graph == number
+    edges = nodes[graph.edge_index[0]]
+    pairs = edges[graph.line_index[0]]
+    source, transition, mark = (
+        gate[chosen].abs().mean(1).float().cpu()
+        for gate, chosen in ((source, edges), (transition, pairs), (mark, edges))
+    )
+    edge_index = _renumbered(graph.edge_index[:, edges], nodes).cpu()
+    line_index = _renumbered(graph.line_index[:, pairs], edges).cpu()
+    count = int(nodes.sum())
+    edge_index = _topological_place(edge_index, count)[edge_index]
+    return GatedDag(number, count, edge_index, line_index, source, transition, mark)
+
+
+def _renumbered(index: Tensor, chosen: Tensor) -> Tensor:
+    """Numbers among all to numbers among the chosen."""
+    return (chosen.cumsum(0) - 1)[index]
+
+
+def _topological_place(edges: Tensor, num_nodes: int) -> Tensor:
+    """Place of every node in an order in which all edges rise, (N,)."""
+    dag = networkx.DiGraph(edges.T.tolist())
+    dag.add_nodes_from(range(num_nodes))
+    order = list(networkx.lexicographical_topological_sort(dag))
+    place = torch.empty(num_nodes, dtype=torch.int64)
+    place[order] = torch.arange(num_nodes)
+    return place
+
+
+def layout(dag: GatedDag) -> np.ndarray:
+    """Places of the nodes in the plane, (N, 2): distances as in the graph, as far as possible."""
+    graph = networkx.Graph(dag.edges.T.tolist())
+    graph.add_nodes_from(range(dag.num_nodes))
+    steps = dict(networkx.all_pairs_shortest_path_length(graph))
+    apart = 2 + max(max(row.values()) for row in steps.values()) / 2  # of separate components
+    distances = {a: {b: steps[a].get(b, apart) for b in graph} for a in graph}
+    places = networkx.kamada_kawai_layout(graph, dist=distances)
+    return np.array([places[node] for node in range(dag.num_nodes)])
+
+
+def draw_dag(axes: Axes, dag: GatedDag, places: np.ndarray) -> None:
+    """Draw a DAG with nodes at `places` (N, 2): edges below, arcs on them, nodes on top."""
+    starts, ends = places[dag.edges.numpy()]
+    for start, end, source in zip(starts, ends, dag.source.tolist(), strict=True):
+        width = 0.5 + 2.5 * source
+        _arrow(axes, 9, posA=start, posB=end, shrinkA=9, shrinkB=9, linewidth=width, color="0.6")
+    strengths = dag.transition.tolist()
+    for (before, after), strength in zip(dag.pairs.T.tolist(), strengths, strict=True):
+        start, node, end = starts[before], ends[before], ends[after]
+        arc = Path([0.45 * start + 0.55 * node, node, 0.55 * node + 0.45 * end], CURVE)
+        _arrow(axes, 8, path=arc, linewidth=1.5, color=COLOURS.to_rgba(strength), zorder=2)
+    count = torch.bincount(dag.edges[1], minlength=dag.num_nodes)
+    marks = torch.zeros(dag.num_nodes).index_add_(0, dag.edges[1], dag.mark) / count
+    for node, mark in enumerate(marks.tolist()):
+        colour = COLOURS.to_rgba(mark) if count[node] else "white"
+        circle = {"boxstyle": "circle,pad=0.25", "facecolor": colour, "edgecolor": "0.3"}
+        axes.text(
+            *places[node], str(node), ha="center", va="center", fontsize=7, zorder=3, bbox=circle
+        )
+    axes.set_axis_off()
+    axes.set_aspect("equal")
+    low, high = places.min(0) - 0.1, places.max(0) + 0.1
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+
+
+def _arrow(axes: Axes, head: float, **style: object) -> None:
+    axes.add_patch(FancyArrowPatch(arrowstyle="-|>", mutation_scale=head, **style))
