@@ -12,12 +12,14 @@ from tasks.cli import main
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ARGUMENTS = re.findall(r"`(--(?:model|trainer|data)[^`]*)`(?=.*\|$)", README, re.MULTILINE)
 COMMANDS = sorted(set(re.findall(r"python train\.py fit [^`\n]*", README)))
 
 
 def test_there_is_something_to_test():
     assert BLOCKS
     assert COMMANDS
+    assert len(ARGUMENTS) > 8
 
 
 @pytest.mark.parametrize("code", BLOCKS)
@@ -28,17 +30,34 @@ def test_python_block_runs(code):
     assert names["y_next"].shape == names["x"][:, 0].shape
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command_parses(command, monkeypatch, capsys, tmp_path):
+@pytest.fixture
+def parse(monkeypatch, capsys):
+    """Print the configuration that a command line comes to."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    def print_config(arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--print_config"])
+        assert stopped.value.code == 0
+        return capsys.readouterr().out
+
+    return print_config
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_parses(command, parse, tmp_path):
     text = tmp_path / "FILE"
     text.write_text("to be or not to be", "utf-8")
-    arguments = [str(text) if a == "FILE" else a for a in shlex.split(command)[2:]]
-    with pytest.raises(SystemExit) as stopped:
-        main([*arguments, "--print_config"])
-    assert stopped.value.code == 0
-    assert "class_path" in capsys.readouterr().out
+    assert "class_path" in parse([str(text) if a == "FILE" else a for a in command.split()[2:]])
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_argument_parses(argument, parse):
+    task = "tu" if argument.startswith("--data.name") else "quickstart"
+    plain = parse(["fit", f"--config=configs/{task}.yaml"])
+    given = parse(["fit", f"--config=configs/{task}.yaml", *shlex.split(argument)])
+    assert given != plain
 
 
 def test_named_files_exist():
