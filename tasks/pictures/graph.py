@@ -98,7 +98,7 @@ def gated_dag(
     edges = nodes[graph.edge_index[0]]
     pairs = edges[graph.line_index[0]]
     source, transition, mark = (
-        gate[chosen].abs().mean(1).float().cpu()
+        gate[chosen].detach().abs().mean(1).float().cpu()
         for gate, chosen in ((source, edges), (transition, pairs), (mark, edges))
     )
     edge_index = _renumbered(graph.edge_index[:, edges], nodes).cpu()
