@@ -146,7 +146,7 @@ def draw_dag(axes: Axes, dag: GatedDag, places: np.ndarray) -> None:
         arc = Path([0.45 * start + 0.55 * node, node, 0.55 * node + 0.45 * end], CURVE)
         _arrow(axes, 8, path=arc, linewidth=1.5, color=COLOURS.to_rgba(strength), zorder=2)
     count = torch.bincount(dag.edges[1], minlength=dag.num_nodes)
-    marks = torch.zeros(dag.num_nodes).index_add_(0, dag.edges[1], dag.mark) / count
+    marks = dag.mark.new_zeros(dag.num_nodes).index_add_(0, dag.edges[1], dag.mark) / count
     for node, mark in enumerate(marks.tolist()):
         colour = COLOURS.to_rgba(mark) if count[node] else "white"
         circle = {"boxstyle": "circle,pad=0.25", "facecolor": colour, "edgecolor": "0.3"}

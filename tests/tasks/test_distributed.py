@@ -40,19 +40,21 @@ def fitted(place, task):
 
 
 def predictions(place):
-    """Those that were saved last."""
+    """Those that were saved last, and the picture of their confusion matrix."""
     *_, file = sorted(place.glob("runs/tu/*/predictions.pt"), key=lambda x: x.stat().st_mtime_ns)
-    return torch.load(file, weights_only=True)[""]
+    picture = file.with_name("confusion.png").read_bytes()
+    return torch.load(file, weights_only=True)[""], picture
 
 
 def test_two_processes_equal_one(tmp_path):
     alone = {task: outcome_of(main(job(task, 1))) for task in TASKS}
     folders = {task: fitted(tmp_path, task) for task in TASKS}
     main(job("tu", 1, command="predict"))
-    predicted = predictions(tmp_path)
+    predicted, confusion = predictions(tmp_path)
     jobs = [*(job(task, 2) for task in TASKS), job("tu", 2, command="predict")]
     *together, _ = run_on_processes(jobs, 2)
-    assert_close("predictions", predictions(tmp_path), predicted)
+    assert_close("predictions", predictions(tmp_path)[0], predicted)
+    assert predictions(tmp_path)[1] == confusion  # counts of both processes
     for task, (weights, metrics) in zip(TASKS, together, strict=True):
         want, want_metrics = alone[task]
         for name, weight in want.items():

@@ -151,19 +151,36 @@ def test_first_layers_of_every_mode():
     assert not first_layers(net, PLSTM1d)
 
 
+class Chain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_nets_are_seen_into(compiled):
-    net, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2)), torch.randn(5, 3)
-    want = net[0](x)
+    net, x, compilations = Chain(), torch.randn(5, 3), []
+    first, second, third = net.layers
+
+    def backend(compiled, inputs):
+        compilations.append(compiled)
+        return compiled.forward
+
     if compiled:
-        net.compile(backend="eager")
+        net.compile(backend=backend)
     with torch.inference_mode():
-        net(x)  # compiled code is there already
-        seen = observe(net, x, [net[2], net[1]], lambda layer, x: (layer.in_features, x))
+        net(x)
+        seen = observe(net, x, [third, second], lambda layer, x: (layer.in_features, x))
         net(x)
     assert [width for width, _ in seen] == [2, 4]
-    assert_close("inputs", seen[1][1], want, 1e-6)
-    assert not any(layer._forward_pre_hooks for layer in net)
+    assert_close("inputs", seen[1][1], first(x), 1e-6)
+    assert not any(layer._forward_pre_hooks for layer in net.layers)
+    assert len(compilations) == compiled  # none to look, none because of it
 
 
 # Graphs.
@@ -354,6 +371,12 @@ def test_predict_leaves_pictures(config, names, workplace):
         assert torch.equal(drawn[name].compute(), want)
 
 
+@pytest.mark.parametrize("config", ["quickstart", "tu"])
+def test_low_precision(config, workplace):
+    names = pictures(run("predict", config, "--trainer.precision=bf16-true"))
+    assert any(name.startswith("gating") for name in names)
+
+
 @pytest.mark.parametrize(
     ("config", "net", "names"),
     [("quickstart", "vit", {"confusion", "accuracy_by_size"}), ("tu", "gin", {"confusion"})],
@@ -365,7 +388,7 @@ def test_other_nets_have_the_other_pictures(config, net, names, workplace):
 
 def test_too_many_classes_have_no_matrix(workplace, monkeypatch):
     monkeypatch.setattr(callback, "MAX_CLASSES", 5)
-    assert pictures(run("predict", "text", "--trainer.precision=bf16-true")) == {"gating_sequence"}
+    assert pictures(run("predict", "text", "--trainer.precision=64-true")) == {"gating_sequence"}
 
 
 def test_predicting_without_a_logger(workplace, tmp_path):
