@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from math import isnan
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -52,8 +51,8 @@ def _draw(axes: Axes, counts: Tensor, classes: Sequence[str]) -> AxesImage:
     axes.xaxis.set_ticks(range(len(classes)), classes, rotation=upright, **style)
     axes.yaxis.set_ticks(range(len(classes)), classes, **style)
     for row, column in product(range(len(classes)), repeat=2) if numbered else ():
-        share = float(shares[row, column])
-        text = "0" if isnan(share) else f"{counts[row, column]}\n{share:.0%}"
+        count, share = int(counts[row, column]), float(shares[row, column])
+        text = f"{count}\n{share:.0%}" if count else "0"
         colour = "white" if share > 0.5 else "black"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     return image

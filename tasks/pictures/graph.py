@@ -142,8 +142,8 @@ def draw_dag(axes: Axes, dag: GatedDag, places: np.ndarray) -> None:
         _arrow(axes, 9, posA=start, posB=end, shrinkA=9, shrinkB=9, linewidth=width, color="0.6")
     strengths = dag.transition.tolist()
     for (before, after), strength in zip(dag.pairs.T.tolist(), strengths, strict=True):
-        start, node, end = starts[before], ends[before], ends[after]
-        arc = Path([0.45 * start + 0.55 * node, node, 0.55 * node + 0.45 * end], CURVE)
+        node = ends[before]
+        arc = Path([_near(node, starts[before]), node, _near(node, ends[after])], CURVE)
         _arrow(axes, 8, path=arc, linewidth=1.5, color=COLOURS.to_rgba(strength), zorder=2)
     count = torch.bincount(dag.edges[1], minlength=dag.num_nodes)
     marks = dag.mark.new_zeros(dag.num_nodes).index_add_(0, dag.edges[1], dag.mark) / count
@@ -157,6 +157,12 @@ def draw_dag(axes: Axes, dag: GatedDag, places: np.ndarray) -> None:
     axes.set_aspect("equal")
     low, high = places.min(0) - 0.1, places.max(0) + 0.1
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+
+
+def _near(node: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Where an arc begins or ends on the edge between two nodes."""
+    length = np.linalg.norm(other - node)
+    return node + min(0.45, 0.15 / length) * (other - node)
 
 
 def _arrow(axes: Axes, head: float, **style: object) -> None:
