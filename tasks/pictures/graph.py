@@ -22,8 +22,8 @@ PANEL = 6.5  # inches
 COLOURS = ScalarMappable(Normalize(0, 1), "YlOrRd")
 CURVE = [Path.MOVETO, Path.CURVE3, Path.CURVE3]
 KEY = (
-    "Number: place in the order of the DAG. Grey arrow: edge, as wide as its source gate. "
-    "Arc: how much of one edge goes on to the next."
+    "Number: place in an order that all arrows follow. Grey arrow: edge, as wide as its source "
+    "gate. Arc: how much of one edge goes on to the next."
 )
 
 
