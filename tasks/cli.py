@@ -16,10 +16,29 @@ import tasks.tu  # noqa: F401
 from tasks import resume
 from tasks.checkpoints import LastCheckpoint
 from tasks.guard import NotFinite
+from tasks.parser import Parser
 from tasks.runs import SaveResolvedConfig, finish_wandb
 
 DEFAULTS = Path(__file__).parent.parent / "configs" / "trainer" / "default.yaml"
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
+USAGE = "train.py {} --config FILE [--model.net.KEY V] [--data.KEY V] [--trainer.KEY V] [--debug]"
+DESCRIPTION = """Train a net, or use a trained one:
+
+  python train.py fit --config configs/quickstart.yaml
+  python train.py fit --config configs/text.yaml --data.path FILE --model.optimizer.lr 2e-3
+  python train.py test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
+
+Arguments after --config override it. --debug shows the stack of an error."""
+SUBCOMMANDS = {
+    "fit": "Train a net.",
+    "validate": "Loss and accuracy of a trained net on the validation sets.",
+    "test": "Loss and accuracy of a trained net on the test sets.",
+    "predict": "Class probabilities of the test sets, and pictures: gates, confusion, ...",
+}
+CLASS_HELP = """
+
+Classes have help of their own, for example --data.help TUData, --model.help LanguageModel
+and, after --config FILE, --model.net.help plstm.VisionModel.
+--print_config shows every value, --debug the stack of an error."""
 # Of the user; other errors are ours.
 MISTAKES = (ValueError, OSError, MisconfigurationException, NotFinite)
 LINKED = ("in_dim", "out_dim", "net_args")  # sizes the data knows and the net needs
@@ -37,6 +56,11 @@ class CLI(LightningCLI):
         for key in LINKED:
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: object) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        for listed in parser._subcommands_action._choices_actions:
+            listed.help = SUBCOMMANDS[listed.dest]
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: object
@@ -78,15 +102,15 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
         run: Run the subcommand; otherwise only build, with no subcommand in `args`.
     """
     finish_wandb()
-    usage = (
-        "train.py {} --config FILE [--model.net.KEY V] [--data.KEY V] [--trainer.KEY V] [--debug]"
-    )
     options = {"default_config_files": [str(DEFAULTS)]}
     # Lightning asks PyTorch 2.13 in a way that works and that PyTorch calls old.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Lightning cannot know that ours leaves nothing out.
     warnings.filterwarnings("ignore", message="You are using a custom batch sampler")
-    per_command = {c: {**options, "usage": usage.format(c)} for c in SUBCOMMANDS}
+    per_command = {
+        name: {**options, "usage": USAGE.format(name), "description": what + CLASS_HELP}
+        for name, what in SUBCOMMANDS.items()
+    }
     return CLI(
         LightningModule,
         LightningDataModule,
@@ -98,7 +122,8 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
         seed_everything_default=0,
         args=args,
         run=run,
-        parser_kwargs=per_command if run else options,
+        parser_class=Parser,
+        parser_kwargs={"description": DESCRIPTION, **per_command} if run else options,
     )
 
 
@@ -107,7 +132,7 @@ def run_process() -> None:
 
     --debug shows the whole stack instead.
     """
-    debug = "--debug" in sys.argv
+    Parser.debug = debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         main()

@@ -29,7 +29,7 @@ class LinearAttention(nn.Module):
 
     Raises:
         ValueError: widths do not divide; causal with more than one position axis; state without
-        causal.
+            causal.
 
     Source: arXiv 2006.16236, equations 5 to 12; biases, eps and initial values (PyTorch's for
     linear maps) as in its code.

@@ -35,7 +35,7 @@ class SoftmaxAttention(nn.Module):
 
     Raises:
         ValueError: widths do not divide; causal with more than one position axis; state without
-        causal.
+            causal.
 
     Source: arXiv 1706.03762.
     """

@@ -1,0 +1,142 @@
+"""What the command line says: help that can be read, and wrong arguments in a line."""
+
+import difflib
+import inspect
+import pydoc
+import re
+import sys
+from argparse import Action, _SubParsersAction
+from collections.abc import Iterable
+from typing import NoReturn
+
+from jsonargparse import DefaultHelpFormatter
+from lightning.pytorch.cli import LightningArgumentParser
+
+KEY = re.compile(r'Parser key "([^"]+)":')
+REFUSED = re.compile(r"(?:Group '([^']+)' does not accept o|O)ption '([^']+)'")
+CLASS = re.compile(r"class_path[= ]'([\w.]+)'")
+EXPECTED = re.compile(r"Expected an? (?:<class '(?:[\w]+\.)*(\w+)'>|typing\.Literal\[(.*?)\])")
+GOT = [
+    re.compile(r"Expected a path but (.+?) either"),
+    re.compile(r"Got value: (?!Namespace|NestedArg)(.+?)(?:\. Got value.*)?$", re.MULTILINE),
+    re.compile(r"Given value: NestedArg\(.*val='?(.*?)'?\)$", re.MULTILINE),
+    re.compile(r"Given value: (?!Namespace|NestedArg)(.+?)(?:\. Got value.*)?$", re.MULTILINE),
+]
+SHOWN = 16  # known subclasses named in the help of an argument, at most
+LISTED = 40  # arguments named in place of one that is unlike all of them, at most
+NAMES = {"Sequence": "a list", "Iterable": "a list"}
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Keeps the lines of a description; names our classes where there are too many known ones."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(f"{indent}{line}" for line in text.splitlines(keepends=True))
+
+    def _get_help_string(self, action: Action) -> str:
+        text = super()._get_help_string(action)
+        return re.sub(r"known subclasses: ([\w., ]+)", _chosen, text)
+
+
+def _chosen(match: re.Match[str]) -> str:
+    names = match[1].split(", ")
+    ours = [name for name in names if re.fullmatch(r"plstm\.\w+", name)]
+    if len(names) <= SHOWN or not ours:
+        return match[0]
+    return f"known subclasses: {', '.join(ours)} and {len(names) - len(ours)} more"
+
+
+class Parser(LightningArgumentParser):
+    """Tells a wrong argument in two lines, on standard error, and exits with code 2.
+
+    With `debug` set it raises a ValueError with everything that is known of it instead.
+    """
+
+    debug = False
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, formatter_class=HelpFormatter, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # an alternative inside another parser
+            super().error(message, ex)
+        if self.debug:
+            raise ValueError(message) from ex
+        options = [name for action in self._actions for name in _option_names(action)]
+        hint = "--help lists the arguments, --debug shows where this came from"
+        print(f"train.py: {explain(message, options)}\n({hint})", file=sys.stderr)
+        sys.exit(2)
+
+
+def _option_names(action: Action) -> list[str]:
+    """Names of an option, or of all options of the subcommands."""
+    parsers = action.choices.values() if isinstance(action, _SubParsersAction) else []
+    return [
+        *action.option_strings,
+        *(x for p in parsers for a in p._actions for x in a.option_strings),
+    ]
+
+
+def explain(message: str, options: Iterable[str] = ()) -> str:
+    """The reason in what jsonargparse says of a wrong argument, in one line.
+
+    Args:
+        message: Text of its error: keys and classes on the way to the argument, then what it may
+            be, for every alternative that was tried.
+        options: Names of all arguments, to find one that was meant.
+    """
+    key = ".".join(KEY.findall(message))
+    if refused := REFUSED.search(message):
+        group, option = refused.groups()
+        key = f"{group or key}.".lstrip(".")
+        return f"there is no {key}{option}{_meant(option, _names(message, key, options))}"
+    if unknown := re.match(r"unrecognized arguments: (.*)", message):
+        name = unknown[1].split()[0].split("=")[0]
+        return f"there is no argument {unknown[1]}{_meant(name, options)}"
+    if missing := re.search(r"arguments are required: (.*)", message):
+        return f"needs {missing[1]}; name the config of a task: --config configs/quickstart.yaml"
+    if wrong := re.match(r"Unexpected config: *(.*)", message):
+        return f"a config must be YAML with keys like model, data and trainer, got {wrong[1]!r}"
+    if key and (kinds := _kinds(message)):
+        got = next((found[1] for pattern in GOT if (found := pattern.search(message))), None)
+        return f"{key} must be {' or '.join(kinds)}" + (f", got {got}" if got else "")
+    return _flat(message)
+
+
+def _names(message: str, key: str, options: Iterable[str]) -> list[str]:
+    """Arguments of the class or group in which one was refused."""
+    start = REFUSED.search(message).start()
+    line_end = message.find("\n", start)
+    inner = CLASS.search(message, start, line_end if line_end > 0 else len(message))
+    before = CLASS.findall(message[:start])
+    path = inner[1] if inner else before[-1] if before else None
+    if path is not None:
+        return list(inspect.signature(pydoc.locate(path)).parameters)
+    within = [name[2:] for name in options if name.startswith(f"--{key}")]
+    return sorted({name.removeprefix(key).split(".")[0].rstrip("+") for name in within})
+
+
+def _meant(name: str, names: Iterable[str]) -> str:
+    names = list(names)
+    if close := difflib.get_close_matches(name, names, 1):
+        return f"; did you mean {close[0]}?"
+    return f"; there are {', '.join(names)}" if 0 < len(names) <= LISTED else ""
+
+
+def _kinds(message: str) -> list[str]:
+    """What the argument may be, in the order of the alternatives."""
+    reason = message[[found.end() for found in KEY.finditer(message)][-1] :]
+    found = EXPECTED.findall(reason)
+    kinds = [NAMES.get(name, name) or f"one of {choices}" for name, choices in found]
+    if "dot import path" in reason or "Unexpected import path" in reason:
+        kinds.append("the name of a class")
+    if "Expected a path" in reason and not {"int", "float"} & set(kinds):
+        kinds.append("a file")
+    return [kind for kind in dict.fromkeys(kinds) if kind != "NoneType"]
+
+
+def _flat(message: str) -> str:
+    """All of a message in one line, without what says nothing."""
+    empty = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'None")
+    lines = [line.strip().removeprefix("- ") for line in KEY.sub(r"\1:", message).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(empty))
