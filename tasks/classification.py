@@ -90,7 +90,7 @@ class Classification(LightningModule):
         logits, targets = self._predict(batch)
         logits, size = logits.flatten(0, -2), len(targets)
         weight = self._share(size)
-        loss = weight * nn.functional.cross_entropy(logits, targets.flatten())
+        loss = weight * cross_entropy(logits, targets.flatten())
         accuracy = weight * (logits.argmax(-1) == targets.flatten()).float().mean()
         self._log("train/loss", loss, size, prog_bar=True, sync_dist=True)
         self._log("train/lr", self.optimizers().param_groups[0]["lr"], size)
@@ -117,7 +117,7 @@ class Classification(LightningModule):
     def _evaluate(self, split: str, batch: object, dataloader_idx: int) -> None:
         logits, targets = self._predict(batch)
         logits, size = logits.flatten(0, -2).float(), len(targets)
-        losses = nn.functional.cross_entropy(logits, targets.flatten(), reduction="none")
+        losses = cross_entropy(logits, targets.flatten(), reduction="none")
         name = self.eval_names[dataloader_idx]
         for metric, update in (("loss", (losses,)), ("accuracy", (logits, targets.flatten()))):
             self.metrics[f"{metric}{name}"](*update)
@@ -140,6 +140,27 @@ class Classification(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        """Refuse the weights of another net, in fewer words than PyTorch.
+
+        Raises:
+            ValueError: other names or shapes of weights.
+        """
+        saved, own = checkpoint["state_dict"], self.state_dict()
+        differences = [
+            f"{name} is {tuple(saved[name].shape)} there, {tuple(weight.shape)} here"
+            for name, weight in own.items()
+            if name in saved and saved[name].shape != weight.shape
+        ]
+        differences += [f"{name} is missing" for name in own if name not in saved]
+        differences += [f"{name} is not in this net" for name in saved if name not in own]
+        if differences:
+            rest = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise ValueError(
+                f"Classification: the checkpoint is of another net: {', '.join(differences[:3])}"
+                f"{rest}; use the config.yaml of its run"
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Keep plain values only, so that the file loads with weights_only=True."""
         saved = checkpoint.get("hyper_parameters", {})
@@ -149,6 +170,26 @@ class Classification(LightningModule):
 def inputs_and_targets(batch: object) -> tuple[object, Tensor]:
     """The two parts of a batch: a pair, or a PyG batch with targets `y`."""
     return batch if isinstance(batch, (tuple, list)) else (batch, batch.y)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """PyTorch's cross-entropy of logits (B, C) and classes (B,), with errors that can be read.
+
+    Raises:
+        ValueError: targets that are no classes; out of range only on a CPU, for looking takes time.
+    """
+    if targets.dtype != torch.int64:
+        raise ValueError(
+            f"Classification: targets must be int64 class numbers, got {targets.dtype}; use .long()"
+        )
+    try:
+        return nn.functional.cross_entropy(logits, targets, reduction=reduction)
+    except IndexError:
+        low, high = targets.aminmax()
+        raise ValueError(
+            f"Classification: targets must be classes 0..{logits.shape[-1] - 1}, got "
+            f"{int(low)}..{int(high)}; out_dim of the data is the number of classes"
+        ) from None
 
 
 def _is_plain(value: object) -> bool:

@@ -14,7 +14,7 @@ import tasks.lr_finder
 import tasks.text
 import tasks.tu  # noqa: F401
 from tasks import resume
-from tasks.checkpoints import LastCheckpoint
+from tasks.checkpoints import LastCheckpoint, read_checkpoint
 from tasks.guard import NotFinite
 from tasks.parser import Parser
 from tasks.runs import SaveResolvedConfig, finish_wandb
@@ -40,7 +40,8 @@ Classes have help of their own, for example --data.help TUData, --model.help Lan
 and, after --config FILE, --model.net.help plstm.VisionModel.
 --print_config shows every value, --debug the stack of an error."""
 # Of the user; other errors are ours.
-MISTAKES = (ValueError, OSError, MisconfigurationException, NotFinite)
+MISTAKES = (ValueError, OSError, ModuleNotFoundError, MisconfigurationException, NotFinite)
+LIGHTNINGS_OWN = ("best", "last", "hpc")  # names of checkpoints that only the trainer can find
 LINKED = ("in_dim", "out_dim", "net_args")  # sizes the data knows and the net needs
 
 
@@ -69,6 +70,16 @@ class CLI(LightningCLI):
         if subcommand == "fit":
             parser.add_argument("--resume", type=str | None, default=None, help=resume.HELP)
         return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Look at the checkpoint before anything is built; Lightning would change the model by it.
+
+        What the model is stands in the config, and its sizes come from the data.
+        """
+        command = self.config.get("subcommand")
+        path = self.config[command].ckpt_path if command else None
+        if path is not None and path not in LIGHTNINGS_OWN and "://" not in str(path):
+            read_checkpoint(path)
 
     def instantiate_classes(self) -> None:
         if self.subcommand != "fit":

@@ -13,7 +13,7 @@ from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
 KEY = re.compile(r'Parser key "([^"]+)":')
-REFUSED = re.compile(r"(?:Group '([^']+)' does not accept o|O)ption '([^']+)'")
+REFUSED = re.compile(r"(?:(?:Group '([^']+)'|Subcommand \S+) does not accept o|O)ption '([^']+)'")
 CLASS = re.compile(r"class_path[= ]'([\w.]+)'")
 EXPECTED = re.compile(r"Expected an? (?:<class '(?:[\w]+\.)*(\w+)'>|typing\.Literal\[(.*?)\])")
 GOT = [
@@ -87,8 +87,8 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     """
     key = ".".join(KEY.findall(message))
     if refused := REFUSED.search(message):
-        group, option = refused.groups()
-        key = f"{group or key}.".lstrip(".")
+        inner, dot, option = ".".join(filter(None, [refused[1] or key, refused[2]])).rpartition(".")
+        key = inner + dot
         return f"there is no {key}{option}{_meant(option, _names(message, key, options))}"
     if unknown := re.match(r"unrecognized arguments: (.*)", message):
         name = unknown[1].split()[0].split("=")[0]

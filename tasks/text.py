@@ -56,7 +56,7 @@ class TextData(DataModule):
         seed: Seed of the training windows.
 
     Raises:
-        ValueError: no such file, or too little text for one window in every part.
+        ValueError: no such file, no UTF-8, or too little text for one window in every part.
     """
 
     def __init__(
@@ -82,7 +82,16 @@ class TextData(DataModule):
 
     @cached_property
     def text(self) -> str:
-        return Path(self.hparams.path).read_text(encoding="utf-8")
+        path = self.hparams.path
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"TextData: {path} must be UTF-8 text, but its byte {error.start} is not"
+            ) from None
+        if not text:
+            raise ValueError(f"TextData: {path} is empty; name a file with text in it")
+        return text
 
     @cached_property
     def vocabulary(self) -> list[str]:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch.utils.data import DataLoader
@@ -51,7 +52,13 @@ class DagTUDataset(TUDataset):
 
     def _download(self) -> None:
         with self._alone():
-            super()._download()
+            try:
+                super()._download()
+            except Exception as error:  # of whatever fetches files
+                raise OSError(
+                    f"TUData: could not download {self.name} ({error}); check its name, or put its "
+                    f"files into {self.raw_dir}"
+                ) from error
 
     def _process(self) -> None:
         final = self.processed_dir
@@ -59,9 +66,23 @@ class DagTUDataset(TUDataset):
             if not Path(final).exists():
                 self.preparing = True
                 shutil.rmtree(self.processed_dir, ignore_errors=True)
-                super()._process()
+                self._prepare()
                 Path(self.processed_dir).rename(final)
                 self.preparing = False
+
+    def _prepare(self) -> None:
+        try:
+            super()._process()
+        except Exception as error:  # readers of files have errors of their own
+            raise ValueError(
+                f"TUData: the files of {self.name} in {self.raw_dir} are damaged ({error}); remove "
+                "them, and they are downloaded again"
+            ) from error
+        x = self._data.get("x")
+        if x is not None and not torch.isfinite(x).all():
+            raise ValueError(
+                f"TUData: node attributes of {self.name} are not finite; mend {self.raw_dir}"
+            )
 
     def _alone(self) -> AbstractContextManager:
         """One process at a time, unless all is prepared, maybe where nobody may write."""
@@ -118,7 +139,8 @@ class TUData(DataModule):
         num_workers: Processes that batch.
 
     Raises:
-        ValueError: fold out of range.
+        ValueError: fold or number of folds out of range; damaged files.
+        OSError: the files cannot be downloaded.
     """
 
     def __init__(
@@ -133,6 +155,8 @@ class TUData(DataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        if num_folds < 2:
+            raise ValueError(f"TUData: num_folds must be 2 or more, got {num_folds}")
         if not 0 <= fold < num_folds:
             raise ValueError(
                 f"TUData: fold must lie in 0..{num_folds - 1} "
@@ -163,6 +187,12 @@ class TUData(DataModule):
     def splits(self) -> dict[str, np.ndarray]:
         """Numbers of the graphs in train, val and test, each ascending."""
         h, y = self.hparams, self.dataset.y.numpy()
+        smallest = np.bincount(y).min()
+        if h.num_folds > smallest:
+            raise ValueError(
+                f"TUData: num_folds must be at most {smallest}, the size of the smallest class of "
+                f"{h.name}, got {h.num_folds}"
+            )
         folds = StratifiedKFold(h.num_folds, shuffle=True, random_state=h.seed)
         rest, test = list(folds.split(np.zeros(len(y)), y))[h.fold]
         train, val = train_test_split(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from plstm.modules.graph import GraphEncoder, GraphReadout
-from plstm.ops.checks import check_choice
+from plstm.ops.checks import check_choice, check_positive
 
 OWN = {  # class to file in plstm.modules.gnns
     "AttentiveFP": "attentive_fp",
@@ -59,6 +59,7 @@ class GNNModel(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("GNNModel", "gnn", gnn, GNNS)
+        check_positive("GNNModel", in_dim=in_dim, out_dim=out_dim, dim=dim, depth=depth)
         net = _gnn_class(gnn)
         uses_edges = edge_dim > 0 and net.supports_edge_attr
         args = {"dropout": dropout, **(gnn_args or {})}

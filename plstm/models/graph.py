@@ -10,6 +10,7 @@ from plstm.graph.line_graph import line_graph
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.graph import GraphEncoder, GraphReadout
 from plstm.modules.norm import RMSNorm
+from plstm.ops.checks import check_positive
 
 
 class GraphModel(nn.Module):
@@ -49,6 +50,7 @@ class GraphModel(nn.Module):
         pooling: str = "mean",
     ) -> None:
         super().__init__()
+        check_positive("GraphModel", in_dim=in_dim, out_dim=out_dim, dim=dim)
         self.encoder = GraphEncoder(in_dim, dim, edge_dim)
         self.blocks = build_blocks(
             dim,

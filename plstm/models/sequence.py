@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.norm import RMSNorm
 from plstm.modules.position import LearnedPosition1d
+from plstm.ops.checks import check_positive
 
 
 class SequenceModel(nn.Module):
@@ -44,6 +45,7 @@ class SequenceModel(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_positive("SequenceModel", in_dim=in_dim, out_dim=out_dim, dim=dim)
         if tied and in_dim != out_dim:
             raise ValueError(
                 f"SequenceModel: tied weights need in_dim = out_dim, got {in_dim} and {out_dim}; "
@@ -132,7 +134,19 @@ class SequenceModel(nn.Module):
         return tokens
 
     def _embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        x = self.embed(tokens)
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            raise ValueError(
+                f"SequenceModel: tokens must be integers (B, L), got {tokens.dtype} of shape "
+                f"{tuple(tokens.shape)}; give their numbers in the vocabulary"
+            )
+        try:
+            x = self.embed(tokens)
+        except IndexError:  # found by the CPU alone; looking for it takes time on a GPU
+            low, high = tokens.aminmax()
+            raise ValueError(
+                f"SequenceModel: tokens must lie in 0..{self.embed.num_embeddings - 1}, got "
+                f"{int(low)}..{int(high)}; in_dim is the size of the vocabulary"
+            ) from None
         if self.position is not None:
             x = self.position(x, start)
         return self.dropout(x)

@@ -9,7 +9,7 @@ from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.init import small_init_
 from plstm.modules.norm import RMSNorm
 from plstm.modules.position import LearnedPosition2d
-from plstm.ops.checks import check_choice
+from plstm.ops.checks import check_choice, check_positive
 
 
 class VisionModel(nn.Module):
@@ -33,7 +33,7 @@ class VisionModel(nn.Module):
         layer_scale: Initial value of a learned scale on every branch, None for no scale.
 
     Raises:
-        ValueError: depth, mixers, patch size or pooling make no sense.
+        ValueError: sizes below 1, no mixers, unknown pooling.
 
     Source: arXiv 2506.11997, the vision model.
     """
@@ -56,6 +56,9 @@ class VisionModel(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("VisionModel", "pooling", pooling, ("corners", "mean"))
+        check_positive(
+            "VisionModel", in_dim=in_dim, out_dim=out_dim, dim=dim, patch_size=patch_size
+        )
         self.in_dim, self.patch_size, self.pooling = in_dim, patch_size, pooling
         self.embed = nn.Conv2d(in_dim, dim, patch_size, stride=patch_size)
         self.position = LearnedPosition2d(dim, *position_grid) if position_grid else None

@@ -62,6 +62,13 @@ def check_choice(function: str, name: str, value: object, choices: tuple[object,
         raise ValueError(f"{function}: {name} must be one of {listed}, got {value!r}")
 
 
+def check_positive(function: str, **sizes: int) -> None:
+    """Raise a ValueError unless every size is 1 or more."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{function}: {name} must be 1 or more, got {size}")
+
+
 def check_not_empty(function: str, q: Tensor) -> None:
     """Raise a ValueError if the queries (B, L, ...) have no position."""
     if q.shape[1] == 0:
