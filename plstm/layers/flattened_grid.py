@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from plstm.modules.block import MixerFactory
-from plstm.ops.checks import check_choice
+from plstm.ops.checks import check_choice, check_features
 
 CORNERS = ("top_left", "bottom_right")
 
@@ -31,7 +31,7 @@ class FlattenedGrid(nn.Module):
     def __init__(self, dim: int, mixer: MixerFactory, corner: str = "top_left") -> None:
         super().__init__()
         check_choice("FlattenedGrid", "corner", corner, CORNERS)
-        self.corner, self.mixer = corner, mixer(dim)
+        self.corner, self.mixer, self.dim = corner, mixer(dim), dim
 
     def reset_parameters(self) -> None:
         """Draw new initial values."""
@@ -39,6 +39,7 @@ class FlattenedGrid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, *positions, dim) to the same shape; the last position axis is a row."""
+        check_features("FlattenedGrid", x, "B *positions", self.dim)
         sequence = x.flatten(1, -2)
         if self.corner == "top_left":
             return self.mixer(sequence).view_as(x)

@@ -55,6 +55,26 @@ def check_shapes(function: str, **tensors: tuple[Tensor, Pattern]) -> dict[str, 
     return sizes
 
 
+def check_features(layer: str, x: Tensor, axes: str, dim: int) -> None:
+    """Raise a ValueError unless x is floating point of shape (*axes, dim).
+
+    Args:
+        layer: Name put in front of the message.
+        x: Input of the layer.
+        axes: Names of all axes but the last; "*positions" stands for one or more.
+        dim: Width of the last axis.
+    """
+    names = axes.split()
+    more = x.ndim - 1 - len(names)
+    fits = more == 0 or (more > 0 and "*positions" in names)
+    if fits and x.shape[-1] == dim and x.is_floating_point():
+        return
+    raise ValueError(
+        f"{layer}: x must be floating point of shape ({', '.join(names)}, {dim}), got {x.dtype} of "
+        f"shape {tuple(x.shape)}; the last axis is the width the layer was built with"
+    )
+
+
 def check_choice(function: str, name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
     if value not in choices:

@@ -34,6 +34,16 @@ def test_shape_and_dtype(case, dtype):
 
 
 @all_mixers
+def test_wrong_inputs(case):
+    mixer, x = case.build(), case.inputs()
+    wrong = {"width": x[..., :-1], "axes": x[:, 0, ..., 0], "integers": x.long()}
+    for what, value in wrong.items():
+        with pytest.raises(ValueError, match=rf"^{case.cls.__name__}: x must be floating") as error:
+            mixer(value)
+        assert str(tuple(value.shape)) in str(error.value), what
+
+
+@all_mixers
 def test_one_position(case):
     mixer, x = case.build(seed=1), case.inputs()
     x = x[:, :1] if x.ndim == 3 else x[:, :1, :1]

@@ -179,3 +179,11 @@ def test_errors() -> None:
         PLSTMGraph(DIM, HEADS)(x, graph, edge_attr)
     with pytest.raises(ValueError, match=r"edge_attr must be \(\d+, 5\)"):
         PLSTMGraph(DIM, HEADS, edge_dim=5)(x, graph, edge_attr)
+
+
+@pytest.mark.parametrize("shape", [(9, DIM + 1), (9,), (3, 3, DIM)])
+def test_wrong_features(shape: tuple[int, ...]) -> None:
+    layer, graph = make("P"), random_graph([6, 3], 0.6)
+    with pytest.raises(ValueError, match=r"^PLSTMGraph: x must be floating .*\(N, 12\)") as error:
+        layer(torch.randn(shape), graph)
+    assert str(shape) in str(error.value)
