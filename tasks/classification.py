@@ -134,7 +134,13 @@ class Classification(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(parameter_groups(self))
-        scheduler = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError(
+                "Classification: the learning rate follows the share of all steps, and there is no "
+                "end to them; set --trainer.max_steps or --trainer.max_epochs"
+            )
+        scheduler = self.scheduler(optimizer, int(steps))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -146,6 +152,8 @@ class Classification(LightningModule):
         Raises:
             ValueError: other names or shapes of weights.
         """
+        if "state_dict" not in checkpoint:  # of configs/trainer/fsdp.yaml, which has loaded it
+            return
         saved, own = checkpoint["state_dict"], self.state_dict()
         differences = [
             f"{name} is {tuple(saved[name].shape)} there, {tuple(weight.shape)} here"

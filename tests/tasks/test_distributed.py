@@ -70,10 +70,21 @@ def test_two_processes_equal_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["quickstart", "text"])
-def test_split_weights_come_to_the_same(task):
+def test_split_weights_come_to_the_same(task, tmp_path):
     single = "--trainer.precision=32-true"
     weights, metrics = outcome_of(main(job(task, 1, single)))
-    ((split, split_metrics),) = run_on_processes([job(task, 2, single, strategy="fsdp")], 2)
+    fit = job(task, 2, single, strategy="fsdp")
+    ((split, split_metrics),) = run_on_processes([fit], 2)
     for name, weight in weights.items():
         assert_close(name, split[name], weight, 1e-3)
     assert math.isclose(split_metrics["val/loss"], metrics["val/loss"], rel_tol=1e-4)
+    file = max(tmp_path.glob("runs/*/*/checkpoints/last.ckpt"), key=lambda x: x.stat().st_mtime)
+    saved = torch.load(file, weights_only=True)["state_dict"]
+    for name, weight in split.items():
+        assert torch.equal(saved[f"net.{name}"], weight), name
+    test = job(task, 2, single, f"--ckpt_path={file}", command="test", strategy="fsdp")
+    resume = [*fit, f"--resume={file.parents[1]}"]  # of a complete run: what was saved
+    (tested, _), (resumed, _) = run_on_processes([test, resume], 2)
+    for name, weight in split.items():
+        assert torch.equal(tested[name], weight), name
+        assert torch.equal(resumed[name], weight), name
