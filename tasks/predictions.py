@@ -35,6 +35,7 @@ class SavePredictions(BasePredictionWriter):
             for name, x in zip(names, loaders, strict=True)
         }
         if folder is None:
+            rank_zero_info("Predictions are not saved: without a logger a run has no folder.")
             return
         torch.save(saved, folder / "predictions.pt")
         rank_zero_info(f"Predictions: {folder / 'predictions.pt'}")

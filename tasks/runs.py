@@ -13,8 +13,11 @@ from matplotlib.figure import Figure
 def run_folder(trainer: Trainer) -> Path | None:
     """Folder of the first logger's run, the one checkpoints go to.
 
-    None without a logger, and in all processes but the first, which alone writes.
+    None without a logger, in a fast_dev_run, which leaves nothing behind, and in all processes but
+    the first, which alone writes.
     """
+    if trainer.fast_dev_run:
+        return None
     for logger in trainer.loggers if trainer.is_global_zero else []:
         _ = logger.experiment  # fixes the run's id
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
