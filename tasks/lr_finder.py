@@ -23,11 +23,11 @@ class FindLearningRate(LearningRateFinder):
     Args:
         min_lr: First learning rate.
         max_lr: Last learning rate.
-        num_training_steps: Steps of the search.
+        num_training_steps: Steps of the search, of a batch each.
         early_stop_threshold: The search ends where the loss is so many times the lowest one.
 
     Raises:
-        ValueError: the loss falls nowhere.
+        ValueError: rates or steps make no sense; the loss falls nowhere.
 
     Source: arXiv 1506.01186; the search is that of Lightning.
     """
@@ -39,6 +39,11 @@ class FindLearningRate(LearningRateFinder):
         num_training_steps: int = 100,
         early_stop_threshold: float = 4.0,
     ) -> None:
+        if not 0 < min_lr < max_lr or num_training_steps < SETTLED + 2:
+            raise ValueError(
+                f"FindLearningRate: needs 0 < min_lr < max_lr and {SETTLED + 2} steps or more, got "
+                f"min_lr={min_lr}, max_lr={max_lr} and num_training_steps={num_training_steps}"
+            )
         super().__init__(
             min_lr,
             max_lr,
@@ -48,11 +53,13 @@ class FindLearningRate(LearningRateFinder):
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.ckpt_path is not None:
+        if trainer.ckpt_path is not None or trainer.fast_dev_run:
             return
         epochs, trainer.fit_loop.max_epochs = trainer.fit_loop.max_epochs, -1
+        # Of steps that end with an epoch before they are full, Lightning records nothing.
+        batches, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, 1
         self.lr_find(trainer, pl_module)
-        trainer.fit_loop.max_epochs = epochs
+        trainer.fit_loop.max_epochs, trainer.accumulate_grad_batches = epochs, batches
         found = self.optimal_lr.results
         rates, losses = found["lr"][SETTLED:], found["loss"][SETTLED:]
         lr = fastest_fall(rates, losses)

@@ -80,13 +80,14 @@ def test_averaged_weights_are_validated_and_kept(config, more):
             assert torch.equal(validated[name], weight), name
 
 
-def test_found_learning_rate_counts_as_that_of_the_optimizer():
-    found = run("fit", "text", *FIND)
+@pytest.mark.parametrize("more", [[], ["--trainer.accumulate_grad_batches=4"]])
+def test_found_learning_rate_counts_as_that_of_the_optimizer(more):
+    found = run("fit", "text", *FIND, *more)  # an epoch has two batches
     (finder,) = (x for x in found.trainer.callbacks if type(x).__name__ == "FindLearningRate")
     results = finder.optimal_lr.results
     lr = fastest_fall(results["lr"][SETTLED:], results["loss"][SETTLED:])
     assert 1e-5 < lr < 1
-    given = run("fit", "text", f"--model.optimizer.lr={lr}")
+    given = run("fit", "text", f"--model.optimizer.lr={lr}", *more)
     assert_same_weights(found, given, 0.0)
     assert metrics_of(found) == metrics_of(given)
     assert (folder_of(found) / "learning_rate.png").is_file()
