@@ -2,7 +2,7 @@
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
@@ -40,17 +40,25 @@ class StopIfNotFinite(Callback):
             return
         if torch.isfinite(gradient_norm(pl_module)):
             return
+        part, report = self._look(trainer, pl_module)
+        reports = gathered((part is None, report))
         raise NotFinite(
             f"StopIfNotFinite: the gradient of step {trainer.global_step} is not finite: "
-            f"{self._where(pl_module)}. That is batch {self._batch[1]} of epoch "
-            f"{trainer.current_epoch}, with torch.manual_seed({pl_module.batch_seed()}); the "
-            "weights were not changed and all checkpoints are kept. "
+            f"{min(reports)[1]}; the weights were not changed and all checkpoints are kept. "
             "Look at its data, lower the learning rate, or use 32-bit precision"
         )
 
-    def _where(self, pl_module: LightningModule) -> str:
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> tuple[str | None, str]:
+        """The part of the net where it begins, if there is one, and all that is known."""
         pl_module.on_train_batch_start(*self._batch)  # seeds
         part = first_not_finite(pl_module, *self._batch)
+        process = f" of process {trainer.global_rank}" if trainer.world_size > 1 else ""
+        return part, (
+            f"{self._where(pl_module, part)}. That is batch {self._batch[1]}{process} in epoch "
+            f"{trainer.current_epoch}, with torch.manual_seed({pl_module.batch_seed()})"
+        )
+
+    def _where(self, pl_module: LightningModule, part: str | None) -> str:
         if part is not None:
             return f"the first such output is that of {part}"
         names = [
@@ -60,6 +68,15 @@ class StopIfNotFinite(Callback):
         ]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return f"all outputs are finite, the gradients of {', '.join(names[:3])}{more} are not"
+
+
+def gathered(own: tuple[bool, str]) -> list[tuple[bool, str]]:
+    """What all processes have to say."""
+    if not distributed.is_initialized():
+        return [own]
+    everything = [own] * distributed.get_world_size()
+    distributed.all_gather_object(everything, own)
+    return everything
 
 
 @torch.no_grad()
@@ -76,8 +93,9 @@ def first_not_finite(pl_module: LightningModule, batch: object, batch_idx: int) 
         return module.register_forward_hook(look)
 
     hooks = [watch(name, part) for name, part in pl_module.net.named_modules() if name]
+    context = pl_module.trainer.precision_plugin.forward_context()
     try:
-        with pl_module.trainer.precision_plugin.forward_context():
+        with context, torch.compiler.set_stance("force_eager"):  # compiled code calls no hooks
             pl_module._predict(batch)
     finally:
         for hook in hooks:

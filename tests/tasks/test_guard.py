@@ -1,6 +1,7 @@
 """A run stops where its numbers are no longer finite."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_stops_before_the_step(gradient, cause, precision, tmp_path):
     with pytest.raises(NotFinite, match=f"the gradient of step 2 is not finite: {cause}") as error:
         run("fit", "text", *more)
     module, before = Poison.kept
-    assert f"batch 2 of epoch 0, with torch.manual_seed({SEED})" in str(error.value)
+    assert f"batch 2 in epoch 0, with torch.manual_seed({SEED})" in str(error.value)
     for name, weight in module.state_dict().items():
         if name != Poison.weight or gradient:
             assert torch.equal(weight, before[name]), name
@@ -70,3 +71,15 @@ def test_stops_before_the_step(gradient, cause, precision, tmp_path):
     saved = torch.load(file, weights_only=True)
     assert saved["global_step"] == 2
     assert all(torch.isfinite(x).all() for x in saved["state_dict"].values())
+
+
+def test_every_process_is_asked(monkeypatch):
+    def gather(everything, own):
+        everything[:] = [own, (False, "the first such output is that of process 1")]
+
+    group = {"is_initialized": lambda: True, "get_world_size": lambda: 2}
+    fake = SimpleNamespace(**group, all_gather_object=gather)
+    monkeypatch.setattr("tasks.guard.distributed", fake)
+    more = [f"--trainer.callbacks+={Poison.__module__}.Poison", "--data.train_windows=10"]
+    with pytest.raises(NotFinite, match="not finite: the first such output is that of process 1;"):
+        run("fit", "text", *more, "--trainer.callbacks.gradient=true")
