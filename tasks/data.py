@@ -73,6 +73,8 @@ class DataModule(LightningDataModule, ABC):
     def train_batches(self, sampler: Sampler[int], drop_last: bool = False) -> "ShardedBatches":
         """Batches of this process for training; the sampler gives the order of all samples."""
         size, skip = self.hparams.batch_size, self.trained_batches
+        if self.trainer is not None and self.trainer.overfit_batches > 0:
+            sampler = range(len(sampler))  # the same batches in every epoch
         return ShardedBatches(sampler, size, self.shard, drop_last=drop_last, skip=skip)
 
     def eval_batches(self, size: int, batch_size: int | None = None) -> "ShardedBatches":

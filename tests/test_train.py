@@ -1,11 +1,13 @@
 """The command line in process: every config with every net that fits it, on a few samples."""
 
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
 import wandb
 import yaml
+from lightning.pytorch import Callback
 
 from tasks.cli import MISTAKES, run_process
 from tests.layers.contract import import_class
@@ -105,6 +107,38 @@ def test_predictions_are_those_that_were_tested(config):
 def test_runs_without_a_logger():
     cli = run("fit", "quickstart", "--trainer.logger=false")
     assert metrics_of(cli)["train/lr"] > 0
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "predict"])
+def test_fast_dev_run_leaves_nothing(subcommand, tmp_path):
+    before = set(tmp_path.rglob("*"))
+    run(subcommand, "text", "--trainer.fast_dev_run=true")
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_runs_without_checkpoints(tmp_path):
+    metrics_of(run("fit", "text", "--trainer.enable_checkpointing=false"))
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+class Seen(Callback):
+    """Keeps all training inputs."""
+
+    inputs: ClassVar[list[torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.inputs.append(batch[0])
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+@pytest.mark.parametrize("config", ["quickstart", "text"])
+def test_overfits_the_same_batch(config):
+    Seen.inputs.clear()
+    more = ["--trainer.overfit_batches=1", "--trainer.max_epochs=3"]
+    run("fit", config, *more, f"--trainer.callbacks+={__name__}.Seen")
+    first, *others = Seen.inputs
+    assert len(others) == 2
+    assert all(torch.equal(x, first) for x in others)
 
 
 def test_evaluation_sizes_have_metrics_of_their_own():
