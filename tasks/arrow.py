@@ -256,7 +256,7 @@ class ArrowData(DataModule):
         seed: Seed of the data; the splits and sizes of one seed share no image.
 
     Raises:
-        ValueError: the shapes do not fit on a canvas.
+        ValueError: the shapes do not fit on a canvas; a range that is none; seed out of range.
     """
 
     def __init__(
@@ -276,6 +276,15 @@ class ArrowData(DataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
+        ranges = {"radius": radius, "arrow_length": arrow_length, "line_width": line_width}
+        for name, (low, high) in ranges.items():
+            if not 0 < low <= high:
+                raise ValueError(
+                    f"ArrowData: {name} must be the least and the greatest number of pixels, both "
+                    f"above 0, got {low} and {high}"
+                )
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"ArrowData: seed must lie in 0..{2**32 - 1}, got {seed}")
         self.sizes = [image_size, *extrapolation_sizes]
         room = min(self.sizes) - 2 * padding
         if room <= 4 * radius[1]:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 
 import tasks.arrow  # makes the short names ArrowData, ... known to the command line
 import tasks.lr_finder
@@ -41,7 +43,6 @@ and, after --config FILE, --model.net.help plstm.VisionModel.
 --print_config shows every value, --debug the stack of an error."""
 # Of the user; other errors are ours.
 MISTAKES = (ValueError, OSError, ModuleNotFoundError, MisconfigurationException, NotFinite)
-LIGHTNINGS_OWN = ("best", "last", "hpc")  # names of checkpoints that only the trainer can find
 LINKED = ("in_dim", "out_dim", "net_args")  # sizes the data knows and the net needs
 
 
@@ -78,7 +79,11 @@ class CLI(LightningCLI):
         """
         command = self.config.get("subcommand")
         path = self.config[command].ckpt_path if command else None
-        if path is not None and path not in LIGHTNINGS_OWN and "://" not in str(path):
+        if path is not None and self.config[command].get("resume"):
+            return  # refused when that run is looked for
+        if path is None and command not in (None, "fit"):
+            rank_zero_info("No --ckpt_path: the weights are those of a new net.")
+        elif path is not None and "://" not in str(path):
             read_checkpoint(path)
 
     def instantiate_classes(self) -> None:
@@ -95,7 +100,12 @@ class CLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, object], callbacks: list[Callback]) -> Trainer:
         if config["enable_checkpointing"] is False:  # with which Lightning refuses checkpoints
-            callbacks = [x for x in callbacks if not isinstance(x, LastCheckpoint)]
+            callbacks = [x for x in callbacks if not isinstance(x, Checkpoint)]
+            own = config["callbacks"] or []
+            config["callbacks"] = [x for x in own if not isinstance(x, Checkpoint)]
+        for name in ("accumulate_grad_batches", "val_check_interval"):
+            if config[name] == 0:
+                raise ValueError(f"trainer.{name} must be more than 0, got 0")
         return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:

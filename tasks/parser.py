@@ -24,6 +24,8 @@ GOT = [
 ]
 SHOWN = 16  # known subclasses named in the help of an argument, at most
 LISTED = 40  # arguments named in place of one that is unlike all of them, at most
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+FROM_ELSEWHERE = ("in_dim", "out_dim", "net_args", "params")  # the data, and the model, know these
 NAMES = {"Sequence": "a list", "Iterable": "a list"}
 
 
@@ -90,9 +92,11 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         inner, dot, option = ".".join(filter(None, [refused[1] or key, refused[2]])).rpartition(".")
         key = inner + dot
         return f"there is no {key}{option}{_meant(option, _names(message, key, options))}"
-    if unknown := re.match(r"unrecognized arguments: (.*)", message):
-        name = unknown[1].split()[0].split("=")[0]
-        return f"there is no argument {unknown[1]}{_meant(name, options)}"
+    if unknown := re.search(r"unrecognized arguments: --([^\s=]+)(.*)", message):
+        if not key:
+            return f"there is no argument --{unknown[1]}{unknown[2]}{_meant(unknown[1], options)}"
+        name, names = unknown[1].split(".")[0], _parameters(CLASS.findall(message)[-1])
+        return f"there is no {key}.{unknown[1]}{_meant(name, names)}"
     if missing := re.search(r"arguments are required: (.*)", message):
         return f"needs {missing[1]}; name the config of a task: --config configs/quickstart.yaml"
     if wrong := re.match(r"Unexpected config: *(.*)", message):
@@ -111,9 +115,20 @@ def _names(message: str, key: str, options: Iterable[str]) -> list[str]:
     before = CLASS.findall(message[:start])
     path = inner[1] if inner else before[-1] if before else None
     if path is not None:
-        return list(inspect.signature(pydoc.locate(path)).parameters)
+        return _parameters(path)
     within = [name[2:] for name in options if name.startswith(f"--{key}")]
     return sorted({name.removeprefix(key).split(".")[0].rstrip("+") for name in within})
+
+
+def _parameters(path: str) -> list[str]:
+    """Arguments of a class, and of its bases as far as it hands on those it does not name."""
+    found: dict[str, None] = {}
+    for base in inspect.getmro(pydoc.locate(path)):
+        parameters = inspect.signature(base).parameters.values()
+        found |= {p.name: None for p in parameters if p.kind in NAMED}
+        if all(p.kind != inspect.Parameter.VAR_KEYWORD for p in parameters):
+            break
+    return [name for name in found if name not in FROM_ELSEWHERE]
 
 
 def _meant(name: str, names: Iterable[str]) -> str:

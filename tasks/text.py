@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from plstm.ops.checks import check_positive
 from tasks.classification import Classification
 from tasks.data import DataModule, ShuffledSampler
 from tasks.runs import log_text, run_folder
@@ -74,6 +75,7 @@ class TextData(DataModule):
         self.save_hyperparameters(logger=False)
         if not Path(path).is_file():
             raise ValueError(f"TextData: path must be a text file, got {path!r}; no such file")
+        check_positive("TextData", context=context, train_windows=train_windows)
         if val_share <= 0 or test_share < 0 or val_share + test_share >= 1:
             raise ValueError(
                 "TextData: val_share and test_share must leave something to train on, "

@@ -69,8 +69,11 @@ WRONG_ARGUMENTS = {
     "--data.batch_size=0": "batch_size must be 1 or more, got 0",
     "--data.train_size=0": "an epoch needs a batch of 8 samples.*got 0 samples",
     "--data.image_size=34": "VisionModel: images must have .* divisible by the patch size",
+    "--data.radius=[5,3]": "ArrowData: radius must be the least and the greatest .* 5.0 and 3.0",
+    "--data.line_width=[0,3]": "ArrowData: line_width must be",
+    "--data.seed=99999999999": "ArrowData: seed must lie in 0..4294967295",
     "--data.padding=40": "ArrowData: the padded square must be wider than four radii",
-    "--model=TUData": "model must be the name of a class|does not correspond to a subclass",
+    "--model=TUData": "model must be the name of a class",
     "--model.net=no/file.yaml": "model.net must be .* a file, got no/file.yaml",
     "--model.net.depth=2.5": "model.net.depth must be int, got 2.5",
     "--model.net.depth=0": "build_blocks: need depth >= 1",
@@ -84,6 +87,12 @@ WRONG_ARGUMENTS = {
     "--model.optimizer.lr=-1.0": "[Ii]nvalid learning rate: -1.0",
     "--model.optimizer.lr=.nan": "[Ii]nvalid learning rate: nan",
     "--model.scheduler.warmup=1.5": r"WarmupCosine: warmup is a share .* in \[0, 1\), got 1.5",
+    "--model.optimiser.lr=1": r"there is no model.optimiser.lr.*; did you mean optimizer\?",
+    "--trainer.max_epochs=-1": "the learning rate follows the share of all steps",
+    "--trainer.accumulate_grad_batches=0": "accumulate_grad_batches must be more than 0",
+    "--trainer.callbacks+=tasks.lr_finder.FindLearningRate --trainer.callbacks.min_lr=0": (
+        "FindLearningRate: needs 0 < min_lr < max_lr"
+    ),
     "--last_checkpoint.minutes=-1": "LastCheckpoint: minutes must be at least 0, got -1",
     "--resume=nowhere": "--resume nowhere: no run was begun there",
 }
@@ -91,7 +100,7 @@ WRONG_ARGUMENTS = {
 
 @pytest.mark.parametrize(("argument", "message"), WRONG_ARGUMENTS.items())
 def test_argument(argument, message, told):
-    assert re.search(message, told(*arguments("fit", "quickstart", argument)))
+    assert re.search(message, told(*arguments("fit", "quickstart", *argument.split())))
 
 
 CONFIGS_AT_FAULT = {
@@ -100,7 +109,7 @@ CONFIGS_AT_FAULT = {
     "model: [\n": "Problems parsing config: .*line 2",
     "": "a config must be YAML with keys like model, data and trainer, got ''",
     "words\n": "a config must be YAML .*, got 'words'",
-    "data:\n  init_args: 3\n": "data",
+    "data:\n  init_args: 3\n": "data: Problem with given class_path 'tasks.arrow.ArrowData'",
 }
 
 
@@ -143,6 +152,17 @@ def test_text_file(path, told):
 def test_text_shares(told):
     message = told(*arguments("fit", "text", "--data.val_share=0.9", "--data.test_share=0.2"))
     assert "val_share and test_share must leave something to train on, got 0.9 and 0.2" in message
+
+
+@pytest.mark.parametrize("name", ["context", "train_windows"])
+def test_text_sizes(name, told):
+    message = told(*arguments("fit", "text", f"--data.{name}=0"))
+    assert f"TextData: {name} must be 1 or more, got 0" in message
+
+
+def test_argument_of_a_base_class(told):
+    message = told(*arguments("fit", "text", "--model.compil=true"))
+    assert "there is no model.compil; did you mean compile?" in message
 
 
 def test_negative_workers(told):
@@ -202,7 +222,7 @@ class Harmful:
 
 def write_checkpoint(kind):
     """A file that is no checkpoint to test with."""
-    file = Path(f"{kind}.ckpt")
+    file = Path(kind if kind == "best" else f"{kind}.ckpt")
     if kind == "cut":
         file.write_bytes(
             (folder_of(run("fit", "text")) / "checkpoints/last.ckpt").read_bytes()[:999]
@@ -217,6 +237,7 @@ def write_checkpoint(kind):
 
 
 CHECKPOINTS = {
+    "best": "read_checkpoint: there is no checkpoint best",
     "absent": "read_checkpoint: there is no checkpoint absent.ckpt",
     "cut": "read_checkpoint: cut.ckpt is damaged or no checkpoint",
     "foreign": "read_checkpoint: foreign.ckpt is no checkpoint of a run",
