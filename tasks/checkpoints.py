@@ -140,7 +140,8 @@ class LastCheckpoint(Checkpoint):
 
     It is saved between two batches, or before a validation, when some time has passed; on SIGTERM
     and Ctrl-C, which end the run (exit code 143 or 130; a second Ctrl-C ends it at once); and when
-    training ends. With gradient accumulation it waits for the step of the optimiser.
+    training ends. With gradient accumulation it waits for the step of the optimiser. With averaged
+    weights the end keeps the average alone, and a run that is trained further starts from it.
 
     Args:
         minutes: Time between two checkpoints; 0 saves at every step.

@@ -33,6 +33,8 @@ class Pictures(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
         every = max(1, int(trainer.estimated_stepping_batches) // POINTS)
+        if self.train and self.train[-1][0] == trainer.global_step:
+            return  # several batches make a step
         if trainer.global_step % every == 0 and "train/loss" in trainer.callback_metrics:
             self.train.append((trainer.global_step, float(trainer.callback_metrics["train/loss"])))
 
