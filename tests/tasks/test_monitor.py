@@ -151,9 +151,11 @@ def test_gradient_norm_of_no_gradients():
 
 def test_only_the_first_process_has_a_folder(tmp_path):
     loggers = [CSVLogger(tmp_path)]
-    assert run_folder(SimpleNamespace(loggers=loggers, is_global_zero=False)) is None
+    assert (
+        run_folder(SimpleNamespace(loggers=loggers, is_global_zero=False, fast_dev_run=0)) is None
+    )
     assert list(tmp_path.iterdir()) == []
-    folder = run_folder(SimpleNamespace(loggers=loggers, is_global_zero=True))
+    folder = run_folder(SimpleNamespace(loggers=loggers, is_global_zero=True, fast_dev_run=0))
     assert folder == tmp_path / "lightning_logs" / "version_0"
     assert folder.is_dir()
 
