@@ -10,6 +10,8 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch.utils.data import Sampler
 
+from plstm.ops.checks import check_positive
+
 
 class Shard(NamedTuple):
     """The part of all samples that a process takes: every `count`-th from the `rank`-th on."""
@@ -138,8 +140,7 @@ class ShardedBatches(Sampler[list[int]]):
         drop_last: bool = False,
         skip: Callable[[], int] = int,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"ShardedBatches: batch_size must be 1 or more, got {batch_size}")
+        check_positive("ShardedBatches", batch_size=batch_size)
         self.sampler, self.shard, self.skip = sampler, shard, skip
         together, size = batch_size * shard.count, len(sampler)
         self.bounds = list(range(0, size + 1, together))

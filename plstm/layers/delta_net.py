@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.norm import RMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_features
+from plstm.ops.checks import accumulation_dtype, check_shapes
 from plstm.ops.delta_rule import delta_rule
 
 
@@ -85,7 +85,7 @@ class DeltaNet(nn.Module):
         self, x: Tensor, state: DeltaNetState | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, DeltaNetState]:
         """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
-        check_features(type(self).__name__, x, "B L", self.out_proj.out_features)
+        check_shapes(type(self).__name__, x=(x, f"B L {self.out_proj.out_features}"))
         memory, window = state if state is not None else (None, None)
         q, k, v, window = self._qkv(x, window)
         beta = torch.sigmoid(self.beta_proj(x))

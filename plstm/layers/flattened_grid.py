@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from plstm.modules.block import MixerFactory
-from plstm.ops.checks import check_choice, check_features
+from plstm.ops.checks import check_choice, check_shapes
 
 CORNERS = ("top_left", "bottom_right")
 
@@ -39,7 +39,7 @@ class FlattenedGrid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, *positions, dim) to the same shape; the last position axis is a row."""
-        check_features("FlattenedGrid", x, "B *positions", self.dim)
+        check_shapes("FlattenedGrid", x=(x, f"B ... {self.dim}"))
         sequence = x.flatten(1, -2)
         if self.corner == "top_left":
             return self.mixer(sequence).view_as(x)

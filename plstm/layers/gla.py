@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from plstm.modules.causal import MemoryState
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_features
+from plstm.ops.checks import accumulation_dtype, check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 
@@ -75,7 +75,7 @@ class GLA(nn.Module):
         self, x: Tensor, state: MemoryState | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, MemoryState]:
         """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
-        check_features("GLA", x, "B L", self.out_proj.out_features)
+        check_shapes("GLA", x=(x, f"B L {self.out_proj.out_features}"))
         logits = self.decay_up(self.decay_down(x))
         log_decay = nn.functional.logsigmoid(logits.to(accumulation_dtype(logits)))
         q, k, v, log_decay = (

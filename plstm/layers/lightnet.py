@@ -12,7 +12,7 @@ from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.rotary import coordinates
 from plstm.modules.tpe import ToeplitzPosition
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_choice, check_features
+from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 
@@ -106,7 +106,7 @@ class LightNet(nn.Module):
         self, x: Tensor, state: LightNetState | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, LightNetState]:
         """Map x (B, *positions, dim) to the same shape; causal ones take and return a state."""
-        check_features("LightNet", x, "B *positions", self.out_proj.out_features)
+        check_shapes("LightNet", x=(x, f"B ... {self.out_proj.out_features}"))
         self._check_call(x, return_state or state is not None)
         if self.causal:
             y, state = self._causal(x, state)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from plstm.modules.causal import MemoryState
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import check_choice, check_features
+from plstm.ops.checks import check_choice, check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 
@@ -107,7 +107,7 @@ class LightningAttention(nn.Module):
         self, x: Tensor, state: MemoryState | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, MemoryState]:
         """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
-        check_features("LightningAttention", x, "B L", self.out_proj.out_features)
+        check_shapes("LightningAttention", x=(x, f"B L {self.out_proj.out_features}"))
         q, k, v = (
             rearrange(nn.functional.silu(proj(x)), "b l (h w) -> b l h w", h=self.num_heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)

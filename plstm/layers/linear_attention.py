@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from plstm.modules.causal import MemoryState, check_causal_call
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_features
+from plstm.ops.checks import accumulation_dtype, check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 
@@ -63,7 +63,7 @@ class LinearAttention(nn.Module):
         self, x: Tensor, state: MemoryState | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, MemoryState]:
         """Map x (B, *positions, dim) to the same shape; causal ones take and return a state."""
-        check_features("LinearAttention", x, "B *positions", self.out_proj.out_features)
+        check_shapes("LinearAttention", x=(x, f"B ... {self.out_proj.out_features}"))
         axes = x.shape[1:-1]
         check_causal_call("LinearAttention", self.causal, x, return_state or state is not None)
         q, k, v = (

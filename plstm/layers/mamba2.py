@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import step_size_bias_
 from plstm.modules.norm import RMSNorm
-from plstm.ops.checks import accumulation_dtype, check_features
+from plstm.ops.checks import accumulation_dtype, check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 A_RANGE = (1.0, 16.0)  # of -A at the start, uniform
@@ -90,7 +90,7 @@ class Mamba2(nn.Module):
         self, x: Tensor, state: Mamba2State | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, Mamba2State]:
         """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
-        check_features("Mamba2", x, "B L", self.out_proj.out_features)
+        check_shapes("Mamba2", x=(x, f"B L {self.out_proj.out_features}"))
         z, mixed, dt = self.in_proj(x).split(self.sizes, -1)
         mixed, window = self.conv(mixed, state.window if state is not None else None)
         v, k, q = nn.functional.silu(mixed).split([self.sizes[0], self.qk_dim, self.qk_dim], -1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from plstm.layers.flattened_grid import CORNERS
 from plstm.modules.init import step_size_bias_
-from plstm.ops.checks import check_choice, check_features
+from plstm.ops.checks import check_choice, check_shapes
 from plstm.ops.mamba2d import mamba2d
 
 
@@ -89,7 +89,7 @@ class Mamba2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, Y, X, dim) to the same shape."""
-        check_features("Mamba2D", x, "B Y X", self.out_proj.out_features)
+        check_shapes("Mamba2D", x=(x, f"B Y X {self.out_proj.out_features}"))
         turned = x if self.corner == "top_left" else torch.flip(x, [1, 2])
         u = nn.functional.gelu(self.in_proj(turned))
         rank_left, rank_top, b_left, b_top, c = self.scan_proj(u).split(self.sizes, -1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import small_init_
-from plstm.ops.checks import check_features
+from plstm.ops.checks import check_shapes
 from plstm.ops.mlstm import MLSTMState, mlstm
 
 
@@ -105,7 +105,7 @@ class MLSTM(nn.Module):
         self, x: Tensor, state: MLSTMLayerState | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, MLSTMLayerState]:
         """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
-        check_features("MLSTM", x, "B L", self.dim)
+        check_shapes("MLSTM", x=(x, f"B L {self.dim}"))
         u, z = self.up_proj(x).chunk(2, -1)
         mixed, window = self.conv(u, state.window if state is not None else None)
         mixed = nn.functional.silu(mixed)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from plstm.modules.causal import check_causal_call
 from plstm.modules.rotary import coordinates, rotate
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_features
+from plstm.ops.checks import accumulation_dtype, check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 KEY_POWER, TAU = 3, 0.5  # lambda and tau of the paper
@@ -88,7 +88,7 @@ class NaLaFormerAttention(nn.Module):
         self, x: Tensor, state: NaLaFormerState | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, NaLaFormerState]:
         """Map x (B, *positions, dim) to the same shape; causal ones take and return a state."""
-        check_features("NaLaFormerAttention", x, "B *positions", self.out_proj.out_features)
+        check_shapes("NaLaFormerAttention", x=(x, f"B ... {self.out_proj.out_features}"))
         axes = x.shape[1:-1]
         check_causal_call("NaLaFormerAttention", self.causal, x, return_state or state is not None)
         self._check_axes(len(axes))

@@ -10,7 +10,7 @@ from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_features
+from plstm.ops.checks import accumulation_dtype, check_shapes
 from plstm.ops.plstm_1d import plstm_1d
 
 
@@ -103,7 +103,7 @@ class PLSTM1d(nn.Module):
         self, x: Tensor, state: PLSTM1dState | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, PLSTM1dState]:
         """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
-        check_features("PLSTM1d", x, "B L", self.out_proj.out_features)
+        check_shapes("PLSTM1d", x=(x, f"B L {self.out_proj.out_features}"))
         window = state.window if state is not None else x[:, :0]
         mixed = x
         if self.conv is not None:

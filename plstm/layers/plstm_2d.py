@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_choice, check_features
+from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
 from plstm.ops.plstm_2d import CORNERS, check_corners, plstm_2d
 
 ANGLE_RANGE = 2.0  # logits of the first direction are spread over the heads from minus to plus this
@@ -101,7 +101,7 @@ class PLSTM2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, Y, X, dim) to the same shape."""
-        check_features("PLSTM2d", x, "B Y X", self.dim)
+        check_shapes("PLSTM2d", x=(x, f"B Y X {self.dim}"))
         q, k, v = (
             rearrange(proj(x), "b y x (h w) -> b y x h w", h=self.num_heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)

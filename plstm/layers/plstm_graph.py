@@ -7,7 +7,7 @@ from plstm.graph.line_graph import LineGraph
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_choice, check_features
+from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
 from plstm.ops.plstm_dag import plstm_dag
 
 
@@ -112,7 +112,7 @@ class PLSTMGraph(nn.Module):
         Raises:
             ValueError: edge_attr missing, unexpected or of the wrong shape.
         """
-        check_features("PLSTMGraph", x, "N", self.dim)
+        check_shapes("PLSTMGraph", x=(x, f"N {self.dim}"))
         self._check_edges(graph, edge_attr)
         graph = self.paths(graph)
         source, transition, mark, direct = self.gates(x, graph, edge_attr)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from plstm.modules.rotary import rotate_positions
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import check_features
+from plstm.ops.checks import check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 
@@ -76,7 +76,7 @@ class RetNet(nn.Module):
         self, x: Tensor, state: RetNetState | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, RetNetState]:
         """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
-        check_features("RetNet", x, "B L", self.out_proj.out_features)
+        check_shapes("RetNet", x=(x, f"B L {self.out_proj.out_features}"))
         q, k, v = (
             rearrange(proj(x), "b l (h w) -> b h l w", h=self.num_heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)

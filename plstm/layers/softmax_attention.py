@@ -10,7 +10,7 @@ from plstm.modules.causal import check_causal_call
 from plstm.modules.init import small_init_
 from plstm.modules.rotary import coordinates, rotate_positions
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import check_features
+from plstm.ops.checks import check_shapes
 
 
 class AttentionState(NamedTuple):
@@ -69,7 +69,7 @@ class SoftmaxAttention(nn.Module):
         self, x: Tensor, state: AttentionState | None = None, return_state: bool = False
     ) -> Tensor | tuple[Tensor, AttentionState]:
         """Map x (B, *positions, dim) to the same shape; causal ones take and return a state."""
-        check_features("SoftmaxAttention", x, "B *positions", self.out_proj.out_features)
+        check_shapes("SoftmaxAttention", x=(x, f"B ... {self.out_proj.out_features}"))
         axes = x.shape[1:-1]
         check_causal_call("SoftmaxAttention", self.causal, x, return_state or state is not None)
         q, k, v = (

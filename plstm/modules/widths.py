@@ -1,5 +1,7 @@
 """Widths per head from the arguments of a mixer."""
 
+from plstm.ops.checks import check_positive
+
 
 def head_widths(
     layer: str, dim: int, num_heads: int, qk_dim: int | None = None, v_dim: int | None = None
@@ -9,8 +11,7 @@ def head_widths(
     Raises:
         ValueError: a width is not positive, or a default does not divide.
     """
-    if dim < 1 or num_heads < 1:
-        raise ValueError(f"{layer}: dim and num_heads must be positive, got {dim} and {num_heads}")
+    check_positive(layer, dim=dim, num_heads=num_heads)
     if None in (qk_dim, v_dim) and dim % num_heads:
         raise ValueError(
             f"{layer}: dim must be divisible by num_heads, got dim={dim} and "
@@ -18,6 +19,5 @@ def head_widths(
         )
     qk_dim = dim // num_heads if qk_dim is None else qk_dim
     v_dim = dim // num_heads if v_dim is None else v_dim
-    if qk_dim < 1 or v_dim < 1:
-        raise ValueError(f"{layer}: qk_dim and v_dim must be positive, got {qk_dim} and {v_dim}")
+    check_positive(layer, qk_dim=qk_dim, v_dim=v_dim)
     return qk_dim, v_dim

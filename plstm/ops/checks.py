@@ -1,4 +1,4 @@
-"""Input checks and precision rules shared by the public recurrences."""
+"""Input checks and precision rules shared by recurrences, layers and models."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ def check_shapes(function: str, **tensors: tuple[Tensor, Pattern]) -> dict[str, 
     Args:
         function: Name put in front of every message.
         tensors: Argument name to (tensor, pattern), for example `q=(q, "B L H K")`; the first
-            tensor that uses a letter fixes its size.
+            tensor that uses a letter fixes its size, and "..." stands for one axis or more.
 
     Returns:
         Size of every letter.
@@ -33,18 +33,17 @@ def check_shapes(function: str, **tensors: tuple[Tensor, Pattern]) -> dict[str, 
                 f"{function}: all tensors must be on one device, got {first_name} on "
                 f"{first.device} and {name} on {tensor.device}; move them with .to(device)"
             )
-        axes = pattern.split()
+        axes = _axes(pattern, tensor.ndim)
         expected = [int(axis) if axis.isdigit() else sizes.get(axis) for axis in axes]
         wrong = len(axes) != tensor.ndim or any(
             want is not None and want != got
             for want, got in zip(expected, tensor.shape, strict=False)
         )
         if wrong:
-            known = ", ".join(
-                f"{a}={w}" for a, w in zip(axes, expected, strict=True) if w is not None
-            )
+            shape, got = ", ".join(pattern.split()), tuple(tensor.shape)
+            known = ", ".join(f"{a}={sizes[a]}" for a in axes if a in sizes)
             raise ValueError(
-                f"{function}: {name} must have shape ({', '.join(axes)}), got {tuple(tensor.shape)}"
+                f"{function}: {name} must have shape ({shape}), got {got}"
                 + (
                     f"; the other arguments fix {known}"
                     if known
@@ -55,24 +54,11 @@ def check_shapes(function: str, **tensors: tuple[Tensor, Pattern]) -> dict[str, 
     return sizes
 
 
-def check_features(layer: str, x: Tensor, axes: str, dim: int) -> None:
-    """Raise a ValueError unless x is floating point of shape (*axes, dim).
-
-    Args:
-        layer: Name put in front of the message.
-        x: Input of the layer.
-        axes: Names of all axes but the last; "*positions" stands for one or more.
-        dim: Width of the last axis.
-    """
-    names = axes.split()
-    more = x.ndim - 1 - len(names)
-    fits = more == 0 or (more > 0 and "*positions" in names)
-    if fits and x.shape[-1] == dim and x.is_floating_point():
-        return
-    raise ValueError(
-        f"{layer}: x must be floating point of shape ({', '.join(names)}, {dim}), got {x.dtype} of "
-        f"shape {tuple(x.shape)}; the last axis is the width the layer was built with"
-    )
+def _axes(pattern: Pattern, ndim: int) -> list[str]:
+    """Names of the axes of a tensor with `ndim` of them."""
+    before, dots, after = (part.split() for part in pattern.partition("..."))
+    more = max(1, ndim - len(before) - len(after)) if dots else 0
+    return [*before, *(f"n{i}" for i in range(more)), *after]
 
 
 def check_choice(function: str, name: str, value: object, choices: tuple[object, ...]) -> None:
