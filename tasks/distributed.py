@@ -1,10 +1,23 @@
 """What training on several processes needs beyond Lightning."""
 
+from typing import TypeVar
+
 import torch
 from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
+
+T = TypeVar("T")
+
+
+def gather(own: T) -> list[T]:
+    """What every process hands in, by rank; all of them must call it."""
+    if not distributed.is_initialized():
+        return [own]
+    parts = [own] * distributed.get_world_size()
+    distributed.all_gather_object(parts, own)
+    return parts
 
 
 class SyncBatchNorm(LayerSync):

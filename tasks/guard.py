@@ -2,10 +2,11 @@
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+from tasks.distributed import gather
 from tasks.monitor import gradient_norm
 
 
@@ -41,7 +42,7 @@ class StopIfNotFinite(Callback):
         if torch.isfinite(gradient_norm(pl_module)):
             return
         part, report = self._look(trainer, pl_module)
-        reports = gathered((part is None, report))
+        reports = gather((part is None, report))
         raise NotFinite(
             f"StopIfNotFinite: the gradient of step {trainer.global_step} is not finite: "
             f"{min(reports)[1]}; the weights were not changed and all checkpoints are kept. "
@@ -68,15 +69,6 @@ class StopIfNotFinite(Callback):
         ]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return f"all outputs are finite, the gradients of {', '.join(names[:3])}{more} are not"
-
-
-def gathered(own: tuple[bool, str]) -> list[tuple[bool, str]]:
-    """What all processes have to say."""
-    if not distributed.is_initialized():
-        return [own]
-    everything = [own] * distributed.get_world_size()
-    distributed.all_gather_object(everything, own)
-    return everything
 
 
 @torch.no_grad()

@@ -6,8 +6,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, distributed
+from torch import Tensor
 
+from tasks.distributed import gather
 from tasks.runs import run_folder
 
 
@@ -35,7 +36,7 @@ class SavePredictions(BasePredictionWriter):
             for name, x in zip(names, loaders, strict=True)
         }
         if folder is None:
-            rank_zero_info("Predictions are not saved: without a logger a run has no folder.")
+            rank_zero_info("Predictions are not saved: this run has no folder.")
             return
         torch.save(saved, folder / "predictions.pt")
         rank_zero_info(f"Predictions: {folder / 'predictions.pt'}")
@@ -43,10 +44,7 @@ class SavePredictions(BasePredictionWriter):
 
 def in_order_of_data(own: Tensor) -> Tensor:
     """What all processes computed, each of its share of the samples (DataModule.eval_batches)."""
-    if not distributed.is_initialized():
-        return own
-    parts: list[Tensor] = [own] * distributed.get_world_size()
-    distributed.all_gather_object(parts, own)
+    parts = gather(own)
     whole = own.new_empty(sum(map(len, parts)), *own.shape[1:])
     for rank, part in enumerate(parts):
         whole[rank :: len(parts)] = part

@@ -1,6 +1,5 @@
 """A run stops where its numbers are no longer finite."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +7,9 @@ import torch
 from lightning.pytorch import Callback
 
 from tasks.guard import NotFinite
-from tests.tasks.runs import run, write_data
+from tests.tasks.runs import run
+
+pytestmark = pytest.mark.usefixtures("workplace")
 
 SEED = hash((0, 2, 0)) & (2**63 - 1)  # of seed 0, batch 2, process 0
 
@@ -35,14 +36,6 @@ class Poison(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, *args):
         if trainer.global_step == 2 and self.gradient:
             pl_module.get_parameter(self.weight).grad[0, 0] = float("inf")
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    write_data()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +72,7 @@ def test_every_process_is_asked(monkeypatch):
 
     group = {"is_initialized": lambda: True, "get_world_size": lambda: 2}
     fake = SimpleNamespace(**group, all_gather_object=gather)
-    monkeypatch.setattr("tasks.guard.distributed", fake)
+    monkeypatch.setattr("tasks.distributed.distributed", fake)
     more = [f"--trainer.callbacks+={Poison.__module__}.Poison", "--data.train_windows=10"]
     with pytest.raises(NotFinite, match="not finite: the first such output is that of process 1;"):
         run("fit", "text", *more, "--trainer.callbacks.gradient=true")
