@@ -1,6 +1,8 @@
 """Fixtures of all tests."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,3 +15,15 @@ if not torch.cuda.is_available():  # Triton kernels then run on the CPU: ops/int
 def seeded() -> None:
     """The same random numbers in every test, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with data in it; nothing of one run is left to the next."""
+    from tests.tasks.runs import write_data  # imports Lightning, which most tests do without
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # a run sets it; restored afterwards
+    write_data()
+    return tmp_path

@@ -16,17 +16,11 @@ from plstm.graph import LineGraph, ToDag
 from plstm.models import SequenceModel, VisionModel
 from tasks import classification
 from tasks.cli import run_process
-from tests.tasks.runs import TU_NAME, arguments, folder_of, run, write_data
+from tests.tasks.runs import TU_NAME, arguments, folder_of, run
+
+pytestmark = pytest.mark.usefixtures("workplace")
 
 RAW = Path("tu", TU_NAME, "raw", f"{TU_NAME}_")
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    write_data()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from wandb.wandb_agent import Agent
 
 from tasks import folds
 from tasks.cli import main
-from tests.tasks.runs import CONFIGS, FURTHER, SMALL, write_data
+from tests.tasks.runs import CONFIGS, FURTHER, SMALL
 from tests.tasks.wandb_file import WandbFile, end_wandb
 
 ROOT = CONFIGS.parent
@@ -27,14 +27,10 @@ def file(request):
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    """A folder that looks like that of the project, with data in it, and wandb offline."""
-    monkeypatch.chdir(tmp_path)
+def workplace(workplace, monkeypatch):
+    """It looks like the folder of the project, and wandb is offline."""
     for name in ("configs", "tasks", "train.py"):
         Path(name).symlink_to(ROOT / name)
-    write_data()
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # a run sets it; restored afterwards
     for name, value in {"MODE": "offline", "SILENT": "true", "SWEEP_ID": "s"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     for name in ("RUN_ID", "SWEEP_PARAM_PATH"):  # the agent sets them

@@ -11,7 +11,9 @@ from lightning.pytorch import Callback
 
 from tasks.cli import MISTAKES, run_process
 from tests.layers.contract import import_class
-from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run, write_data
+from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run
+
+pytestmark = pytest.mark.usefixtures("workplace")
 
 # A net fits the config whose name ends its own.
 PAIRS = [
@@ -20,15 +22,6 @@ PAIRS = [
     for net in sorted((CONFIGS / "net").glob(f"*_{config.stem}.yaml"))
 ]
 PNG = b"\x89PNG"
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    """An empty folder with data in it; nothing of one run is left to the next."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # a run sets it; restored afterwards
-    write_data()
 
 
 def test_every_config_and_net_is_run():

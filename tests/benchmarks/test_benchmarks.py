@@ -15,7 +15,7 @@ from benchmarks.case import Case, Setting, Work
 from benchmarks.measure import conditions, machine_rates, median_ms, peak_mib
 from benchmarks.plot import picture
 from tests.helpers import assert_close
-from tests.tasks.runs import TU_NAME, write_data
+from tests.tasks.runs import TU_NAME
 
 SETTING = Setting()
 PNG = b"\x89PNG"
@@ -135,16 +135,6 @@ def test_molecules_have_rings():
     graph = ops.molecules(2, 30)
     assert graph.num_graphs == 2
     assert graph.num_edges == 2 * (29 + 3)
-
-
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    """An empty folder with data in it, and a command line without arguments."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["benchmarks"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # a run sets it; restored afterwards
-    write_data()
-    return tmp_path
 
 
 def test_the_second_call_of_a_step_trains_and_the_first_does_not(workplace):

@@ -14,20 +14,13 @@ from benchmarks import __main__ as command
 from benchmarks import compare, results
 from benchmarks.compare_report import METRICS, picture, report
 from benchmarks.quiet import NAMES
-from tests.tasks.runs import SMALL, TU_NAME, write_data
+from tests.tasks.runs import SMALL, TU_NAME
+
+pytestmark = pytest.mark.usefixtures("workplace")
 
 PNG = b"\x89PNG"
 TINY = [f"--data.{name}={value}" for name, value in SMALL["text"].items() if name != "path"]
 ARGUMENTS = ["--task=text", "--nets=plstm,attention", "--seeds=0", "--path=input.txt", "--out=out"]
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    """An empty folder with data in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # a run sets it; restored afterwards
-    write_data()
-    return tmp_path
 
 
 def call(monkeypatch, *arguments):

@@ -1,7 +1,6 @@
 """Two processes on CPUs come to what one process comes to with batches twice as large."""
 
 import math
-import sys
 
 import pytest
 import torch
@@ -9,7 +8,9 @@ import torch
 from tasks.cli import main
 from tests.helpers import assert_close
 from tests.tasks.processes import outcome_of, run_on_processes
-from tests.tasks.runs import CONFIGS, arguments, write_data
+from tests.tasks.runs import CONFIGS, arguments
+
+pytestmark = pytest.mark.usefixtures("workplace")
 
 COMMON = ["--trainer.max_epochs=2", "--trainer.precision=64-true", "--model.net.dropout=0"]
 TASKS = {  # further arguments; last batches are uneven where they are not left out
@@ -18,14 +19,6 @@ TASKS = {  # further arguments; last batches are uneven where they are not left 
     "tu": ["--data.num_folds=3"],
 }
 BATCH = {"quickstart": 4, "text": 2, "tu": 4}  # of each of two processes
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    write_data()
 
 
 def job(task, processes, *further, command="fit", strategy="ddp"):

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tasks import monitor
 from tasks.monitor import Monitor, gradient_norm, is_compiled
 from tasks.runs import run_folder
-from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run, write_data
+from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run
 from tests.tasks.wandb_file import WandbFile, end_wandb
 
 WANDB = f"--config={CONFIGS / 'logger' / 'wandb.yaml'}"
@@ -161,15 +161,11 @@ def test_only_the_first_process_has_a_folder(tmp_path):
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    """An empty folder with data in it; nothing of one run is left to the next."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # a run sets it; restored afterwards
+def workplace(workplace, monkeypatch):
+    """Runs of wandb stay there, and end with the test."""
     for name, value in {"MODE": "offline", "SILENT": "true"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    write_data()
-    yield tmp_path
+    yield workplace
     end_wandb()
 
 

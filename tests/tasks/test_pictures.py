@@ -1,7 +1,5 @@
 """Numbers behind the pictures, what is drawn of them, and what `predict` leaves behind."""
 
-import sys
-
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -21,7 +19,7 @@ from tasks.pictures.reach import grid_reach, sequence_reach
 from tests.graph.graphs import grid_dag
 from tests.helpers import assert_close
 from tests.ops.inputs import grid_inputs, sequence_inputs
-from tests.tasks.runs import CONFIGS, folder_of, run, write_data
+from tests.tasks.runs import CONFIGS, folder_of, run
 
 GATES = ("source", "transition", "mark", "direct")
 NONE = ((), ())
@@ -331,14 +329,6 @@ def test_learning_curve():
 
 
 # train.py predict.
-
-
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    write_data()
 
 
 def pictures(cli):

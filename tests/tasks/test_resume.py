@@ -19,7 +19,9 @@ from torch import Tensor
 from tasks.checkpoints import AtomicCheckpointIO, LastCheckpoint, check_writable, read_checkpoint
 from tasks.classification import Classification
 from tasks.metrics_file import MetricsFile
-from tests.tasks.runs import folder_of, run, write_data
+from tests.tasks.runs import folder_of, run
+
+pytestmark = pytest.mark.usefixtures("workplace")
 
 TIMED = ("train/samples_per_s", "train/flop_per_s")
 SIZES = {  # two epochs of a few steps
@@ -37,15 +39,6 @@ def slow(*values: object) -> object:
 
 class Killed(BaseException):
     """Ends a run in the middle of something; nothing of ours catches it."""
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    """An empty folder with data in it; nothing of one run is left to the next."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    write_data()
 
 
 @pytest.fixture

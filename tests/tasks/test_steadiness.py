@@ -11,21 +11,15 @@ from lightning.pytorch import Callback
 
 from tasks.lr_finder import SETTLED, fastest_fall
 from tests.helpers import assert_close
-from tests.tasks.runs import CONFIGS, arguments, folder_of, metrics_of, run, write_data
+from tests.tasks.runs import CONFIGS, arguments, folder_of, metrics_of, run
+
+pytestmark = pytest.mark.usefixtures("workplace")
 
 FIND = [
     "--trainer.callbacks+=FindLearningRate",
     "--trainer.callbacks.num_training_steps=20",
     "--trainer.callbacks.min_lr=1e-5",
 ]
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    write_data()
 
 
 def assert_same_weights(got, want, rtol):
