@@ -73,9 +73,9 @@ class CLI(LightningCLI):
         return parser
 
     def _parse_ckpt_path(self) -> None:
-        """Look at the checkpoint before anything is built; Lightning would change the model by it.
+        """Look at the checkpoint before anything is built, and say so if there is none.
 
-        What the model is stands in the config, and its sizes come from the data.
+        Lightning would change the model by it; but what the model is stands in the config.
         """
         command = self.config.get("subcommand")
         path = self.config[command].ckpt_path if command else None
