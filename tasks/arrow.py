@@ -6,91 +6,20 @@ put the same shapes on larger canvases, farther apart than any training image.
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from plstm.ops.checks import check_choice
+from tasks.arrow_scenes import PLACEMENTS, Scene, check_room, sample_scenes, unit
 from tasks.data import DataModule, ShuffledSampler
+from tasks.pictures.arrow_errors import arrow_errors
 
-CLEAR = 1.2  # nothing is drawn between hits of a circle of radius r / CLEAR and misses of CLEAR * r
 HEAD_LENGTH = 1 / 2.5  # of the head strokes over that of the arrow
 HEAD_ANGLE = 0.5  # radians between head strokes and shaft
 SPLITS = ("train", "val", "test")
-
-
-def uniform(seed: int, index: Tensor, draws: int) -> Tensor:
-    """Random numbers in [0, 1) that depend on (seed, index, draw) only, (B, draws) in float64.
-
-    A counter-based generator (the finaliser of SplitMix64), so a whole batch is drawn at once.
-    """
-    draw = torch.arange(draws, device=index.device)
-    golden = _signed(0x9E3779B97F4A7C15)
-    x = _mix(torch.full_like(index, seed) * golden + golden)[:, None]
-    x = _mix(_mix(x + index[:, None] * golden) + draw * golden)
-    return _shift(x, 11).double() / 2**53
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(x: int) -> int:
-    return x - (1 << 64) if x >= 1 << 63 else x
-
-
-class Scene(NamedTuple):
-    """What is drawn, in pixels; B images."""
-
-    label: Tensor  # 1 where the ray of the arrow meets the circle, (B,)
-    arrow: Tensor  # centre of the arrow, (B, 2): x, y
-    circle: Tensor  # centre of the circle, (B, 2)
-    radius: Tensor  # (B,)
-    angle: Tensor  # heading of the arrow in radians, from x towards y, (B,)
-    length: Tensor  # (B,)
-    width: Tensor  # of the strokes, (B,)
-
-
-def sample_scenes(
-    seed: int,
-    index: Tensor,
-    *,
-    image_size: int,
-    padding: float,
-    radius: tuple[float, float],
-    arrow_length: tuple[float, float],
-    line_width: tuple[float, float],
-) -> Scene:
-    """Place the shapes of images; arguments as in `draw_arrows`."""
-    u = uniform(seed, index, 8)
-    label = (index % 2 == 0).long()
-    r, length, width = (
-        low + (high - low) * u[:, i]
-        for i, (low, high) in enumerate((radius, arrow_length, line_width))
-    )
-    side = image_size - 2 * padding
-    arrow = side * u[:, 3:5]
-    offset = 2 * r[:, None] + (side - 4 * r[:, None]) * u[:, 5:7]
-    circle = (arrow + offset) % side
-    delta = circle - arrow
-    distance = delta.norm(dim=1)
-    direction = torch.atan2(delta[:, 1], delta[:, 0])
-    hit = torch.asin(r / CLEAR / distance)
-    miss = torch.asin((CLEAR * r / distance).clamp(max=1))
-    turn = torch.where(
-        label == 1,
-        (2 * u[:, 7] - 1) * hit,
-        miss + (2 * torch.pi - 2 * miss) * u[:, 7],
-    )
-    return Scene(label, arrow + padding, circle + padding, r, direction + turn, length, width)
 
 
 def draw_arrows(
@@ -102,6 +31,7 @@ def draw_arrows(
     radius: tuple[float, float],
     arrow_length: tuple[float, float],
     line_width: tuple[float, float],
+    placement: str = "balanced",
 ) -> tuple[Tensor, Tensor]:
     """Draw the images of one split.
 
@@ -115,14 +45,16 @@ def draw_arrows(
         radius: Least and greatest radius of the circle in pixels.
         arrow_length: Least and greatest length of the arrow in pixels.
         line_width: Least and greatest width of its strokes in pixels.
+        placement: "balanced" or "published", see `tasks.arrow_scenes.sample_scenes`.
 
     Returns:
-        Images (B, 1, image_size, image_size), 1 on white and 0 on black, and labels (B,).
+        Images (B, 1, image_size, image_size), 1 on ink and 0 on paper, and labels (B,).
 
     Source: arXiv 2506.11997, the arrow-pointing extrapolation task.
     """
     shapes = {"radius": radius, "arrow_length": arrow_length, "line_width": line_width}
-    scene = sample_scenes(seed, index, image_size=image_size, padding=padding, **shapes)
+    where = {"image_size": image_size, "padding": padding, "placement": placement}
+    scene = sample_scenes(seed, index, **where, **shapes)
     return render(scene, image_size, **shapes), scene.label
 
 
@@ -136,21 +68,21 @@ def render(
 ) -> Tensor:
     """Images of scenes on the device of the scenes, anti-aliased; arguments as in `draw_arrows`.
 
-    A shape darkens no pixel outside a window around it, so only the windows are computed.
+    A shape leaves no ink outside a window around it, so only the windows are computed.
     """
     arrow, circle, r, angle, length, width = (x.float() for x in scene[1:])
-    images = r.new_ones(len(r), image_size, image_size)
+    images = r.new_zeros(len(r), image_size, image_size)
     x, y, place = _window(circle, radius[1], image_size)
-    images[place] = _brightness(r[:, None, None] - (x.square() + y.square()).sqrt())
+    images[place] = _ink(r[:, None, None] - (x.square() + y.square()).sqrt())
 
     x, y, place = _window(arrow, (arrow_length[1] + line_width[1]) / 2, image_size)
-    tip = _unit(angle) * length[:, None] / 2  # from the centre of the arrow
+    tip = unit(angle) * length[:, None] / 2  # from the centre of the arrow
     strokes = [2 * tip]
     for side in (-HEAD_ANGLE, HEAD_ANGLE):
-        strokes.append(_unit(angle + side) * (length * HEAD_LENGTH)[:, None])
+        strokes.append(unit(angle + side) * (length * HEAD_LENGTH)[:, None])
     distance = torch.stack([_distance_to_segment(x, y, tip, back) for back in strokes]).amin(0)
-    ink = width[:, None, None] / 2 - distance
-    images[place] = torch.minimum(images[place], _brightness(ink))
+    depth = width[:, None, None] / 2 - distance
+    images[place] = torch.maximum(images[place], _ink(depth))
     return images[:, None]
 
 
@@ -170,13 +102,9 @@ def _window(
     return x[:, None], y[:, :, None], (image, pixels[:, 1, :, None], pixels[:, 0, None])
 
 
-def _brightness(ink: Tensor) -> Tensor:
-    """From 1, at half a pixel outside a shape, to 0, at half a pixel inside; `ink` is the depth."""
-    return 1 - (ink + 0.5).clamp(0, 1)
-
-
-def _unit(angle: Tensor) -> Tensor:
-    return torch.stack([angle.cos(), angle.sin()], -1)
+def _ink(depth: Tensor) -> Tensor:
+    """From 0, at half a pixel outside a shape, to 1, at half a pixel inside."""
+    return (depth + 0.5).clamp(0, 1)
 
 
 def _distance_to_segment(x: Tensor, y: Tensor, tip: Tensor, back: Tensor) -> Tensor:
@@ -213,17 +141,26 @@ class ArrowDataset(Dataset):
     """What is to be drawn, and its labels, a whole batch at once; a function of (seed, index)."""
 
     def __init__(
-        self, seed: int, size: int, image_size: int, padding: float, **shapes: tuple[float, float]
+        self,
+        seed: int,
+        size: int,
+        image_size: int,
+        padding: float,
+        placement: str,
+        **shapes: tuple[float, float],
     ) -> None:
-        self.seed, self.size = seed, size
-        self.image_size, self.padding, self.shapes = image_size, padding, shapes
+        self.seed, self.size, self.image_size, self.shapes = seed, size, image_size, shapes
+        self.where = {"image_size": image_size, "padding": padding, "placement": placement}
 
     def __len__(self) -> int:
         return self.size
 
+    def scenes(self, indices: Tensor) -> Scene:
+        """What the images (B,) show."""
+        return sample_scenes(self.seed, indices, **self.where, **self.shapes)
+
     def __getitems__(self, indices: list[int]) -> tuple[Drawing, Tensor]:
-        sizes = {"image_size": self.image_size, "padding": self.padding}
-        scene = sample_scenes(self.seed, torch.tensor(indices), **sizes, **self.shapes)
+        scene = self.scenes(torch.tensor(indices))
         return Drawing(scene, self.image_size, **self.shapes), scene.label
 
 
@@ -248,6 +185,8 @@ class ArrowData(DataModule):
         radius: Least and greatest radius of the circle in pixels.
         arrow_length: Least and greatest length of the arrow in pixels.
         line_width: Least and greatest width of its strokes in pixels.
+        placement: "balanced", in which no part of an image alone tells the label, or "published",
+            in which the arrow alone tells most of them (see `tasks.arrow_scenes.sample_scenes`).
         train_size: Images of an epoch.
         fresh: Draw new images in every epoch instead of the same ones in another order.
         val_size: Validation images of every size.
@@ -256,7 +195,8 @@ class ArrowData(DataModule):
         seed: Seed of the data; the splits and sizes of one seed share no image.
 
     Raises:
-        ValueError: the shapes do not fit on a canvas; a range that is none; seed out of range.
+        ValueError: the shapes do not fit on a canvas; a range that is none; seed out of range;
+            unknown placement.
     """
 
     def __init__(
@@ -267,6 +207,7 @@ class ArrowData(DataModule):
         radius: tuple[float, float] = (15.0, 30.0),
         arrow_length: tuple[float, float] = (15.0, 30.0),
         line_width: tuple[float, float] = (2.0, 4.0),
+        placement: str = "balanced",
         train_size: int = 100_000,
         fresh: bool = False,
         val_size: int = 5_000,
@@ -285,13 +226,9 @@ class ArrowData(DataModule):
                 )
         if not 0 <= seed < 2**32:
             raise ValueError(f"ArrowData: seed must lie in 0..{2**32 - 1}, got {seed}")
+        check_choice("ArrowData", "placement", placement, PLACEMENTS)
         self.sizes = [image_size, *extrapolation_sizes]
-        room = min(self.sizes) - 2 * padding
-        if room <= 4 * radius[1]:
-            raise ValueError(
-                f"ArrowData: the padded square must be wider than four radii, got {room} pixels "
-                f"for a radius up to {radius[1]}; use larger images or smaller shapes"
-            )
+        check_room(min(self.sizes), padding, radius[1], arrow_length[1], placement)
 
     @property
     def in_dim(self) -> int:
@@ -319,6 +256,7 @@ class ArrowData(DataModule):
             size=(h.train_size, h.val_size, h.test_size)[number],
             image_size=image_size,
             padding=h.padding,
+            placement=h.placement,
             radius=h.radius,
             arrow_length=h.arrow_length,
             line_width=h.line_width,
@@ -333,6 +271,14 @@ class ArrowData(DataModule):
         if self.trainer is not None:
             images = self.trainer.precision_plugin.convert_input(images)
         return images, labels
+
+    def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
+        """`arrow_errors`: accuracy against the geometry of the images."""
+        results = {}
+        for name, size in zip(self.eval_names, self.sizes, strict=True):
+            scene = self.dataset("test", size).scenes(torch.arange(len(predictions[name])))
+            results[f"{size} pixels"] = scene, predictions[name].argmax(-1) == scene.label
+        return {"arrow_errors": arrow_errors(results)}
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train", self.hparams.image_size)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
+from matplotlib.figure import Figure
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from plstm.ops.checks import check_positive
@@ -50,6 +52,15 @@ class DataModule(LightningDataModule, ABC):
     def eval_names(self) -> list[str]:
         """Suffix of the metric names, one per validation (and test) loader."""
         return [""]
+
+    def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
+        """Further pictures of what was predicted, by name; a task may have some.
+
+        Args:
+            predictions: Class probabilities of the first samples of every test set, in the order of
+                the data, by its entry of `eval_names`.
+        """
+        return {}
 
     def predict_dataloader(self) -> EVAL_DATALOADERS:
         """Predictions are made for the test sets."""

@@ -29,17 +29,27 @@ class SavePredictions(BasePredictionWriter):
         predictions: Sequence[Tensor] | Sequence[Sequence[Tensor]],
         batch_indices: Sequence[object],
     ) -> None:
-        folder, names = run_folder(trainer), trainer.datamodule.eval_names
-        loaders = [predictions] if len(names) == 1 else predictions
-        saved = {
-            name: in_order_of_data(torch.cat(list(x)).cpu())
-            for name, x in zip(names, loaders, strict=True)
-        }
+        folder, saved = run_folder(trainer), by_test_set(trainer, predictions)
         if folder is None:
             rank_zero_info("Predictions are not saved: this run has no folder.")
             return
         torch.save(saved, folder / "predictions.pt")
         rank_zero_info(f"Predictions: {folder / 'predictions.pt'}")
+
+
+def by_test_set(
+    trainer: Trainer, predictions: Sequence[Tensor] | Sequence[Sequence[Tensor]]
+) -> dict[str, Tensor]:
+    """What the processes predicted, under the suffix of the metrics of each test set.
+
+    All processes must call it.
+    """
+    names = trainer.datamodule.eval_names
+    loaders = [predictions] if len(names) == 1 else predictions
+    return {
+        name: in_order_of_data(torch.cat(list(x)).cpu())
+        for name, x in zip(names, loaders, strict=True)
+    }
 
 
 def in_order_of_data(own: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class PLSTM2d(nn.Module):
         mark_bias: Logit of the mark gate at the start.
         direct_bias: Logit of the direct gate at the start.
         transition_bias: z at the start.
+        bias: Biases of q, k and v; without them tokens that are 0 stay 0. Gates always have some.
         backend: See `plstm.ops.plstm_2d`.
 
     Raises:
@@ -61,6 +62,7 @@ class PLSTM2d(nn.Module):
         mark_bias: float = 0.0,
         direct_bias: float = -6.0,
         transition_bias: float = 1.0,
+        bias: bool = True,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -70,9 +72,9 @@ class PLSTM2d(nn.Module):
         self.num_heads, self.mode, self.chirality = num_heads, mode, chirality
         self.corners, self.backend, self.dim = tuple(corners), backend, dim
         self.qk_dim, self.v_dim = head_widths("PLSTM2d", dim, num_heads, qk_dim, v_dim)
-        self.q_proj = nn.Linear(dim, num_heads * self.qk_dim)
-        self.k_proj = nn.Linear(dim, num_heads * self.qk_dim)
-        self.v_proj = nn.Linear(dim, num_heads * self.v_dim)
+        self.q_proj = nn.Linear(dim, num_heads * self.qk_dim, bias)
+        self.k_proj = nn.Linear(dim, num_heads * self.qk_dim, bias)
+        self.v_proj = nn.Linear(dim, num_heads * self.v_dim, bias)
         self.out_proj = nn.Linear(num_heads * self.v_dim, dim, bias=False)
         scans = len(self.corners) * num_heads
         sources, marks, transitions = (1, 1, 1) if mode == "P" else (2, 2, 3)

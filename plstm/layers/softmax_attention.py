@@ -33,6 +33,7 @@ class SoftmaxAttention(nn.Module):
             no order.
         qk_dim: Key width per head, dim / num_heads if None.
         v_dim: Value width per head, dim / num_heads if None.
+        bias: Biases of q, k and v.
 
     Raises:
         ValueError: widths do not divide; causal with more than one position axis; state without
@@ -50,13 +51,14 @@ class SoftmaxAttention(nn.Module):
         rotary: bool = False,
         qk_dim: int | None = None,
         v_dim: int | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.num_heads, self.causal, self.rotary = num_heads, causal, rotary
         self.qk_dim, self.v_dim = head_widths("SoftmaxAttention", dim, num_heads, qk_dim, v_dim)
-        self.q_proj = nn.Linear(dim, num_heads * self.qk_dim)
-        self.k_proj = nn.Linear(dim, num_heads * self.qk_dim)
-        self.v_proj = nn.Linear(dim, num_heads * self.v_dim)
+        self.q_proj = nn.Linear(dim, num_heads * self.qk_dim, bias)
+        self.k_proj = nn.Linear(dim, num_heads * self.qk_dim, bias)
+        self.v_proj = nn.Linear(dim, num_heads * self.v_dim, bias)
         self.out_proj = nn.Linear(num_heads * self.v_dim, dim, bias=False)
         self.reset_parameters()
 

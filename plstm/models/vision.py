@@ -9,6 +9,7 @@ from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.init import small_init_
 from plstm.modules.norm import RMSNorm
 from plstm.modules.position import LearnedPosition2d
+from plstm.modules.stem import ConvStem
 from plstm.ops.checks import check_choice, check_positive
 
 
@@ -26,14 +27,20 @@ class VisionModel(nn.Module):
         patch_size: Side of a square patch in pixels.
         position_grid: Rows and columns of a learned position code, resized to other grids;
             None for no code.
-        pooling: "corners" concatenates the four corner tokens, "mean" averages all tokens.
+        stem: Channels of all but the last of the 3 x 3 convolutions of stride 2 that make tokens,
+            one for patch_size 4 and three for 16; empty for one convolution that cuts patches.
+        pooling: "corners" concatenates the four corner tokens, "mean" averages all tokens, "max"
+            takes the greatest value of each channel, wherever it is.
         feed_forward_ratio: Hidden width of the feed-forward part over `dim`; 0 leaves it out.
         dropout: Dropout on every branch.
         drop_path: Drop-path probability of the last block, growing linearly up to it.
         layer_scale: Initial value of a learned scale on every branch, None for no scale.
+        bias: Biases in stem, patch embedding and feed-forward parts. Without them, and with mixers
+            that have none, a token of black pixels stays 0, so with max pooling a black margin
+            around the image is not seen.
 
     Raises:
-        ValueError: sizes below 1, no mixers, unknown pooling.
+        ValueError: sizes below 1, no mixers, unknown pooling, a patch_size the stem does not have.
 
     Source: arXiv 2506.11997, the vision model.
     """
@@ -48,19 +55,30 @@ class VisionModel(nn.Module):
         mixers: Sequence[MixerFactory],
         patch_size: int = 16,
         position_grid: tuple[int, int] | None = None,
+        stem: Sequence[int] = (),
         pooling: str = "corners",
         feed_forward_ratio: float = 4.0,
         dropout: float = 0.0,
         drop_path: float = 0.0,
         layer_scale: float | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        check_choice("VisionModel", "pooling", pooling, ("corners", "mean"))
+        check_choice("VisionModel", "pooling", pooling, ("corners", "mean", "max"))
         check_positive(
             "VisionModel", in_dim=in_dim, out_dim=out_dim, dim=dim, patch_size=patch_size
         )
         self.in_dim, self.patch_size, self.pooling = in_dim, patch_size, pooling
-        self.embed = nn.Conv2d(in_dim, dim, patch_size, stride=patch_size)
+        if stem and patch_size != 2 ** (len(stem) + 1):
+            raise ValueError(
+                f"VisionModel: patch_size must be {2 ** (len(stem) + 1)} with a stem of {len(stem)} "
+                f"convolutions of stride 2 before the last, got {patch_size}"
+            )
+        self.embed = (
+            ConvStem(in_dim, dim, stem, bias)
+            if stem
+            else nn.Conv2d(in_dim, dim, patch_size, stride=patch_size, bias=bias)
+        )
         self.position = LearnedPosition2d(dim, *position_grid) if position_grid else None
         self.blocks = build_blocks(
             dim,
@@ -70,6 +88,7 @@ class VisionModel(nn.Module):
             dropout=dropout,
             drop_path=drop_path,
             layer_scale=layer_scale,
+            bias=bias,
         )
         self.norm = RMSNorm(dim, eps=1e-5)
         self.head = nn.Linear(dim * (4 if pooling == "corners" else 1), out_dim)
@@ -85,6 +104,8 @@ class VisionModel(nn.Module):
         x = self.norm(x)
         if self.pooling == "mean":
             return self.head(x.mean((1, 2)))
+        if self.pooling == "max":
+            return self.head(x.amax((1, 2)))
         corner_tokens = [x[:, y, column] for y in (0, -1) for column in (0, -1)]
         return self.head(torch.cat(corner_tokens, -1))
 

@@ -14,10 +14,12 @@ MixerFactory = Callable[[int], nn.Module]
 class FeedForward(nn.Module):
     """y = W2 gelu(W1 x), hidden width `ratio * dim`."""
 
-    def __init__(self, dim: int, ratio: float = 4.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, ratio: float = 4.0, dropout: float = 0.0, bias: bool = True
+    ) -> None:
         super().__init__()
         hidden = int(dim * ratio)
-        self.in_proj, self.out_proj = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.in_proj, self.out_proj = nn.Linear(dim, hidden, bias), nn.Linear(hidden, dim, bias)
         self.dropout = nn.Dropout(dropout)
         small_init_(self.in_proj)
         small_init_(self.out_proj)
@@ -53,6 +55,7 @@ class Block(nn.Module):
             axis is not the sample.
         layer_scale: Initial value of a learned scale per channel on both branches, None for no
             scale.
+        bias: Biases in the feed-forward part.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Block(nn.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         layer_scale: float | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.mixer_norm = RMSNorm(dim, eps=1e-5)
@@ -71,7 +75,7 @@ class Block(nn.Module):
         self.has_feed_forward = feed_forward_ratio > 0
         if self.has_feed_forward:
             self.feed_forward_norm = RMSNorm(dim, eps=1e-5)
-            self.feed_forward = FeedForward(dim, feed_forward_ratio, dropout)
+            self.feed_forward = FeedForward(dim, feed_forward_ratio, dropout, bias)
         self.dropout, self.drop_path = nn.Dropout(dropout), DropPath(drop_path)
         branches = 1 + self.has_feed_forward
         self.scales = (

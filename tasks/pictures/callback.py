@@ -12,6 +12,7 @@ from tasks.classification import inputs_and_targets
 from tasks.pictures import graph, grid, sequence
 from tasks.pictures.confusion import MAX_CLASSES, accuracy, confusion_matrices
 from tasks.pictures.curves import accuracy_by_size, learning_curve
+from tasks.predictions import by_test_set
 from tasks.runs import log_figure, run_folder
 
 POINTS = 400  # training losses kept for the learning curve, at most
@@ -21,8 +22,8 @@ class Pictures(Callback):
     """Draws pictures, saves them as PNG in the run's folder and sends them to the logger.
 
     After training: learning_curve, and accuracy_by_size where a task has several sizes. By
-    predicting, for the test sets: confusion (up to 100 classes), accuracy_by_size, and for nets
-    with such layers the gates of an example of the first batch: gating_grid, gating_sequence,
+    predicting, for the test sets: confusion (up to 100 classes), accuracy_by_size, those of the task
+    (DataModule.prediction_pictures), and for nets with such layers the gates of an example of the first batch: gating_grid, gating_sequence,
     gating_graph.
     """
 
@@ -82,8 +83,12 @@ class Pictures(Callback):
             self._save_gates(trainer, pl_module, inputs, outputs, targets)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        predictions = by_test_set(trainer, trainer.predict_loop.predictions)  # of all ranks
+        if (folder := run_folder(trainer)) is not None:
+            for name, figure in trainer.datamodule.prediction_pictures(predictions).items():
+                self._save(trainer, folder, name, figure)
         counts = {name: metric.compute() for name, metric in self.confusion.items()}  # of all ranks
-        folder, data = run_folder(trainer), trainer.datamodule
+        data = trainer.datamodule
         if folder is None or not counts:
             return
         matrices = {f"test {name}".strip(): matrix for name, matrix in counts.items()}

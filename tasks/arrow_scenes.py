@@ -1,0 +1,187 @@
+"""Where the arrow and the circle of an arrow-pointing image are, and whether they meet.
+
+Everything is a pure function of (seed, index) and is drawn for a whole batch at once.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CLEAR = 1.2  # nothing is drawn between hits of a circle of radius r / CLEAR and misses of CLEAR * r
+PLACEMENTS = ("balanced", "published")
+CANDIDATES = 16  # balanced placements drawn at once for an image; about one in five is accepted
+FIRST_CANDIDATE = 8  # draws before those of the candidates
+
+
+def uniform(seed: int, index: Tensor, draws: int, first: int = 0) -> Tensor:
+    """Random numbers in [0, 1) that depend on (seed, index, draw) only, (B, draws) in float64.
+
+    A counter-based generator (the finaliser of SplitMix64), so a whole batch is drawn at once; the
+    draws are number `first` and those after it.
+    """
+    draw = torch.arange(first, first + draws, device=index.device)
+    golden = _signed(0x9E3779B97F4A7C15)
+    x = _mix(torch.full_like(index, seed) * golden + golden)[:, None]
+    x = _mix(_mix(x + index[:, None] * golden) + draw * golden)
+    return _shift(x, 11).double() / 2**53
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64) if x >= 1 << 63 else x
+
+
+class Scene(NamedTuple):
+    """What is drawn, in pixels; B images."""
+
+    label: Tensor  # 1 where the ray of the arrow meets the circle, (B,)
+    arrow: Tensor  # centre of the arrow, (B, 2): x, y
+    circle: Tensor  # centre of the circle, (B, 2)
+    radius: Tensor  # (B,)
+    angle: Tensor  # heading of the arrow in radians, from x towards y, (B,)
+    length: Tensor  # (B,)
+    width: Tensor  # of the strokes, (B,)
+
+
+def sample_scenes(
+    seed: int,
+    index: Tensor,
+    *,
+    image_size: int,
+    padding: float,
+    radius: tuple[float, float],
+    arrow_length: tuple[float, float],
+    line_width: tuple[float, float],
+    placement: str = "balanced",
+) -> Scene:
+    """Place the shapes of images; even indices have label 1.
+
+    A ray that meets the circle passes its centre within r / 1.2, one that misses it by 1.2 r or
+    more. Other arguments as in `draw_arrows`.
+
+    Args:
+        seed: Seed of the split.
+        index: Which images, (B,) integers.
+        placement: How shapes are placed.
+
+            "balanced": the arrow at A, a circle at C1 and a direction phi2 are uniform. With the
+            distance d and the direction phi1 from A to C1, C2 lies at the distance d from A in
+            direction phi2. The arrow points at C1 within asin(r / 1.2 / d); label 1 shows the circle
+            at C1, label 0 at C2. Candidates are drawn until C2 is in the padded square,
+            d >= max(2 r, r + longest arrow / 2), and phi1 and phi2 are at least
+            asin(r / 1.2 / d) + asin(1.2 r / d) apart. phi1 and phi2 are exchangeable, so neither
+            the arrow nor the circle nor both positions tell the label.
+
+            "published": the circle lies at an offset of at least 2 r per axis from the arrow,
+            wrapped around inside the padded square, and the arrow points at it or, uniformly, past
+            it. The arrow alone tells most labels (`python -m benchmarks leaks`).
+
+    Raises:
+        ValueError: the shapes do not fit on the canvas.
+
+    Source: arXiv 2506.11997, the arrow-pointing extrapolation task, for "published".
+    """
+    check_room(image_size, padding, radius[1], arrow_length[1], placement)
+    u = uniform(seed, index, FIRST_CANDIDATE)
+    label = (index % 2 == 0).long()
+    r, length, width = (
+        low + (high - low) * u[:, i]
+        for i, (low, high) in enumerate((radius, arrow_length, line_width))
+    )
+    side = image_size - 2 * padding
+    if placement == "balanced":
+        apart = least_distance(r, arrow_length[1])
+        arrow, circle, angle = _balanced(seed, index, label, r, apart, side)
+    else:
+        arrow, circle, angle = _published(u[:, 3:], label, r, side)
+    return Scene(label, arrow + padding, circle + padding, r, angle, length, width)
+
+
+def check_room(
+    image_size: int, padding: float, radius: float, arrow_length: float, placement: str
+) -> None:
+    """Raise a ValueError unless the largest circle and arrow can be placed on a canvas."""
+    room, least = image_size - 2 * padding, 2 * radius
+    if placement == "balanced":
+        least = float(least_distance(torch.tensor(radius), arrow_length))
+    if room <= 2 * least:
+        raise ValueError(
+            "ArrowData: the padded square must be wider than twice the least distance of arrow and "
+            f"circle, {least:g} pixels, got {room:g} pixels; use larger images or smaller shapes"
+        )
+
+
+def least_distance(radius: Tensor, longest_arrow: float) -> Tensor:
+    """Least distance of the centres of a balanced placement: the shapes do not touch."""
+    return radius + radius.clamp(min=longest_arrow / 2)
+
+
+def _balanced(
+    seed: int, index: Tensor, label: Tensor, r: Tensor, apart: Tensor, side: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Arrow, circle and heading; each image takes the first of its candidates that is accepted."""
+    placed = r.new_empty(len(r), 5)
+    left, drawn = torch.arange(len(r), device=r.device), FIRST_CANDIDATE
+    while len(left):
+        u = uniform(seed, index[left], 6 * CANDIDATES, drawn).unflatten(1, (CANDIDATES, 6))
+        candidates, accepted = _candidates(u, r[left, None], apart[left, None], side, label[left])
+        found = accepted.any(1)
+        first = accepted.long().argmax(1)[found]
+        placed[left[found]] = candidates[found, first]
+        left, drawn = left[~found], drawn + 6 * CANDIDATES
+    return placed[:, :2], placed[:, 2:4], placed[:, 4]
+
+
+def _candidates(
+    u: Tensor, r: Tensor, apart: Tensor, side: float, label: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Placements (B, CANDIDATES, 5) from random numbers, and which of them are accepted."""
+    arrow, first = side * u[..., :2], side * u[..., 2:4]
+    delta = first - arrow
+    distance = delta.norm(dim=-1)
+    to_first = torch.atan2(delta[..., 1], delta[..., 0])
+    to_second = 2 * math.pi * u[..., 4]
+    second = arrow + distance[..., None] * unit(to_second)
+    hit = torch.asin((r / CLEAR / distance).clamp(max=1))
+    miss = torch.asin((CLEAR * r / distance).clamp(max=1))
+    between = (to_second - to_first + math.pi) % (2 * math.pi) - math.pi
+    inside = ((second >= 0) & (second <= side)).all(-1)
+    accepted = inside & (distance >= apart) & (between.abs() >= hit + miss)
+    circle = torch.where(label[:, None, None] == 1, first, second)
+    heading = to_first + (2 * u[..., 5] - 1) * hit
+    return torch.cat([arrow, circle, heading[..., None]], -1), accepted
+
+
+def _published(u: Tensor, label: Tensor, r: Tensor, side: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Arrow, circle and heading."""
+    arrow = side * u[:, :2]
+    offset = 2 * r[:, None] + (side - 4 * r[:, None]) * u[:, 2:4]
+    circle = (arrow + offset) % side
+    delta = circle - arrow
+    distance = delta.norm(dim=1)
+    direction = torch.atan2(delta[:, 1], delta[:, 0])
+    hit = torch.asin(r / CLEAR / distance)
+    miss = torch.asin((CLEAR * r / distance).clamp(max=1))
+    turn = torch.where(
+        label == 1,
+        (2 * u[:, 4] - 1) * hit,
+        miss + (2 * torch.pi - 2 * miss) * u[:, 4],
+    )
+    return arrow, circle, direction + turn
+
+
+def unit(angle: Tensor) -> Tensor:
+    """Vectors (..., 2) of length 1 at angles in radians, from x towards y."""
+    return torch.stack([angle.cos(), angle.sin()], -1)
