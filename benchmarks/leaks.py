@@ -1,9 +1,9 @@
 """python -m benchmarks leaks: what parts of an arrow-pointing image tell of its label.
 
-Gradient-boosted trees see the true numbers of a part of the scene: the arrow without the circle, the
-circle without the arrow, or both positions without the heading. Where they do better than chance a
-net can, too, without relating arrow and circle. As a check of the trees themselves they also see
-everything, with the angle between heading and circle, the direction that the task asks for.
+Gradient-boosted trees see the true numbers of a part of the scene: the arrow without the circle,
+the circle without the arrow, or both positions without the heading. Where they do better than
+chance a net can, too, without relating arrow and circle. As a check of the trees themselves they
+also see everything, with the angle between heading and circle that the task asks for.
 
 Writes leaks.md.
 """

@@ -78,8 +78,8 @@ def sample_scenes(
 
             "balanced": the arrow at A, a circle at C1 and a direction phi2 are uniform. With the
             distance d and the direction phi1 from A to C1, C2 lies at the distance d from A in
-            direction phi2. The arrow points at C1 within asin(r / 1.2 / d); label 1 shows the circle
-            at C1, label 0 at C2. Candidates are drawn until C2 is in the padded square,
+            direction phi2. The arrow points at C1 within asin(r / 1.2 / d); label 1 shows the
+            circle at C1, label 0 at C2. Candidates are drawn until C2 is in the padded square,
             d >= max(2 r, r + longest arrow / 2), and phi1 and phi2 are at least
             asin(r / 1.2 / d) + asin(1.2 r / d) apart. phi1 and phi2 are exchangeable, so neither
             the arrow nor the circle nor both positions tell the label.

@@ -35,9 +35,9 @@ class VisionModel(nn.Module):
         dropout: Dropout on every branch.
         drop_path: Drop-path probability of the last block, growing linearly up to it.
         layer_scale: Initial value of a learned scale on every branch, None for no scale.
-        bias: Biases in stem, patch embedding and feed-forward parts. Without them, and with mixers
-            that have none, a token of black pixels stays 0, so with max pooling a black margin
-            around the image is not seen.
+        bias: Biases in stem, patch embedding and feed-forward parts. Without them, and with
+            PLSTM2d(bias=False), tokens of black pixels stay 0, so that with max pooling a black
+            margin around the image changes nothing.
 
     Raises:
         ValueError: sizes below 1, no mixers, unknown pooling, a patch_size the stem does not have.
@@ -71,8 +71,8 @@ class VisionModel(nn.Module):
         self.in_dim, self.patch_size, self.pooling = in_dim, patch_size, pooling
         if stem and patch_size != 2 ** (len(stem) + 1):
             raise ValueError(
-                f"VisionModel: patch_size must be {2 ** (len(stem) + 1)} with a stem of {len(stem)} "
-                f"convolutions of stride 2 before the last, got {patch_size}"
+                f"VisionModel: patch_size must be {2 ** (len(stem) + 1)} with {len(stem)} "
+                f"convolutions of stride 2 in the stem before the last, got {patch_size}"
             )
         self.embed = (
             ConvStem(in_dim, dim, stem, bias)

@@ -1,6 +1,7 @@
 """Convolutional stem: patches that overlap."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -22,7 +23,7 @@ class ConvStem(nn.Sequential):
     def __init__(self, in_dim: int, dim: int, channels: Sequence[int], bias: bool = True) -> None:
         widths = [in_dim, *channels, dim]
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in pairwise(widths):
             layers += [
                 nn.Conv2d(fan_in, fan_out, 3, 2, 1, bias=bias, padding_mode="replicate"),
                 nn.GELU(),

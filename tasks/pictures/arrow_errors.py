@@ -24,7 +24,8 @@ def arrow_errors(results: Mapping[str, tuple[Scene, Tensor]]) -> Figure:
     heading and the nearest axis of the canvas.
 
     Args:
-        results: Scenes, and whether each was classified correctly (B,), by the name of the test set.
+        results: Scenes, and whether each was classified correctly (B,), by the name of the test
+            set.
     """
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     by_distance, by_turn, by_axis = figure.subplots(1, 3, sharey=True)

@@ -22,9 +22,9 @@ class Pictures(Callback):
     """Draws pictures, saves them as PNG in the run's folder and sends them to the logger.
 
     After training: learning_curve, and accuracy_by_size where a task has several sizes. By
-    predicting, for the test sets: confusion (up to 100 classes), accuracy_by_size, those of the task
-    (DataModule.prediction_pictures), and for nets with such layers the gates of an example of the first batch: gating_grid, gating_sequence,
-    gating_graph.
+    predicting, for the test sets: confusion (up to 100 classes), accuracy_by_size, those of the
+    task (DataModule.prediction_pictures), and for nets with such layers the gates of an example of
+    the first batch: gating_grid, gating_sequence, gating_graph.
     """
 
     def __init__(self) -> None:

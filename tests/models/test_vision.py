@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ def model(mixers=GRID["plstm"], **kwargs):
 
 
 @all_mixers
-@pytest.mark.parametrize("pooling", ["corners", "mean"])
+@pytest.mark.parametrize("pooling", ["corners", "mean", "max"])
 @pytest.mark.parametrize("size", [(4, 4), (4, 12), (16, 8)], ids=str)
 def test_any_size(size, pooling, mixers):
     net = model(mixers, pooling=pooling, position_grid=(2, 3))
@@ -44,15 +45,57 @@ def tokens_before_head(net, images):
     return kept[0]
 
 
-@pytest.mark.parametrize("pooling", ["corners", "mean"])
+POOLED = {
+    "corners": lambda x: torch.cat([x[:, 0, 0], x[:, 0, 3], x[:, 2, 0], x[:, 2, 3]], -1),
+    "mean": lambda x: x.sum((1, 2)) / 12,
+    "max": lambda x: x.flatten(1, 2).max(1).values,
+}
+
+
+@pytest.mark.parametrize("pooling", POOLED)
 def test_pooling(pooling):
     net, images = model(pooling=pooling), torch.randn(2, 3, 12, 16)
     x = tokens_before_head(net, images)
     assert x.shape == (2, 3, 4, 8)
-    pooled = x.mean((1, 2))
-    if pooling == "corners":
-        pooled = torch.cat([x[:, 0, 0], x[:, 0, 3], x[:, 2, 0], x[:, 2, 3]], -1)
-    assert_close("logits", net(images), net.head(pooled), 1e-6)
+    assert_close("logits", net(images), net.head(POOLED[pooling](x)), 1e-6)
+
+
+@pytest.mark.parametrize(("stem", "patch_size", "sight"), [((6,), 4, 7), ((5, 6), 8, 15)])
+def test_stem(stem, patch_size, sight):
+    """As many tokens as patches; each sees `sight` pixels, one more than its patch on the left."""
+    net = model(GRID["attention"], stem=stem, patch_size=patch_size)
+    for block in net.blocks:
+        torch.nn.init.zeros_(block.mixer.out_proj.weight)
+    images = torch.randn(1, 3, 4 * patch_size, 5 * patch_size, requires_grad=True)
+    x = tokens_before_head(net, images)
+    assert x.shape == (1, 4, 5, 8)
+    (seen,) = torch.autograd.grad(x[0, 1, 2].sum(), images)
+    rows, columns = (seen[0].abs().amax((0, axis)).nonzero().flatten() for axis in (2, 1))
+    first = sight - patch_size  # pixels before the patch
+    assert rows.tolist() == list(range(patch_size - first, 2 * patch_size))
+    assert columns.tolist() == list(range(2 * patch_size - first, 3 * patch_size))
+
+
+def test_without_biases_black_stays_black():
+    silent = [partial(mixer, bias=False) for mixer in GRID["plstm"]]
+    net = model(silent, stem=(6,), pooling="max", bias=False)
+    images = torch.zeros(1, 3, 24, 24)
+    images[..., 5:10, 9:14] = torch.rand(3, 5, 5)
+    ink = tokens_before_head(net, images)[0].any(-1)
+    assert ink[1:3, 2:4].all()
+    assert ink.sum() <= 9  # of the 36 tokens those that see ink themselves
+
+
+def test_without_biases_a_black_margin_is_not_seen():
+    """So that the size of the canvas does not enter."""
+    silent = [partial(mixer, bias=False) for mixer in GRID["plstm"]]
+    net = model(silent, stem=(6,), pooling="max", bias=False).double()
+    images = torch.zeros(2, 3, 16, 16, dtype=torch.float64)
+    images[..., 5:10, 5:11] = torch.rand(2, 3, 5, 6, dtype=torch.float64)
+    framed = torch.nn.functional.pad(images, (8, 12, 4, 16))
+    assert_close("logits", net(framed), net(images), 1e-9)
+    with_biases = model(GRID["plstm"], stem=(6,), pooling="max").double()
+    assert not torch.allclose(with_biases(framed), with_biases(images), rtol=1e-4)
 
 
 def test_patches_are_rows_then_columns():
@@ -165,11 +208,12 @@ def test_image_errors(shape):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"pooling": "max"}, "VisionModel: pooling must be one of 'corners', 'mean', got 'max'"),
+        ({"pooling": "sum"}, "pooling must be one of 'corners', 'mean', 'max', got 'sum'"),
+        ({"stem": (6, 6)}, "VisionModel: patch_size must be 8 with 2 convolutions .*, got 4"),
         ({"depth": 0}, "need depth >= 1 and at least one mixer, got depth=0"),
         ({"mixers": []}, "got depth=2 and 0 mixers"),
     ],
-    ids=["pooling", "depth", "mixers"],
+    ids=["pooling", "stem", "depth", "mixers"],
 )
 def test_errors(kwargs, message):
     with pytest.raises(ValueError, match=message):

@@ -298,7 +298,7 @@ def test_shapes_must_fit(kwargs):
 
 
 def test_unknown_placement():
-    with pytest.raises(ValueError, match="ArrowData: placement must be one of .*got 'fair'"):
+    with pytest.raises(ValueError, match=r"ArrowData: placement must be one of .*got 'fair'"):
         data(placement="fair")
 
 
