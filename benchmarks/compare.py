@@ -1,11 +1,12 @@
 """python -m benchmarks compare: nets of a task, trained with the same budget and the same seeds.
 
     python -m benchmarks compare --task text --nets plstm,gla,attention --seeds 0,1,2 \
-        --max_steps 2000 --path data/input.txt
+        --lrs 1e-3,3e-3,6e-3 --max_steps 2000 --path data/input.txt
 
 A seed is that of the weights and of the data, so that nets meet the same samples in the same order.
-The weights at the end of the budget are tested; nothing is chosen by validation. Arguments that are
-not named below go to `train.py fit`, for example --data.name=NCI1.
+With --lrs every net has the learning rate that validates best after a run with the first seed. The
+weights at the end of the budget are validated and tested. Arguments that are not named below go to
+`train.py fit`, for example --data.name=NCI1.
 
 A budget is a number of steps, or seconds of training after which the learning rate has fallen to
 zero for every net; the second depends on the machine and on what else runs there.
@@ -20,6 +21,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from itertools import groupby, product
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from lightning.pytorch import Callback
 from torch.optim import Optimizer
 
 from benchmarks import results
-from benchmarks.compare_report import picture, report
+from benchmarks.compare_report import METRICS, best_rate, picture, report
 from benchmarks.measure import ROOT, commit, conditions
 from benchmarks.quiet import quiet_trainer
 from benchmarks.results import Row
@@ -39,13 +41,14 @@ from tasks.optim import WarmupCosine
 CONFIGS = ROOT / "configs"
 RESULTS = ROOT / "benchmarks" / "results"
 TASKS = ("quickstart", "arrow", "tu", "text")
-KEY = ("net", "seed", "budget", "arguments")  # what makes a run
-PLAIN = [  # nothing is written, validated or drawn
+KEY = ("net", "seed", "lr", "budget", "arguments")  # what makes a run
+PLAIN = [  # nothing is written or drawn, or validated before the end
     "--trainer.logger=false",
     "--trainer.callbacks=[]",
     "--trainer.enable_checkpointing=false",
     "--trainer.enable_model_summary=false",
-    "--trainer.limit_val_batches=0",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.check_val_every_n_epoch=1000000",
 ]
 MANY_EPOCHS = 10**6  # the time ends a run before
 
@@ -104,6 +107,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--nets", help="NAME,... for configs/net/NAME_TASK.yaml; all if left out")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument(
+        "--lrs", help="RATE,... to choose from for every net; that of the config if left out"
+    )
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--max_steps", type=int, help="budget: steps of the optimizer")
     budget.add_argument("--seconds", type=int, help="budget: time of training")
@@ -118,6 +124,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if unknown := set(args.nets) - set(known):
         parser.error(f"no net {', '.join(sorted(unknown))}: {args.task} has {', '.join(known)}")
     args.seeds = [int(seed) for seed in args.seeds.split(",")]
+    args.lrs = [float(rate) for rate in args.lrs.split(",")] if args.lrs else [None]
     return args, rest
 
 
@@ -144,10 +151,11 @@ def budget_arguments(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def run(args: argparse.Namespace, rest: list[str], net: str, seed: int) -> Row:
-    """Train a net and test it."""
+def run(args: argparse.Namespace, rest: list[str], net: str, seed: int, lr: float | None) -> Row:
+    """Train a net, validate and test it."""
     data = [f"--data.path={args.path}"] if args.path else []
     data += [f"--data.root={args.root}"] if args.root else []
+    rate = [f"--model.optimizer.lr={lr}"] if lr else []
     cli = command_line(
         [
             "fit",
@@ -160,6 +168,7 @@ def run(args: argparse.Namespace, rest: list[str], net: str, seed: int) -> Row:
             *budget_arguments(args),
             f"--data.seed={seed}",
             *data,
+            *rate,
             *rest,
         ]
     )
@@ -169,8 +178,10 @@ def run(args: argparse.Namespace, rest: list[str], net: str, seed: int) -> Row:
         "task": args.task,
         "net": net,
         "seed": seed,
+        "lr": lr,  # None for that of the config
         "budget": budget_name(args),
         "arguments": arguments_name(args, rest),
+        "validation": validation(cli, args.task),
         "metrics": test_metrics(cli),
         "parameters": sum(p.numel() for p in cli.model.net.parameters()),
         "state_size": state_size(cli.model.net),
@@ -178,6 +189,12 @@ def run(args: argparse.Namespace, rest: list[str], net: str, seed: int) -> Row:
         "samples_per_s": round(speed.samples / speed.seconds, 2) if speed.samples else None,
         "device": cli.trainer.strategy.root_device.type,
     }
+
+
+def validation(cli: CLI, task: str) -> float:
+    """What a learning rate is chosen by: the metric of the task on the first validation set."""
+    first = cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+    return round(first[METRICS[task][0].replace("test/", "val/")], 5)
 
 
 def test_metrics(cli: CLI) -> dict[str, float]:
@@ -193,10 +210,28 @@ def key(row: Row) -> tuple[object, ...]:
     return tuple(row[name] for name in KEY)
 
 
+def setting(row: Row) -> tuple[object, ...]:
+    """What the runs of a table have in common: budget and arguments."""
+    return key(row)[3:]
+
+
+def todo(args: argparse.Namespace, rows: list[Row]) -> Iterator[tuple[str, int, float | None]]:
+    """Net, seed and learning rate of every run, seed by seed so that every net has a row early.
+
+    The first seed tries all learning rates; `rows` grows by its runs before the others are asked
+    for.
+    """
+    first, *others = args.seeds
+    yield from ((net, first, lr) for net, lr in product(args.nets, args.lrs))
+    for seed, net in product(others, args.nets):
+        tried = [r for r in rows if r["net"] == net and r["seed"] == first and r["lr"] in args.lrs]
+        yield net, seed, best_rate(args.task, tried)
+
+
 def write_reports(out: Path, task: str, rows: list[Row], budget: tuple[object, ...]) -> None:
     """The table of all rows, and the picture of those of one (budget, arguments)."""
-    rows = sorted(rows, key=lambda row: key(row)[2:])
-    parts = {k: list(group) for k, group in groupby(rows, key=lambda row: key(row)[2:])}
+    rows = sorted(rows, key=setting)
+    parts = {k: list(group) for k, group in groupby(rows, key=setting)}
     text = "\n\n".join(report(task, group) for group in parts.values())
     (out / f"compare_{task}.md").write_text(text + "\n", "utf-8")
     picture(task, parts[budget]).savefig(out / f"compare_{task}.png", dpi=150)
@@ -211,18 +246,22 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"compare_{args.task}.jsonl"
     rows = results.read(file) if file.exists() else []
-    done, budget = {key(row) for row in rows}, (budget_name(args), arguments_name(args, rest))
-    # Seed by seed, so that every net has a row early.
-    todo = [(n, s) for s, n in product(args.seeds, args.nets) if (n, s, *budget) not in done]
-    print(f"{len(todo)} runs to make, {len(args.nets) * len(args.seeds) - len(todo)} are there")
-    for number, (net, seed) in enumerate(todo, 1):
+    budget = (budget_name(args), arguments_name(args, rest))
+    own = [row for row in rows if setting(row) == budget]
+    total = len(args.nets) * (len(args.lrs) + len(args.seeds) - 1)
+    for number, (net, seed, lr) in enumerate(todo(args, own), 1):
+        if (net, seed, lr, *budget) in map(key, own):
+            print(f"[{number}/{total}] {net}, seed {seed}, is there")
+            continue
         start = time.perf_counter()
-        row = run(args, rest, net, seed)
+        row = run(args, rest, net, seed, lr)
         row |= {"seconds": round(time.perf_counter() - start, 1), **conditions(row["device"])}
-        rows.append(row | {"commit": commit(), "command": command})
+        own.append(row | {"commit": commit(), "command": command})
         with file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(rows[-1]) + "\n")
+            stream.write(json.dumps(own[-1]) + "\n")
         shown = ", ".join(f"{name} {value:.4g}" for name, value in row["metrics"].items())
-        print(f"[{number}/{len(todo)}] {net}, seed {seed}, {row['seconds']} s: {shown}", flush=True)
+        rate = f"lr {lr:g}, " if lr else ""
+        print(f"[{number}/{total}] {net}, seed {seed}, {rate}{row['seconds']} s: {shown}")
+    rows = [row for row in rows if setting(row) != budget] + own
     write_reports(args.out, args.task, rows, budget)
-    print(report(args.task, [row for row in rows if key(row)[2:] == budget]))
+    print(report(args.task, own))

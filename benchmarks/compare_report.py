@@ -17,11 +17,25 @@ METRICS = {  # task: metric, whether higher is better; of several sizes, all are
 CONDITIONS = ("processor", "threads", "torch", "python", "date", "commit", "command")
 
 
+def best_rate(task: str, rows: list[Row]) -> float | None:
+    """Learning rate of the run that validates best."""
+    best = max if METRICS[task][1] else min
+    return best(rows, key=lambda row: row["validation"])["lr"]
+
+
 def by_net(task: str, rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows of every net, the best first by the mean of the metric."""
+    """Rows of every net with its learning rate, the best net first by the mean of the metric.
+
+    The learning rate is the one that the first seed with several of them validates best with.
+    """
     nets: dict[str, list[Row]] = {}
     for row in rows:
         nets.setdefault(row["net"], []).append(row)
+    for net, runs in nets.items():
+        first = [row for row in runs if row["seed"] == runs[0]["seed"]]
+        if len(first) > 1:
+            rate = best_rate(task, first)
+            nets[net] = [row for row in runs if row["lr"] == rate]
     metric, higher = METRICS[task]
     order = sorted(nets, key=lambda net: values(nets[net], metric)[0], reverse=higher)
     return {net: nets[net] for net in order}
@@ -52,10 +66,10 @@ def metric_names(task: str, rows: list[Row]) -> list[str]:
 def report(task: str, rows: list[Row]) -> str:
     """A table in Markdown under a line of the budget, over a list of the conditions."""
     names = metric_names(task, rows)
-    head = ["net", "seeds", *names, "parameters", "state", "steps", "samples/s"]
+    head = ["net", "lr", "seeds", *names, "parameters", "state", "steps", "samples/s"]
     lines = []
     for net, runs in by_net(task, rows).items():
-        cells = [net, str(len(runs))]
+        cells = [net, "config" if runs[0]["lr"] is None else f"{runs[0]['lr']:g}", str(len(runs))]
         for name in names:
             mean, deviation = values(runs, name)
             cells.append(f"{mean:.4f}" + (f" ± {deviation:.4f}" if deviation is not None else ""))

@@ -55,13 +55,28 @@ def test_runs_are_written_and_not_made_again(workplace, monkeypatch, capsys):
     table = (workplace / "out" / "compare_text.md").read_text()
     for row in rows:
         got = cells(table, row["net"])
-        assert got[1:3] == ["1", f"{row['metrics']['test/bits_per_char']:.4f}"]
-        assert got[3] == str(row["parameters"])
+        assert got[1:4] == ["config", "1", f"{row['metrics']['test/bits_per_char']:.4f}"]
+        assert got[4] == str(row["parameters"])
     assert (workplace / "out" / "compare_text.png").read_bytes().startswith(PNG)
 
     call(monkeypatch, *ARGUMENTS, "--max_steps=3", *TINY)
-    assert "0 runs to make, 2 are there" in capsys.readouterr().out
+    assert "[2/2] attention, seed 0, is there" in capsys.readouterr().out
     assert file.read_text() == text
+
+
+def test_learning_rate_is_the_one_that_validates_best_with_the_first_seed(workplace, monkeypatch):
+    arguments = [*ARGUMENTS, "--nets=plstm", "--seeds=0,1,2", "--max_steps=3", *TINY]
+    call(monkeypatch, *arguments, "--lrs=1e-9,1e-2,1e-8")
+    rows = results.read(workplace / "out" / "compare_text.jsonl")
+    assert [(row["seed"], row["lr"]) for row in rows] == [
+        *((0, lr) for lr in (1e-9, 1e-2, 1e-8)),
+        *((seed, 1e-2) for seed in (1, 2)),
+    ]
+    assert rows[1]["validation"] == min(row["validation"] for row in rows[:3])
+    kept = [row["metrics"]["test/bits_per_char"] for row in (rows[1], rows[3], rows[4])]
+    got = cells((workplace / "out" / "compare_text.md").read_text(), "plstm")
+    assert got[1:3] == ["0.01", "3"]
+    assert got[3].startswith(f"{statistics.mean(kept):.4f}")
 
 
 def test_another_budget_or_argument_is_another_run(workplace, monkeypatch):
@@ -140,6 +155,8 @@ def made_rows(task, values):
         {
             "net": net,
             "seed": seed,
+            "lr": None,
+            "validation": None,
             "budget": "5 steps",
             "arguments": "",
             "metrics": {METRICS[task][0]: value, f"{METRICS[task][0]}@48": value / 2},
@@ -165,7 +182,7 @@ def test_table_is_computed_from_the_rows(task):
         if len(numbers) > 1:
             deviation = statistics.stdev(numbers)
             want = [f"{want[0]} ± {deviation:.4f}", f"{want[1]} ± {deviation / 2:.4f}"]
-        assert got[1:4] == [str(len(numbers)), *want]
+        assert got[1:5] == ["config", str(len(numbers)), *want]
         assert got[-1] == f"{5 * (len(numbers) + 1):.1f}"  # median of 10, 20, ...
     order = [line.split()[1] for line in table.splitlines() if line.startswith("| ")][2:]
     assert order == (["low", "middle", "high"] if task == "text" else ["high", "middle", "low"])
