@@ -338,7 +338,7 @@ def pictures(cli):
 @pytest.mark.parametrize(
     ("config", "names"),
     [
-        ("quickstart", {"gating_grid", "confusion", "accuracy_by_size"}),
+        ("quickstart", {"gating_grid", "confusion", "accuracy_by_size", "arrow_errors"}),
         ("tu", {"gating_graph", "confusion"}),
         ("text", {"gating_sequence", "confusion"}),
     ],
@@ -371,7 +371,10 @@ def test_low_precision(config, workplace):
 
 @pytest.mark.parametrize(
     ("config", "net", "names"),
-    [("quickstart", "vit", {"confusion", "accuracy_by_size"}), ("tu", "gin", {"confusion"})],
+    [
+        ("quickstart", "vit", {"confusion", "accuracy_by_size", "arrow_errors"}),
+        ("tu", "gin", {"confusion"}),
+    ],
 )
 def test_other_nets_have_the_other_pictures(config, net, names, workplace):
     cli = run("predict", config, f"--model.net={CONFIGS}/net/{net}_{config}.yaml")
