@@ -5,11 +5,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from plstm.modules.init import constant_gate_, small_init_
-from plstm.modules.norm import HeadRMSNorm
+from plstm.modules.norm import HeadRMSNorm, MergedRMSNorm
 from plstm.modules.widths import head_widths
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
 from plstm.ops.plstm_2d import CORNERS, check_corners, plstm_2d
 
+NORMS = {"head": HeadRMSNorm, "all": MergedRMSNorm}
 ANGLE_RANGE = 2.0  # logits of the first direction are spread over the heads from minus to plus this
 
 
@@ -34,6 +35,8 @@ class PLSTM2d(nn.Module):
         corners: Corners to scan from.
         qk_dim: Key width per head, dim / num_heads if None.
         v_dim: Value width per head, dim / num_heads if None.
+        norm: "head" normalises the output of every head by itself, "all" that of all heads
+            together, which keeps how much arrives in one direction compared with the others.
         source_bias: Logit of the source gate at the start.
         mark_bias: Logit of the mark gate at the start.
         direct_bias: Logit of the direct gate at the start.
@@ -42,7 +45,7 @@ class PLSTM2d(nn.Module):
         backend: See `plstm.ops.plstm_2d`.
 
     Raises:
-        ValueError: unknown mode, chirality or corner, or widths that do not divide.
+        ValueError: unknown mode, chirality, norm or corner, or widths that do not divide.
 
     Source: arXiv 2506.11997, which gives the second direction of mode P 1 - a t; that exceeds 1
     for t < 0.
@@ -58,6 +61,7 @@ class PLSTM2d(nn.Module):
         corners: tuple[str, ...] = CORNERS,
         qk_dim: int | None = None,
         v_dim: int | None = None,
+        norm: str = "head",
         source_bias: float = 0.0,
         mark_bias: float = 0.0,
         direct_bias: float = -6.0,
@@ -68,6 +72,7 @@ class PLSTM2d(nn.Module):
         super().__init__()
         check_choice("PLSTM2d", "mode", mode, ("P", "D"))
         check_choice("PLSTM2d", "chirality", chirality, ("L", "R"))
+        check_choice("PLSTM2d", "norm", norm, tuple(NORMS))
         check_corners("PLSTM2d", corners)
         self.num_heads, self.mode, self.chirality = num_heads, mode, chirality
         self.corners, self.backend, self.dim = tuple(corners), backend, dim
@@ -83,7 +88,7 @@ class PLSTM2d(nn.Module):
         self.transition_proj = nn.Linear(dim, scans * transitions)
         self.angle_proj = nn.Linear(dim, scans) if mode == "P" else None
         self.direct_proj = nn.Linear(dim, num_heads)
-        self.norm = HeadRMSNorm(num_heads, self.v_dim)
+        self.norm = NORMS[norm](num_heads, self.v_dim)
         self.biases = (source_bias, mark_bias, direct_bias, transition_bias)
         self.reset_parameters()
 

@@ -46,6 +46,23 @@ class HeadRMSNorm(nn.Module):
         return rms_norm(x, self.weight.view(self.num_heads, self.width), self.eps).flatten(-2)
 
 
+class MergedRMSNorm(RMSNorm):
+    """Root-mean-square norm of all heads together: large heads stay larger than small ones.
+
+    Args:
+        num_heads: Number of heads H.
+        width: Channels per head W.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, num_heads: int, width: int, eps: float = 1e-5) -> None:
+        super().__init__(num_heads * width, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Merge the heads of x (..., H, W) and normalise: (..., H * W)."""
+        return super().forward(x.flatten(-2))
+
+
 class BatchNorm(nn.BatchNorm1d):
     """Batch norm that takes its running statistics for a single row, which has none of its own."""
 

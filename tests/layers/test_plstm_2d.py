@@ -134,3 +134,38 @@ def test_backends_agree(mode):
 def test_errors(kwargs, message):
     with pytest.raises(ValueError, match=message):
         PLSTM2d(12, **{"num_heads": 2} | kwargs)(torch.zeros(1, 2, 2, 12))
+
+
+def test_norm_of_all_heads_keeps_their_sizes():
+    """Of a head with a hundredth of the values a hundredth is left, with "head" all of it."""
+    for norm, want in (("all", 0.01), ("head", 1.0)):
+        layer, x = PLSTM2d(12, 2, norm=norm).double(), 100 * torch.randn(1, 3, 3, 12).double()
+        seen = []
+        layer.out_proj.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        layer(x)
+        with torch.no_grad():
+            layer.v_proj.weight[:6] *= 0.01
+        layer(x)
+        before, after = (y[..., :6].norm(dim=-1) / y[..., 6:].norm(dim=-1) for y in seen)
+        assert_close(norm, after / before, torch.full_like(before, want), 1e-3)
+
+
+@modes
+def test_without_biases_tokens_of_zeros_stay_and_say_nothing(mode):
+    x = torch.randn(1, 4, 5, 12)
+    x[:, 1:, 2] = 0
+    kept = PLSTM2d(12, 2, mode, bias=False)(x)
+    assert (kept[:, 1:, 2] == 0).all()
+    assert (kept[:, :, :2] != 0).any(-1).all()
+    assert (PLSTM2d(12, 2, mode)(torch.zeros_like(x)) == 0).all()  # biases start at 0
+    layer = PLSTM2d(12, 2, mode)
+    with torch.no_grad():
+        layer.v_proj.bias += 1
+        layer.q_proj.bias += 1
+        layer.k_proj.bias += 1
+    assert (layer(x)[:, 1:, 2] != 0).any(-1).all()
+
+
+def test_unknown_norm():
+    with pytest.raises(ValueError, match="PLSTM2d: norm must be one of 'head', 'all', got 'layer'"):
+        PLSTM2d(12, 2, norm="layer")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from plstm.modules.norm import HeadRMSNorm, RMSNorm
+from plstm.modules.norm import HeadRMSNorm, MergedRMSNorm, RMSNorm
 from tests.helpers import TOLERANCE, assert_close, gradients
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -34,6 +34,17 @@ def test_equals_definition(heads, shape, dtype):
     assert_close("gradient of x", got["x"], want["x"], grad_rtol)
     float32 = TOLERANCE[torch.float32][1]  # of the parameter, whatever the input
     assert_close("gradient of weight", got["weight"], want["weight"], max(grad_rtol, float32))
+
+
+def test_merged_norm_is_that_of_all_heads():
+    norm, x = MergedRMSNorm(3, 4, eps=1e-2), torch.randn(2, 5, 3, 4)
+    norm.weight.data.normal_()
+    assert_close("output", norm(x), definition(x.flatten(-2), norm.weight, 1e-2), 1e-6)
+    silent = x * torch.tensor([1.0, 1e-3, 1.0])[:, None]
+    ratio = norm(silent)[..., 4:8].norm() / norm(silent)[..., :4].norm()
+    assert ratio < 1e-1  # a head that says little stays quiet
+    norm = HeadRMSNorm(3, 4, eps=0.0)
+    assert_close("heads", norm(silent)[..., 4:8], norm(x)[..., 4:8], 1e-5)
 
 
 def test_gradcheck():
