@@ -49,7 +49,7 @@ def _examples(figure: SubFigure) -> None:
     for axes_row, size in zip(figure.subplots(len(SHOWN), EXAMPLES), SHOWN, strict=True):
         drawing, labels = data.dataset("test", size).__getitems__(list(range(EXAMPLES)))
         for axes, image, label in zip(axes_row, drawing.draw(), labels, strict=True):
-            axes.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
+            axes.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
             axes.set_title("points at it" if label else "does not", fontsize=8)
             axes.set_xticks([])
             axes.set_yticks([])

@@ -11,7 +11,7 @@ from matplotlib.collections import PathCollection
 from torch import nn
 
 from benchmarks import __main__ as command
-from benchmarks import compare, results
+from benchmarks import compare, quickstart, results
 from benchmarks.compare_report import METRICS, picture, report
 from benchmarks.quiet import NAMES
 from tests.tasks.runs import SMALL, TU_NAME
@@ -194,6 +194,24 @@ def test_picture_shows_every_net_and_run():
     dots = [marks for marks in left.collections if isinstance(marks, PathCollection)]
     assert [len(marks.get_offsets()) for marks in dots] == [3, 3]  # for both sizes
     assert [bar.get_width() for bar in right.patches] == [10, 15]
+
+
+def test_picture_of_the_quick_start_shows_the_longest_runs():
+    short = made_rows("quickstart", {"plstm": [0.5], "attention": [0.6]})
+    long = made_rows("quickstart", {"plstm": [0.8, 1.0], "vit": [1.0]})
+    rows = [row | {"arguments": quickstart.ARGUMENTS} for row in short]
+    rows += [row | {"arguments": quickstart.ARGUMENTS, "steps": 9} for row in long]
+    rows += [row | {"steps": 20} for row in long]  # of another command
+    shown = quickstart.longest(rows)
+    assert [(row["net"], row["seed"], row["steps"]) for row in shown] == [
+        ("plstm", 0, 9),
+        ("plstm", 1, 9),
+    ]
+    *examples, axes = quickstart.picture(shown).axes
+    assert len(examples) == 2 * quickstart.EXAMPLES
+    (line,) = axes.containers
+    assert line.lines[0].get_xdata().tolist() == [32, 48]
+    assert line.lines[0].get_ydata() == pytest.approx([0.9, 0.45])
 
 
 @pytest.mark.parametrize(
