@@ -27,8 +27,8 @@ class VisionModel(nn.Module):
         patch_size: Side of a square patch in pixels.
         position_grid: Rows and columns of a learned position code, resized to other grids;
             None for no code.
-        stem: Channels of all but the last of the 3 x 3 convolutions of stride 2 that make tokens,
-            one for patch_size 4 and three for 16; empty for one convolution that cuts patches.
+        stem: Channels of the 3 x 3 convolutions that make tokens, without the last, at least one
+            for patch_size 4 and three for 16; empty for one convolution that cuts patches.
         pooling: "corners" concatenates the four corner tokens, "mean" averages all tokens, "max"
             takes the greatest value of each channel, wherever it is.
         feed_forward_ratio: Hidden width of the feed-forward part over `dim`; 0 leaves it out.
@@ -40,7 +40,7 @@ class VisionModel(nn.Module):
             margin around the image changes nothing.
 
     Raises:
-        ValueError: sizes below 1, no mixers, unknown pooling, a patch_size the stem does not have.
+        ValueError: sizes below 1, no mixers, unknown pooling, a stem too short for the patch_size.
 
     Source: arXiv 2506.11997, the vision model.
     """
@@ -69,13 +69,8 @@ class VisionModel(nn.Module):
             "VisionModel", in_dim=in_dim, out_dim=out_dim, dim=dim, patch_size=patch_size
         )
         self.in_dim, self.patch_size, self.pooling = in_dim, patch_size, pooling
-        if stem and patch_size != 2 ** (len(stem) + 1):
-            raise ValueError(
-                f"VisionModel: patch_size must be {2 ** (len(stem) + 1)} with {len(stem)} "
-                f"convolutions of stride 2 in the stem before the last, got {patch_size}"
-            )
         self.embed = (
-            ConvStem(in_dim, dim, stem, bias)
+            ConvStem(in_dim, dim, patch_size, stem, bias)
             if stem
             else nn.Conv2d(in_dim, dim, patch_size, stride=patch_size, bias=bias)
         )

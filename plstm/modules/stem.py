@@ -7,25 +7,38 @@ from torch import nn
 
 
 class ConvStem(nn.Sequential):
-    """3 x 3 convolutions of stride 2 with GELU between them; the border is replicated.
+    """3 x 3 convolutions with GELU between them; the border is replicated.
 
-    A token sees a little more than its patch, 7 pixels after two convolutions instead of 4.
+    As many of them as halve the image to one token per patch have stride 2: the first ones and the
+    last. Those between have stride 1. A token sees a little more than its patch.
 
     Args:
         in_dim: Channels of the image.
         dim: Model width, the channels of the last convolution.
-        channels: Channels of the convolutions before it.
+        patch_size: Side of a patch in pixels, 4, 8, 16, ...
+        channels: Channels of the convolutions before the last, at least log2(patch_size) - 1.
         bias: Add a learned number per channel; without it black pixels give a token of zeros.
+
+    Raises:
+        ValueError: patch_size is no power of 2 above 2; too few channels.
 
     Source: arXiv 2106.14881, early convolutions in place of one that cuts patches.
     """
 
-    def __init__(self, in_dim: int, dim: int, channels: Sequence[int], bias: bool = True) -> None:
-        widths = [in_dim, *channels, dim]
+    def __init__(
+        self, in_dim: int, dim: int, patch_size: int, channels: Sequence[int], bias: bool = True
+    ) -> None:
+        halvings = patch_size.bit_length() - 1
+        if halvings < 2 or patch_size != 2**halvings or len(channels) < halvings - 1:
+            raise ValueError(
+                "ConvStem: patch_size must be 4, 8, 16, ... and needs channels of at least "
+                f"log2(patch_size) - 1 convolutions, got {patch_size} and {list(channels)}"
+            )
+        strides = [2] * (halvings - 1) + [1] * (len(channels) - halvings + 1) + [2]
         layers: list[nn.Module] = []
-        for fan_in, fan_out in pairwise(widths):
+        for widths, stride in zip(pairwise([in_dim, *channels, dim]), strides, strict=True):
             layers += [
-                nn.Conv2d(fan_in, fan_out, 3, 2, 1, bias=bias, padding_mode="replicate"),
+                nn.Conv2d(*widths, 3, stride, 1, bias=bias, padding_mode="replicate"),
                 nn.GELU(),
             ]
         super().__init__(*layers[:-1])

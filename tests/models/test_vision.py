@@ -60,20 +60,21 @@ def test_pooling(pooling):
     assert_close("logits", net(images), net.head(POOLED[pooling](x)), 1e-6)
 
 
-@pytest.mark.parametrize(("stem", "patch_size", "sight"), [((6,), 4, 7), ((5, 6), 8, 15)])
+@pytest.mark.parametrize(
+    ("stem", "patch_size", "sight"), [((6,), 4, 7), ((5, 6), 8, 15), ((5, 6), 4, 11)]
+)
 def test_stem(stem, patch_size, sight):
-    """As many tokens as patches; each sees `sight` pixels, one more than its patch on the left."""
+    """As many tokens as patches; each sees `sight` pixels, its patch and some around it."""
     net = model(GRID["attention"], stem=stem, patch_size=patch_size)
     for block in net.blocks:
         torch.nn.init.zeros_(block.mixer.out_proj.weight)
     images = torch.randn(1, 3, 4 * patch_size, 5 * patch_size, requires_grad=True)
     x = tokens_before_head(net, images)
     assert x.shape == (1, 4, 5, 8)
-    (seen,) = torch.autograd.grad(x[0, 1, 2].sum(), images)
+    (seen,) = torch.autograd.grad(x[0, 2, 2].sum(), images)
     rows, columns = (seen[0].abs().amax((0, axis)).nonzero().flatten() for axis in (2, 1))
-    first = sight - patch_size  # pixels before the patch
-    assert rows.tolist() == list(range(patch_size - first, 2 * patch_size))
-    assert columns.tolist() == list(range(2 * patch_size - first, 3 * patch_size))
+    end = 3 * patch_size + (sight - 2 * patch_size + 1) // 2 * (len(stem) > patch_size // 4)
+    assert rows.tolist() == columns.tolist() == list(range(end - sight, end))
 
 
 def test_without_biases_black_stays_black():
@@ -209,7 +210,7 @@ def test_image_errors(shape):
     ("kwargs", "message"),
     [
         ({"pooling": "sum"}, "pooling must be one of 'corners', 'mean', 'max', got 'sum'"),
-        ({"stem": (6, 6)}, "VisionModel: patch_size must be 8 with 2 convolutions .*, got 4"),
+        ({"stem": (6,), "patch_size": 8}, r"ConvStem: patch_size must be .* got 8 and \[6\]"),
         ({"depth": 0}, "need depth >= 1 and at least one mixer, got depth=0"),
         ({"mixers": []}, "got depth=2 and 0 mixers"),
     ],
