@@ -8,7 +8,8 @@ from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm, MergedRMSNorm
 from plstm.modules.widths import head_widths
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
-from plstm.ops.plstm_2d import CORNERS, check_corners, plstm_2d
+from plstm.ops.plstm_2d import CORNERS, check_corners, plstm_2d, runs_compiled
+from plstm.ops.plstm_2d.gates import compiled_gates
 
 NORMS = {"head": HeadRMSNorm, "all": MergedRMSNorm}
 ANGLE_RANGE = 2.0  # logits of the first direction are spread over the heads from minus to plus this
@@ -118,7 +119,12 @@ class PLSTM2d(nn.Module):
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Activated source, transition, mark and direct of x (B, Y, X, dim), as in the op."""
-        source, mark, direct, transition, *angle = self._logits(x)
+        logits = self._logits(x)
+        if runs_compiled(self.backend, x.device):
+            scans = len(self.corners), self.num_heads
+            return compiled_gates(logits, *scans, self.mode, self.chirality)
+        sizes = [linear.out_features for linear in self._gate_maps()]
+        source, mark, direct, *angle, transition = logits.split(sizes, -1)
         source = torch.sigmoid(self._per_corner(source))
         mark = torch.sigmoid(self._per_corner(mark))
         transition = torch.tanh(5 * self._per_corner(transition))
@@ -131,17 +137,22 @@ class PLSTM2d(nn.Module):
             return source * split, transition, mark.expand(split.shape), direct
         return source, self._with_turn(*transition.split([2, 1], -1)), mark, direct
 
-    def _logits(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Logits of source, mark, direct, transition and, in mode P, the angle, in one product."""
-        maps = [self.source_proj, self.mark_proj, self.direct_proj, self.transition_proj]
-        weights = [linear.weight for linear in maps]
-        if self.angle_proj is not None:
-            maps.append(self.angle_proj)
-            weights.append(self.angle_proj.weight * (0.5 / self.dim))
+    def _gate_maps(self) -> list[nn.Linear]:
+        """Maps of source, mark, direct, in mode P the angle, and transition."""
+        angle = [] if self.angle_proj is None else [self.angle_proj]
+        sigmoids = [self.source_proj, self.mark_proj, self.direct_proj, *angle]
+        return [*sigmoids, self.transition_proj]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Logits of all gates in one product."""
+        maps = self._gate_maps()
+        weights = [
+            linear.weight * (0.5 / self.dim) if linear is self.angle_proj else linear.weight
+            for linear in maps
+        ]
         biases = torch.cat([linear.bias for linear in maps])
         logits = nn.functional.linear(x, torch.cat(weights), biases)
-        logits = logits.to(accumulation_dtype(logits))  # bfloat16 cannot tell 0.999 from 1
-        return logits.split([linear.out_features for linear in maps], -1)
+        return logits.to(accumulation_dtype(logits))  # bfloat16 cannot tell 0.999 from 1
 
     def _per_corner(self, logits: Tensor) -> Tensor:
         """(B, Y, X, corners * H * n) to (corners, B, Y, X, H, n)."""

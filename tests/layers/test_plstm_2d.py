@@ -1,9 +1,12 @@
+import sys
+
 import pytest
 import torch
 
 from plstm import PLSTM2d
-from plstm.ops.plstm_2d import CORNERS
-from tests.helpers import assert_close
+from plstm.ops import native
+from plstm.ops.plstm_2d import CORNERS, gates
+from tests.helpers import assert_close, gradients
 
 MODES = ["P", "D"]
 modes = pytest.mark.parametrize("mode", MODES)
@@ -116,6 +119,78 @@ def test_backends_agree(mode):
     for backend in ("naive", "rows", "chunk"):
         layer.backend = backend
         assert_close(backend, layer(x), y)
+
+
+needs_compiler = pytest.mark.skipif(
+    not native.available(gates.SOURCE), reason="needs a C++ compiler"
+)
+kinds = pytest.mark.parametrize(("mode", "chirality"), [("P", "L"), ("D", "L"), ("D", "R")])
+
+
+def gates_and_gradients(layer, x, backend):
+    """Gates of a layer as it hands them to a backend, and their gradients."""
+    layer.backend = backend
+    inputs, found = {"x": x, **dict(layer.named_parameters())}, {}
+    for n, name in enumerate(("source", "transition", "mark", "direct")):
+        found[name] = layer.gates(x)[n]
+        for to, grad in gradients(found[name], inputs).items():
+            found[f"gradient of {name} by {to}"] = grad
+    return found
+
+
+@needs_compiler
+@kinds
+@pytest.mark.parametrize("corners", [CORNERS[:1], CORNERS[1:]], ids="+".join)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_compiled_gates(mode, chirality, corners, dtype):
+    layer = perturbed(mode=mode, chirality=chirality, corners=corners).to(dtype)
+    x = torch.randn(3, 4, 5, 12, dtype=dtype, requires_grad=True)
+    want, got = (gates_and_gradients(layer, x, backend) for backend in ("naive", "gated"))
+    rtol = 1e-10 if dtype == torch.float64 else 1e-5
+    for name in want:
+        assert got[name].dtype == dtype
+        assert_close(name, got[name], want[name], rtol)
+
+
+@needs_compiler
+@kinds
+def test_compiled_gates_lie_where_they_are_read(mode, chirality, monkeypatch):
+    """No pass over the gates between the maps of a layer and the kernel."""
+    layer, used = perturbed(mode=mode, chirality=chirality, backend="gated"), []
+    monkeypatch.setattr(gates.native, "call", lambda *args: used.append(args))
+    layer(torch.randn(3, 4, 5, 12).double())
+    (_, _, _, *made), (_, _, *read) = (call[:7] for call in used)
+    assert [x.data_ptr() for x in read[:4]] == [x.data_ptr() for x in made]
+
+
+@needs_compiler
+@kinds
+def test_compiled_gates_are_a_sound_custom_op(mode, chirality):
+    layer = perturbed(mode=mode, chirality=chirality)
+    logits = layer._logits(torch.randn(2, 3, 2, 12).double()).detach().requires_grad_()
+    turn = 0 if mode == "P" else gates.TURNS[chirality]
+    torch.library.opcheck(gates._gates, (logits, layer.num_heads, len(CORNERS), turn))
+
+
+@needs_compiler
+@modes
+def test_compiles_as_a_whole(mode):
+    layer, x = perturbed(mode=mode), torch.randn(2, 3, 4, 12).double()
+    inputs = dict(layer.named_parameters())
+    want, got = (run(x) for run in (layer, torch.compile(layer, fullgraph=True)))
+    assert_close("output", got, want)
+    got = gradients(got, inputs)
+    for name, grad in gradients(want, inputs).items():
+        assert_close(f"gradient of {name}", got[name], grad)
+
+
+@modes
+def test_without_a_compiler(mode, monkeypatch):
+    layer, x = perturbed(mode=mode), torch.randn(2, 4, 5, 12).double()
+    y = layer(x)
+    monkeypatch.setattr(sys.modules["plstm.ops.plstm_2d"], "kernels_available", lambda: False)
+    monkeypatch.setattr(native, "call", None)  # must not be used
+    assert_close("output", layer(x), y)
 
 
 @pytest.mark.parametrize(

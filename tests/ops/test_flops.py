@@ -33,10 +33,10 @@ def forward_and_backward(function):
 
 @needs_compiler
 def test_gated_form():
-    q, k, v, gates, direct = (
-        torch.randn(6, *shape) for shape in ((15, 4), (15, 4), (15, 7), (2, 3, 5, 8), (15,))
-    )
-    operands = (q, k, v, gates, direct, gating.scan_orders(CORNERS[:2]))
+    nodes, problems = 15, 6
+    q, k, v, direct = (torch.randn(problems, nodes, *width) for width in ((4,), (4,), (7,), ()))
+    gates = (torch.randn(problems, 2, 3, 5, *edges) for edges in ((2,), (2, 2), (2,)))
+    operands = (q, k, v, *gates, direct, gating.scan_orders(CORNERS[:2]), 0.5)
     for operator, arguments in (
         (gating._gated, operands),
         (gating._gated_backward, (torch.ones_like(v), *operands)),
@@ -45,7 +45,6 @@ def test_gated_form():
         assert inside > 0
         assert counted(lambda f=operator, x=arguments: f(*x))[0] == inside
     got = forward_and_backward(lambda: plstm_2d(**INPUTS, corners=CORNERS[:2], backend="gated"))
-    nodes, problems = 15, 6
     assert got[0] == 2 * problems * nodes**2 * (4 + 7)
     assert got[1] == 2 * problems * nodes**2 * (3 * 4 + 2 * 7)
 

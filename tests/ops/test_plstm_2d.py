@@ -141,10 +141,10 @@ def test_gated_in_parts(entries, monkeypatch):
 
 def test_gated_is_a_sound_custom_op():
     inputs = grid_inputs(2, 3, 1)
-    packed = gating.pack_gates(*(inputs[name] for name in GATES)).detach()
+    gates = (gating.by_problem(inputs[name]).detach() for name in GATES)
     q, k, v, direct = (torch.randn(4, 6, n).double() for n in (2, 2, 3, 1))
-    tensors = [x.requires_grad_() for x in (q, k, v, packed, direct[..., 0].contiguous())]
-    torch.library.opcheck(gating._gated, (*tensors, 0))
+    tensors = [x.requires_grad_() for x in (q, k, v, *gates, direct[..., 0].contiguous())]
+    torch.library.opcheck(gating._gated, (*tensors, 0, 0.3))
 
 
 @all_backends

@@ -119,6 +119,13 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, num_corners: int, dtype: torch.dty
     return "rows" if entries <= WHOLE_ENTRIES else "chunk"
 
 
+def runs_compiled(backend: str, device: torch.device) -> bool:
+    """Whether `plstm_2d` takes one of the compiled forms for tensors on a device."""
+    if device.type != "cpu":
+        return False
+    return backend in COMPILED or (backend == "auto" and kernels_available())
+
+
 def check_corners(function: str, corners: tuple[str, ...]) -> None:
     """Raise a ValueError unless the corners are known, distinct and at least one."""
     for corner in corners:

@@ -1,8 +1,9 @@
-// The gating matrix of a grid and its gradient: the recurrence with one number per edge and source
-// where plstm_2d has a K x V state.
+// Scores times the gating matrix of a grid, and gradients. The matrix is the recurrence with one
+// number per edge and source where plstm_2d has a K x V state.
 //
-// Gates of a problem (one image and head): (corners, N, 8), N = Y X nodes in image coordinates,
-//   s0 s1 t00 t01 t10 t11 m0 m1   (direction 0 along x, 1 along y; t[out][in]).
+// Gates of a problem (one image and head), N = Y X nodes in image coordinates:
+//   source, mark (corners, N, 2), transition (corners, N, 4) = t00 t01 t10 t11
+// with direction 0 along x, 1 along y; t[out][in].
 // orders: two bits per corner, whether it scans leftward (1) and upward (2).
 
 #include <algorithm>
@@ -31,6 +32,16 @@ Scan scan_of(int64_t rows, int64_t columns, int64_t orders, int64_t corner) {
   return {rows, columns, bool(order & 1), bool(order & 2)};
 }
 
+// Of one problem and corner.
+template <typename T>
+struct Gates {
+  T *source, *transition, *mark;
+
+  Gates from(int64_t node) const {
+    return {source + 2 * node, transition + 4 * node, mark + 2 * node};
+  }
+};
+
 // What the edges carry of every source: along the current row, and down every column.
 template <typename T>
 struct Lanes {
@@ -45,7 +56,7 @@ struct Lanes {
 
 // Visits every node with the lanes that arrive there, then takes them through its transition.
 template <typename T, typename Visit>
-void scan_forward(const Scan& scan, const T* gates, Lanes<T>& lanes, Visit visit) {
+void scan_forward(const Scan& scan, Gates<const T> gates, Lanes<T>& lanes, Visit visit) {
   lanes.clear();
   T* __restrict h = lanes.across.get();
   for (int64_t row = 0; row < scan.rows; ++row) {
@@ -53,45 +64,46 @@ void scan_forward(const Scan& scan, const T* gates, Lanes<T>& lanes, Visit visit
     std::fill(h + first, h + last, T(0));
     for (int64_t column = 0; column < scan.columns; ++column) {
       const int64_t node = scan.node(row, column);
-      const T* g = gates + 8 * node;
-      const T t00 = g[2], t01 = g[3], t10 = g[4], t11 = g[5];
+      const Gates<const T> g = gates.from(node);
+      const T t00 = g.transition[0], t01 = g.transition[1];
+      const T t10 = g.transition[2], t11 = g.transition[3];
       T* __restrict c = lanes.down.get() + column * scan.nodes();
-      visit(node, g, first, last, h, c);
+      visit(node, first, last, h, c);
       for (int64_t s = first; s < last; ++s) {
         const T a0 = h[s], a1 = c[s];
         h[s] = t00 * a0 + t01 * a1;
         c[s] = t10 * a0 + t11 * a1;
       }
-      h[node] += g[0];
-      c[node] += g[1];
+      h[node] += g.source[0];
+      c[node] += g.source[1];
     }
   }
 }
 
-// out (N, N) += what every node reads of every source.
-template <typename T>
-void add_reads(const Scan& scan, const T* gates, T* out, Lanes<T>& lanes) {
+// out (N, N) += what every node reads of every source. If KEEP, arrived (N, 2, N) becomes what
+// arrives at every node.
+template <bool KEEP, typename T>
+void add_reads(const Scan& scan, Gates<const T> gates, T* out, Lanes<T>& lanes, T* arrived) {
   const int64_t nodes = scan.nodes();
   scan_forward(scan, gates, lanes,
-               [=](int64_t node, const T* g, int64_t first, int64_t last, const T* h, const T* c) {
-                 const T m0 = g[6], m1 = g[7];
+               [=](int64_t node, int64_t first, int64_t last, const T* h, const T* c) {
+                 const T m0 = gates.mark[2 * node], m1 = gates.mark[2 * node + 1];
                  T* __restrict read = out + node * nodes;
                  for (int64_t s = first; s < last; ++s) read[s] += m0 * h[s] + m1 * c[s];
+                 if (KEEP) {
+                   T* kept = arrived + 2 * node * nodes;
+                   std::copy(h + first, h + last, kept + first);
+                   std::copy(c + first, c + last, kept + nodes + first);
+                 }
                });
 }
 
-// Fills grad_gates (N, 8). On the way back the lanes carry the gradients of what leaves a node.
-// arrived (N, 2, N): room for what arrives there.
+// Fills the gradients of the gates from that of the matrix (N, N). On the way back the lanes carry
+// the gradients of what leaves a node.
 template <typename T>
-void gradients(const Scan& scan, const T* gates, const T* grad, T* grad_gates, Lanes<T>& lanes,
-               T* arrived) {
+void gradients(const Scan& scan, Gates<const T> gates, const T* grad, Gates<T> grad_gates,
+               Lanes<T>& lanes, const T* arrived) {
   const int64_t nodes = scan.nodes();
-  scan_forward(scan, gates, lanes,
-               [=](int64_t node, const T*, int64_t first, int64_t last, const T* h, const T* c) {
-                 T* kept = arrived + 2 * node * nodes;
-                 std::copy(h + first, h + last, kept + first);
-                 std::copy(c + first, c + last, kept + nodes + first);
-               });
   lanes.clear();
   T* __restrict h = lanes.across.get();
   for (int64_t row = scan.rows; row-- > 0;) {
@@ -99,13 +111,15 @@ void gradients(const Scan& scan, const T* gates, const T* grad, T* grad_gates, L
     std::fill(h + first, h + last, T(0));
     for (int64_t column = scan.columns; column-- > 0;) {
       const int64_t node = scan.node(row, column);
-      const T* g = gates + 8 * node;
-      const T t00 = g[2], t01 = g[3], t10 = g[4], t11 = g[5], m0 = g[6], m1 = g[7];
+      const Gates<const T> g = gates.from(node);
+      const T t00 = g.transition[0], t01 = g.transition[1], m0 = g.mark[0];
+      const T t10 = g.transition[2], t11 = g.transition[3], m1 = g.mark[1];
       T* __restrict c = lanes.down.get() + column * nodes;
       const T* __restrict a0_at = arrived + 2 * node * nodes;
       const T* __restrict a1_at = a0_at + nodes;
       const T* __restrict read_at = grad + node * nodes;
-      const T s0 = h[node], s1 = c[node];
+      const Gates<T> to = grad_gates.from(node);
+      to.source[0] = h[node], to.source[1] = c[node];
       T d00 = 0, d01 = 0, d10 = 0, d11 = 0, e0 = 0, e1 = 0;
       for (int64_t s = first; s < last; ++s) {
         const T a0 = a0_at[s], a1 = a1_at[s], g0 = h[s], g1 = c[s], read = read_at[s];
@@ -118,60 +132,85 @@ void gradients(const Scan& scan, const T* gates, const T* grad, T* grad_gates, L
         h[s] = t00 * g0 + t10 * g1 + m0 * read;
         c[s] = t01 * g0 + t11 * g1 + m1 * read;
       }
-      const T sums[] = {s0, s1, d00, d01, d10, d11, e0, e1};
-      std::copy(sums, sums + 8, grad_gates + 8 * node);
+      to.transition[0] = d00, to.transition[1] = d01;
+      to.transition[2] = d10, to.transition[3] = d11;
+      to.mark[0] = e0, to.mark[1] = e1;
     }
   }
 }
 
-// gates (problems, corners, N, 8), direct (problems, N) -> out (problems, N, N)
+// A matrix with the direct gates on its diagonal.
 template <typename T>
-void gating(const T* gates, const T* direct, T* out, int64_t problems, int64_t corners,
-            int64_t rows, int64_t columns, int64_t orders, int64_t threads) {
-  const int64_t nodes = rows * columns;
+void start(T* matrix, const T* direct, int64_t nodes) {
+  std::fill(matrix, matrix + nodes * nodes, T(0));
+  for (int64_t node = 0; node < nodes; ++node) matrix[node * (nodes + 1)] = direct[node];
+}
+
+template <typename T>
+void multiply(T* __restrict to, const T* __restrict by, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] *= by[i];
+}
+
+// scores (problems, N, N) *= the gating matrix of gates and direct (problems, N)
+template <typename T>
+void gate(Gates<const T> gates, const T* direct, T* scores, int64_t problems, int64_t corners,
+          int64_t rows, int64_t columns, int64_t orders, int64_t threads) {
+  const int64_t nodes = rows * columns, entries = nodes * nodes;
   parallel(problems, threads, [=] {
-    return [=, lanes = Lanes<T>(rows, columns)](int64_t problem) mutable {
-      T* matrix = out + problem * nodes * nodes;
-      std::fill(matrix, matrix + nodes * nodes, T(0));
-      for (int64_t node = 0; node < nodes; ++node)
-        matrix[node * (nodes + 1)] = direct[problem * nodes + node];
+    return [=, lanes = Lanes<T>(rows, columns),
+            matrix = std::unique_ptr<T[]>(new T[entries])](int64_t problem) mutable {
+      start(matrix.get(), direct + problem * nodes, nodes);
       for (int64_t corner = 0; corner < corners; ++corner)
-        add_reads(scan_of(rows, columns, orders, corner),
-                  gates + (problem * corners + corner) * nodes * 8, matrix, lanes);
+        add_reads<false, T>(scan_of(rows, columns, orders, corner),
+                            gates.from((problem * corners + corner) * nodes), matrix.get(), lanes,
+                            nullptr);
+      multiply(scores + problem * entries, matrix.get(), entries);
     };
   });
 }
 
-// grad (problems, N, N) -> grad_gates and grad_direct, shaped as gates and direct
+// scores as in `gate`; grad (problems, N, N), the gradient of its result, becomes that of scores.
 template <typename T>
-void gating_backward(const T* gates, const T* grad, T* grad_gates, T* grad_direct,
-                     int64_t problems, int64_t corners, int64_t rows, int64_t columns,
-                     int64_t orders, int64_t threads) {
-  const int64_t nodes = rows * columns;
+void gate_backward(Gates<const T> gates, const T* direct, T* scores, T* grad, Gates<T> grad_gates,
+                   T* grad_direct, int64_t problems, int64_t corners, int64_t rows,
+                   int64_t columns, int64_t orders, int64_t threads) {
+  const int64_t nodes = rows * columns, entries = nodes * nodes;
   parallel(problems, threads, [=] {
     return [=, lanes = Lanes<T>(rows, columns),
-            arrived = std::unique_ptr<T[]>(new T[2 * nodes * nodes])](int64_t problem) mutable {
-      const T* matrix = grad + problem * nodes * nodes;
+            scratch = std::unique_ptr<T[]>(new T[4 * entries])](int64_t problem) mutable {
+      T *matrix = scratch.get(), *grad_matrix = matrix + entries, *arrived = grad_matrix + entries;
+      T *score = scores + problem * entries, *grad_gated = grad + problem * entries;
+      std::copy(score, score + entries, grad_matrix);
+      multiply(grad_matrix, grad_gated, entries);
+      start(matrix, direct + problem * nodes, nodes);
       for (int64_t node = 0; node < nodes; ++node)
-        grad_direct[problem * nodes + node] = matrix[node * (nodes + 1)];
+        grad_direct[problem * nodes + node] = grad_matrix[node * (nodes + 1)];
       for (int64_t corner = 0; corner < corners; ++corner) {
-        const int64_t offset = (problem * corners + corner) * nodes * 8;
-        gradients(scan_of(rows, columns, orders, corner), gates + offset, matrix,
-                  grad_gates + offset, lanes, arrived.get());
+        const int64_t first = (problem * corners + corner) * nodes;
+        const Scan scan = scan_of(rows, columns, orders, corner);
+        add_reads<true>(scan, gates.from(first), matrix, lanes, arrived);
+        gradients(scan, gates.from(first), grad_matrix, grad_gates.from(first), lanes, arrived);
       }
+      multiply(score, matrix, entries);
+      multiply(grad_gated, matrix, entries);
     };
   });
 }
 
 }  // namespace
 
-#define GATING(T)                                                                       \
-  (const T* gates, const T* direct, T* out, int64_t problems, int64_t corners,          \
-   int64_t rows, int64_t columns, int64_t orders, int64_t threads)
-EXPORT(gating, GATING, (gates, direct, out, problems, corners, rows, columns, orders, threads))
+#define SIZES                                                                              \
+  int64_t problems, int64_t corners, int64_t rows, int64_t columns, int64_t orders, int64_t threads
 
-#define GATING_BACKWARD(T)                                                              \
-  (const T* gates, const T* grad, T* grad_gates, T* grad_direct, int64_t problems,      \
-   int64_t corners, int64_t rows, int64_t columns, int64_t orders, int64_t threads)
-EXPORT(gating_backward, GATING_BACKWARD,
-       (gates, grad, grad_gates, grad_direct, problems, corners, rows, columns, orders, threads))
+#define GATE(T) \
+  (const T* source, const T* transition, const T* mark, const T* direct, T* scores, SIZES)
+EXPORT(gate, GATE,
+       ({source, transition, mark}, direct, scores, problems, corners, rows, columns, orders,
+        threads))
+
+#define GATE_BACKWARD(T)                                                                        \
+  (const T* source, const T* transition, const T* mark, const T* direct, T* scores, T* grad,    \
+   T* dsource, T* dtransition, T* dmark, T* ddirect, SIZES)
+EXPORT(gate_backward, GATE_BACKWARD,
+       ({source, transition, mark}, direct, scores, grad, {dsource, dtransition, dmark}, ddirect,
+        problems, corners, rows, columns, orders, threads))

@@ -1,4 +1,4 @@
-"""Whole form on a CPU: the gating matrix comes from a C++ scan over scalars, a few heads at a time.
+"""Whole form on a CPU: a C++ scan over scalars gates the scores, a few heads at a time.
 
 Nothing of size (Y X)^2 is kept: a part of the heads is gated while its matrices are in the cache,
 and the backward pass makes them again.
@@ -26,10 +26,9 @@ def kernels_available() -> bool:
     return native.available(SOURCE)
 
 
-def pack_gates(source: Tensor, transition: Tensor, mark: Tensor) -> Tensor:
-    """Gates of `plstm_2d` as the kernels read them, (B H, corners, Y, X, 8)."""
-    gates = torch.cat([source, transition.flatten(-2), mark], -1)
-    return rearrange(gates, "g b y x h n -> (b h) g y x n").contiguous()
+def by_problem(gate: Tensor) -> Tensor:
+    """A gate (G, B, Y, X, H, ...) as the kernels read it, (B H, G, Y, X, ...)."""
+    return rearrange(gate, "g b y x h ... -> (b h) g y x ...").contiguous()
 
 
 def scan_orders(corners: tuple[str, ...]) -> int:
@@ -53,77 +52,96 @@ def plstm_2d_gated(
 ) -> Tensor:
     """Gate q k^T by the whole gating matrix; shapes as in `plstm_2d`."""
     num_rows, heads = direct.shape[1], direct.shape[3]
-    gates = pack_gates(source, transition, scale * mark)
-    direct = rearrange(scale * direct, "b y x h -> (b h) (y x)").contiguous()
+    gates = (by_problem(gate) for gate in (source, transition, mark))
+    direct = rearrange(direct, "b y x h -> (b h) (y x)").contiguous()
     q, k, v = (rearrange(x, "b y x h w -> (b h) (y x) w").contiguous() for x in (q, k, v))
-    out = _gated(q, k, v, gates, direct, scan_orders(corners))
+    out = _gated(q, k, v, *gates, direct, scan_orders(corners), scale)
     return rearrange(out, "(b h) (y x) w -> b y x h w", y=num_rows, h=heads)
 
 
 @torch.library.custom_op("plstm::grid_gated", mutates_args=(), device_types="cpu")
-def _gated(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, direct: Tensor, orders: int) -> Tensor:
-    """q, k (P, N, K), v (P, N, V), gates (P, G, Y, X, 8), direct (P, N)."""
+def _gated(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    orders: int,
+    scale: float,
+) -> Tensor:
+    """q, k (P, N, K), v (P, N, V), gates of `by_problem`, direct (P, N)."""
     out = torch.empty_like(v)
-    scores, gating = _matrices(q, 2)
+    gates = source, transition, mark, direct
+    (scores,) = _matrices(q, 1)
     for part, count in _parts(q):
-        s, g = scores[:count], gating[:count]
-        _gating(gates[part], direct[part], orders, g)
-        torch.bmm(q[part], k[part].mT, out=s)
-        torch.bmm(s.mul_(g), v[part], out=out[part])
+        s = scores[:count]
+        _product(q[part], k[part].mT, s, scale)
+        native.call(SOURCE, "gate", *(x[part] for x in gates), s, *_sizes(source[part]), orders)
+        torch.bmm(s, v[part], out=out[part])
     return out
 
 
 @_gated.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, direct: Tensor, orders: int) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, *args: object) -> Tensor:
     return torch.empty_like(v)
 
 
 @torch.library.custom_op("plstm::grid_gated_backward", mutates_args=(), device_types="cpu")
 def _gated_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, direct: Tensor, orders: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dq, dk, dv, dgates, ddirect = (torch.empty_like(x) for x in (q, k, v, gates, direct))
-    scores, gating, products = _matrices(q, 3)
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    orders: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gates = source, transition, mark, direct
+    dq, dk, dv, *dgates = grads = tuple(torch.empty_like(x) for x in (q, k, v, *gates))
+    scores, dscores = _matrices(q, 2)
     for part, count in _parts(q):
-        s, g, p = (x[:count] for x in (scores, gating, products))
-        _gating(gates[part], direct[part], orders, g)
-        torch.bmm(q[part], k[part].mT, out=s)
-        torch.bmm(torch.mul(s, g, out=p).mT, grad[part], out=dv[part])
-        torch.bmm(grad[part], v[part].mT, out=p)
-        s.mul_(p)  # now the gradient of the gating matrix
-        grads = (dgates[part], ddirect[part])
-        native.call(SOURCE, "gating_backward", gates[part], s, *grads, *_sizes(gates[part]), orders)
-        p.mul_(g)  # and that of the scores
-        torch.bmm(p, k[part], out=dq[part])
-        torch.bmm(p.mT, q[part], out=dk[part])
-    return dq, dk, dv, dgates, ddirect
+        s, ds = scores[:count], dscores[:count]
+        _product(q[part], k[part].mT, s, scale)
+        torch.bmm(grad[part], v[part].mT, out=ds)
+        # From scores and the gradient of gated scores to gated scores and the gradient of scores.
+        operands = *(x[part] for x in gates), s, ds, *(x[part] for x in dgates)
+        native.call(SOURCE, "gate_backward", *operands, *_sizes(source[part]), orders)
+        torch.bmm(s.mT, grad[part], out=dv[part])
+        _product(ds, k[part], dq[part], scale)
+        _product(ds.mT, q[part], dk[part], scale)
+    return grads
 
 
 @_gated_backward.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, direct: Tensor, orders: int
-) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x) for x in (q, k, v, gates, direct))
+def _(grad: Tensor, *args: Tensor | float) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x) for x in args if isinstance(x, Tensor))
 
 
 def _setup_context(ctx: object, inputs: tuple[object, ...], output: Tensor) -> None:
-    *tensors, ctx.orders = inputs
+    *tensors, ctx.orders, ctx.scale = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_gated_backward(grad.contiguous(), *ctx.saved_tensors, ctx.orders), None
+    grads = _gated_backward(grad.contiguous(), *ctx.saved_tensors, ctx.orders, ctx.scale)
+    return *grads, None, None
 
 
 _gated.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _gating(gates: Tensor, direct: Tensor, orders: int, out: Tensor) -> None:
-    native.call(SOURCE, "gating", gates, direct, out, *_sizes(gates), orders)
+def _product(a: Tensor, b: Tensor, out: Tensor, scale: float) -> None:
+    """Write scale * a @ b."""
+    torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
 
 
-def _sizes(gates: Tensor) -> torch.Size:
-    return gates.shape[:-1]  # problems, corners, rows, columns
+def _sizes(source: Tensor) -> torch.Size:
+    return source.shape[:-1]  # problems, corners, rows, columns
 
 
 def _matrices(q: Tensor, count: int) -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plstm.ops import native
-from plstm.ops.plstm_2d.gating import pack_gates, scan_orders
+from plstm.ops.plstm_2d.gating import by_problem, scan_orders
 
 SOURCE = Path(__file__).with_name("scan.cpp")
 VALUE_BYTES = 64  # v is padded to a multiple, the widest vector there is
@@ -33,6 +33,11 @@ def plstm_2d_scan(
     gates = pack_gates(source, transition, scale * mark)
     q, k, v, direct = (x.contiguous() for x in (q, k, v, scale * direct))
     return _scan(q, k, v, gates, direct, scan_orders(corners))[..., :width]
+
+
+def pack_gates(source: Tensor, transition: Tensor, mark: Tensor) -> Tensor:
+    """Gates of `plstm_2d` as the kernels read them, (B H, corners, Y, X, 8)."""
+    return torch.cat([by_problem(x) for x in (source, transition.flatten(-2), mark)], -1)
 
 
 @torch.library.custom_op("plstm::grid_scan", mutates_args=(), device_types="cpu")

@@ -1,0 +1,106 @@
+"""Gates of a layer in C++, from its logits in one pass to where the compiled forms read them.
+
+Letters: F logits of a node, G corners.
+"""
+
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from plstm.ops import native
+
+SOURCE = Path(__file__).with_name("gates.cpp")
+TURNS = {"L": 1, "R": 2}  # place in a transition matrix, row by row
+
+
+def compiled_gates(
+    logits: Tensor, num_corners: int, num_heads: int, mode: str, chirality: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Source, transition, mark and direct of `PLSTM2d`, shaped as in `plstm_2d`.
+
+    Args:
+        logits: (B, Y, X, F), float32 or float64: source, mark, direct, in mode P the angle, and
+            transition, each over (corners, heads, numbers) but direct over heads.
+        num_corners: Corners of the gates.
+        num_heads: Heads of the gates.
+        mode: "P" or "D".
+        chirality: The turn kept in mode "D", "L" or "R".
+    """
+    turn = 0 if mode == "P" else TURNS[chirality]
+    *gates, direct = _gates(logits.contiguous(), num_heads, num_corners, turn)
+    source, transition, mark = (rearrange(x, "b h g y x ... -> g b y x h ...") for x in gates)
+    return source, transition, mark, rearrange(direct, "b h y x -> b y x h")
+
+
+@torch.library.custom_op("plstm::grid_gates", mutates_args=(), device_types="cpu")
+def _gates(
+    logits: Tensor, heads: int, corners: int, turn: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits (B, Y, X, F) to gates (B, H, G, Y, X, ...) and direct (B, H, Y, X)."""
+    gates = _empty(logits, heads, corners)
+    activated = _activated(logits, heads, corners, turn)
+    native.call(SOURCE, "gates", activated, *gates, *_sizes(logits), heads, corners, turn)
+    return gates
+
+
+@_gates.register_fake
+def _(logits: Tensor, heads: int, corners: int, turn: int) -> tuple[Tensor, ...]:
+    return _empty(logits, heads, corners)
+
+
+@torch.library.custom_op("plstm::grid_gates_backward", mutates_args=(), device_types="cpu")
+def _gates_backward(
+    logits: Tensor,
+    dsource: Tensor,
+    dtransition: Tensor,
+    dmark: Tensor,
+    ddirect: Tensor,
+    corners: int,
+    turn: int,
+) -> Tensor:
+    heads = ddirect.shape[1]
+    dlogits = _activated(logits, heads, corners, turn)  # every number in its gradient's place
+    grads = (dsource, dtransition, dmark, ddirect)
+    native.call(SOURCE, "gates_backward", *grads, dlogits, *_sizes(logits), heads, corners, turn)
+    return dlogits
+
+
+@_gates_backward.register_fake
+def _(logits: Tensor, *args: object) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _setup_context(ctx: object, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
+    logits, _, *ctx.sizes = inputs
+    ctx.save_for_backward(logits)
+
+
+def _backward(ctx: object, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    grads = (grad.contiguous() for grad in grads)
+    return _gates_backward(*ctx.saved_tensors, *grads, *ctx.sizes), None, None, None
+
+
+_gates.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _activated(logits: Tensor, heads: int, corners: int, turn: int) -> Tensor:
+    """Sigmoids, but tanh(5 z) of the transition."""
+    transition = logits[..., -(3 if turn else 1) * corners * heads :]
+    activated = torch.sigmoid(logits)  # of all: a copy of some columns would cost more
+    activated[..., -transition.shape[-1] :] = torch.tanh(5 * transition)
+    return activated
+
+
+def _empty(logits: Tensor, heads: int, corners: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, *grid, _ = logits.shape
+    source, transition, mark = (
+        logits.new_empty(batch, heads, corners, *grid, *edges) for edges in ((2,), (2, 2), (2,))
+    )
+    return source, transition, mark, logits.new_empty(batch, heads, *grid)
+
+
+def _sizes(logits: Tensor) -> tuple[int, int]:
+    batch, num_rows, num_columns, _ = logits.shape
+    return batch, num_rows * num_columns
