@@ -2,9 +2,11 @@
 
 It shows the rows with the most steps that this command has left:
 
-    python -m benchmarks compare --task quickstart --nets plstm,plstm_p,plstm_d,attention \
-        --data.extrapolation_sizes=[48,64,128] --max_steps STEPS
+    python -m benchmarks compare --task quickstart --nets plstm,plstm-p,plstm-d,attention \
+        --max_steps STEPS --data.extrapolation_sizes=[48,64,128] --data.test_size=2048
 """
+
+import shlex
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -16,11 +18,11 @@ from benchmarks.results import Row
 from tasks.arrow import ArrowData
 
 RESULTS = ROOT / "benchmarks" / "results"
-ARGUMENTS = "--data.extrapolation_sizes=[48,64,128]"
+ARGUMENTS = shlex.join(["--data.extrapolation_sizes=[48,64,128]", "--data.test_size=2048"])
 NAMES = {
     "plstm": "pLSTM, P and D",
-    "plstm_p": "pLSTM, P only",
-    "plstm_d": "pLSTM, D only",
+    "plstm-p": "pLSTM, P only",
+    "plstm-d": "pLSTM, D only",
     "attention": "softmax attention",
 }
 SHOWN = (32, 64)  # sizes of the examples
