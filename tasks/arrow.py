@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from plstm.ops.checks import check_choice
-from tasks.arrow_scenes import PLACEMENTS, Scene, check_room, sample_scenes, unit
+from tasks.arrow_scenes import Scene, check_placement, sample_scenes, unit
 from tasks.data import DataModule, ShuffledSampler
 from tasks.pictures.arrow_errors import arrow_errors
 
@@ -226,9 +225,8 @@ class ArrowData(DataModule):
                 )
         if not 0 <= seed < 2**32:
             raise ValueError(f"ArrowData: seed must lie in 0..{2**32 - 1}, got {seed}")
-        check_choice("ArrowData", "placement", placement, PLACEMENTS)
         self.sizes = [image_size, *extrapolation_sizes]
-        check_room(min(self.sizes), padding, radius[1], arrow_length[1], placement)
+        check_placement(min(self.sizes), padding, radius[1], arrow_length[1], placement)
 
     @property
     def in_dim(self) -> int:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from plstm.ops.checks import check_choice
+
 CLEAR = 1.2  # nothing is drawn between hits of a circle of radius r / CLEAR and misses of CLEAR * r
 PLACEMENTS = ("balanced", "published")
 CANDIDATES = 16  # balanced placements drawn at once for an image; about one in five is accepted
@@ -89,11 +91,11 @@ def sample_scenes(
             it. The arrow alone tells most labels (`python -m benchmarks leaks`).
 
     Raises:
-        ValueError: the shapes do not fit on the canvas.
+        ValueError: unknown placement; the shapes do not fit on the canvas.
 
     Source: arXiv 2506.11997, the arrow-pointing extrapolation task, for "published".
     """
-    check_room(image_size, padding, radius[1], arrow_length[1], placement)
+    check_placement(image_size, padding, radius[1], arrow_length[1], placement)
     u = uniform(seed, index, FIRST_CANDIDATE)
     label = (index % 2 == 0).long()
     r, length, width = (
@@ -109,10 +111,11 @@ def sample_scenes(
     return Scene(label, arrow + padding, circle + padding, r, angle, length, width)
 
 
-def check_room(
+def check_placement(
     image_size: int, padding: float, radius: float, arrow_length: float, placement: str
 ) -> None:
-    """Raise a ValueError unless the largest circle and arrow can be placed on a canvas."""
+    """Raise a ValueError unless the placement exists and the largest shapes fit on the canvas."""
+    check_choice("ArrowData", "placement", placement, PLACEMENTS)
     room, least = image_size - 2 * padding, 2 * radius
     if placement == "balanced":
         least = float(least_distance(torch.tensor(radius), arrow_length))
