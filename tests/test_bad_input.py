@@ -71,7 +71,7 @@ WRONG_ARGUMENTS = {
     "--model.net=no/file.yaml": "model.net must be .* a file, got no/file.yaml",
     "--model.net.depth=2.5": "model.net.depth must be int, got 2.5",
     "--model.net.depth=0": "build_blocks: need depth >= 1",
-    "--model.net.dim=50": "dim must be divisible by num_heads, got dim=50 and num_heads=3",
+    "--model.net.dim=50": "dim must be divisible by num_heads, got dim=50 and num_heads=6",
     "--model.net.dim=-48": "VisionModel: dim must be 1 or more, got -48",
     "--model.net.patch_size=0": "VisionModel: patch_size must be 1 or more, got 0",
     "--model.net.pooling=sum": "VisionModel: pooling must be one of 'corners', .*, got 'sum'",
@@ -236,7 +236,7 @@ CHECKPOINTS = {
     "cut": "read_checkpoint: cut.ckpt is damaged or no checkpoint",
     "foreign": "read_checkpoint: foreign.ckpt is no checkpoint of a run",
     "code": r"read_checkpoint: code.ckpt holds code \(\S+mkdir\) and not only weights",
-    "other": r"the checkpoint is of another net: .*net\.embed\.weight.*config.yaml of its run",
+    "other": r"the checkpoint is of another net: .*net\.embed\..*config.yaml of its run",
 }
 
 
