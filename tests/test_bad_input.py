@@ -236,7 +236,7 @@ CHECKPOINTS = {
     "cut": "read_checkpoint: cut.ckpt is damaged or no checkpoint",
     "foreign": "read_checkpoint: foreign.ckpt is no checkpoint of a run",
     "code": r"read_checkpoint: code.ckpt holds code \(\S+mkdir\) and not only weights",
-    "other": r"the checkpoint is of another net: .*net\.embed\..*config.yaml of its run",
+    "other": r"the checkpoint is of another net: .*net\.blocks\.0.*config.yaml of its run",
 }
 
 
