@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from plstm.ops.checks import accumulation_dtype
+from plstm.ops.derivatives import transformed
 
 
 class RMSNorm(nn.RMSNorm):
@@ -84,9 +85,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         eps: Added to the mean square.
     """
     weight = weight.to(x.dtype)
-    if x.is_cpu and not torch.compiler.is_compiling():
+    if x.is_cpu and not torch.compiler.is_compiling() and not transformed():
         # Uncompiled there is no fused kernel: PyTorch would keep one temporary per operation.
         return _RMSNorm.apply(x, weight, eps)
+    return _plain_rms_norm(x, weight, eps)
+
+
+def _plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     fused = weight if weight.ndim == 1 else None
     y = nn.functional.rms_norm(x, x.shape[-1:], fused, eps)
     return y if weight.ndim == 1 else y * weight
@@ -101,12 +106,15 @@ class _RMSNorm(torch.autograd.Function):
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
         factor = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, factor)
+        ctx.eps = eps
         return (x * factor).mul_(weight).to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, factor = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again, which steps in place are not
+            _, gradients = torch.func.vjp(lambda *t: _plain_rms_norm(*t, ctx.eps), x, weight)
+            return *gradients(grad), None
         # y = x f w with df/dx = -f^3 x / W
         product = (grad * factor).mul_(x)
         grad_weight = product.sum_to_size(weight.shape)

@@ -11,6 +11,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from plstm.ops.derivatives import check_not_transformed, first_derivatives_of, transformed
+
 # Kernels subtract sums of log decays over 64 positions: no infinities, and no digits lost to size.
 LOWEST = -50.0  # exp(-50) = 2e-22, nothing beside 1 in float32
 WIDEST_KEY = 256  # of the delta rule
@@ -31,6 +33,7 @@ def prefers_fla(device: torch.device, dtype: torch.dtype, key_width: int = 1) ->
         device.type == "cuda"
         and dtype != torch.float64
         and key_width <= WIDEST_KEY
+        and not transformed()
         and fla_ops() is not None
     )
 
@@ -42,6 +45,7 @@ def check_fla(function: str, device: torch.device, dtype: torch.dtype, key_width
             f'{function}: backend "fla" needs the package fla-core, which is not installed; '
             'install the extra "gpu", or use backend "auto"'
         )
+    check_not_transformed(function, "fla")
     if device.type != "cuda":
         raise ValueError(
             f'{function}: backend "fla" needs tensors on a CUDA device, got {device}; move them '
@@ -73,7 +77,8 @@ def gated_linear_attention_fla(
     per_channel = log_decay is not None and log_decay.ndim == 4
     run = fla_ops().chunk_gla if per_channel else fla_ops().chunk_simple_gla
     options = _options(state, return_state, scale)
-    return run(*_equal_dtypes(q, k, v), g=_finite(log_decay), **options)
+    results = run(*_equal_dtypes(q, k, v), g=_finite(log_decay), **options)
+    return first_derivatives_of("gated_linear_attention", *results)
 
 
 def delta_rule_fla(
@@ -91,10 +96,11 @@ def delta_rule_fla(
     q, k, v = _equal_dtypes(q, k, v)
     options = {"beta": beta.to(q.dtype), **_options(state, return_state, scale)}
     if log_decay is None and q.dtype != torch.float32:
-        return fla_ops().chunk_delta_rule(q, k, v, **options)
-    if log_decay is None:  # the kernel without a decay refuses float32
-        log_decay = torch.zeros_like(beta)
-    return fla_ops().chunk_gated_delta_rule(q, k, v, g=_finite(log_decay), **options)
+        results = fla_ops().chunk_delta_rule(q, k, v, **options)
+    else:  # the kernel without a decay refuses float32
+        log_decay = torch.zeros_like(beta) if log_decay is None else log_decay
+        results = fla_ops().chunk_gated_delta_rule(q, k, v, g=_finite(log_decay), **options)
+    return first_derivatives_of("delta_rule", *results)
 
 
 def _equal_dtypes(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,17 +4,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from plstm.ops.derivatives import transformed
+
 
 class _TransitionProducts(torch.autograd.Function):
     """Keeps only the result: the backward of an inverse needs nothing else, and never divides."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, transition: Tensor) -> Tensor:
-        size = transition.shape[-1] + 1
-        lower = transition.new_ones(size, size).tril()
-        factors = torch.nn.functional.pad(transition, (1, 0), value=1.0).unsqueeze(-1)
-        # Factors below the diagonal, ones elsewhere; products of ones above it are then masked.
-        products = torch.addcmul(lower.mT, lower.tril(-1), factors).cumprod(-2).mul_(lower)
+        products = _products(transition).tril_()
         ctx.save_for_backward(products)
         return products
 
@@ -38,7 +36,18 @@ def transition_products(transition: Tensor) -> Tensor:
 
     Source: arXiv 2506.11997, the resolvent of the transition matrix on a path graph.
     """
+    if transformed():
+        return _products(transition).tril()
     return _TransitionProducts.apply(transition)
+
+
+def _products(transition: Tensor) -> Tensor:
+    """The same with ones above the diagonal."""
+    size = transition.shape[-1] + 1
+    lower = transition.new_ones(size, size).tril()
+    factors = torch.nn.functional.pad(transition, (1, 0), value=1.0).unsqueeze(-1)
+    # Factors below the diagonal, ones elsewhere.
+    return torch.addcmul(lower.mT, lower.tril(-1), factors).cumprod(-2)
 
 
 def transition_gradient(products: Tensor, grad: Tensor) -> Tensor:

@@ -140,6 +140,24 @@ def test_arguments(op, kind, with_state, calls):
 
 
 @all_cases
+def test_refuses_second_derivatives(op, kind, calls):
+    inputs = make_inputs(op, kind, 5, dtype=torch.float32)
+    out = op(**inputs, backend="fla")
+    with pytest.raises(NotImplementedError, match=rf"^{op.__name__}: .* first derivatives only"):
+        torch.autograd.grad(out.sum(), inputs["q"], create_graph=True)
+
+
+def test_left_alone_by_transforms(calls):
+    def choose(x):
+        assert not fla.prefers_fla(CUDA, torch.float32)
+        with pytest.raises(NotImplementedError, match='op: backend "fla" has first derivatives'):
+            fla.check_fla("op", CUDA, torch.float32)
+        return x.sum()
+
+    torch.func.grad(choose)(torch.ones(2))
+
+
+@all_cases
 def test_dtypes(op, kind, calls):
     inputs = make_inputs(op, kind, dtype=torch.bfloat16)
     inputs["q"], inputs["state"] = inputs["q"].float(), inputs["state"].double()

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from plstm.ops.chunks import join_chunks, scan_chunks, split_chunks
+from plstm.ops.derivatives import transformed
 
 CHUNK_SIZE = 64  # a power of two
 # Temporaries exist for so many chunks at a time; backwards they are computed again.
@@ -32,7 +33,12 @@ def gated_linear_attention_chunk(
     outs = []
     parts = (x.split(CHUNK_SIZE * PIECE_CHUNKS, 1) for x in (q, k, v, decay))
     for part in zip(*parts, strict=True):
-        out, state = checkpoint(_piece, *part, state, use_reentrant=False, preserve_rng_state=False)
+        if transformed():  # torch.func takes no checkpoints
+            out, state = _piece(*part, state)
+        else:
+            out, state = checkpoint(
+                _piece, *part, state, use_reentrant=False, preserve_rng_state=False
+            )
         outs.append(out)
     return scale * torch.cat(outs, 1), state
 

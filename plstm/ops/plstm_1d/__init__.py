@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.kernels import check_triton, prefers_triton
 from plstm.ops.plstm_1d.chunk import plstm_1d_chunk
 from plstm.ops.plstm_1d.naive import plstm_1d_naive
@@ -62,6 +63,8 @@ def plstm_1d(
     Raises:
         ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend or one
             that does not run here.
+        NotImplementedError: gradients of "chunk" or "triton" are differentiated again; torch.func
+            can, and so can "naive".
 
     Source: arXiv 2506.11997, the sequence case; lanes after its state-tracking extension.
     """
@@ -71,7 +74,7 @@ def plstm_1d(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
     out_dtype = v.dtype
-    if backend == "auto" and not lanes and prefers_triton(q.device, dtype):
+    if backend == "auto" and not lanes and not transformed() and prefers_triton(q.device, dtype):
         backend = "triton"
 
     with torch.autocast(q.device.type, enabled=False):
@@ -113,6 +116,7 @@ def _run_triton(
     lanes: bool,
 ) -> tuple[Tensor, Tensor]:
     check_triton("plstm_1d", q.device)
+    check_not_transformed("plstm_1d", "triton")
     if lanes:
         raise ValueError(
             'plstm_1d: backend "triton" computes one lane, got v with an axis of lanes; '

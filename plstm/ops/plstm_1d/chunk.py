@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
+from plstm.ops.derivatives import first_derivatives_only, transformed
 from plstm.ops.plstm_1d.chunk_lanes import plstm_1d_chunk_lanes
 from plstm.ops.products import transition_gradient, transition_products
 
@@ -44,7 +45,7 @@ def plstm_1d_chunk(
 ) -> tuple[Tensor, Tensor]:
     """Same result as `plstm_1d_naive`, in matrix products; lane shapes as in `plstm_1d`."""
     gates = (source, transition, mark, direct)
-    if any(lanes > 1 for gate in gates for lanes in gate.shape[-2:]):
+    if transformed() or any(lanes > 1 for gate in gates for lanes in gate.shape[-2:]):
         return plstm_1d_chunk_lanes(q, k, v, *gates, state, scale)
     gates = (gate.flatten(2) for gate in gates)
     out, state = _Chunkwise.apply(q, k, v.squeeze(-1), *gates, state.squeeze(-1), scale)
@@ -78,7 +79,7 @@ class _Chunkwise(torch.autograd.Function):
         return out, state
 
     @staticmethod
-    @once_differentiable
+    @first_derivatives_only("plstm_1d")
     def backward(ctx: FunctionCtx, grad: Tensor, state_grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, states = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]

@@ -21,8 +21,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
+from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.kernels import INTERPRETED
 
 # Positions in a chunk, and the widest tile along K and V: what registers hold without spilling.
@@ -304,16 +305,17 @@ class _Recurrence(torch.autograd.Function):
         state: Tensor,
     ) -> tuple[Tensor, Tensor]:
         gates = (source, transition, mark, direct)
-        borders, state = _run_along_chunks(k, v, source, transition, state, reverse=False)
+        borders, last = _run_along_chunks(k, v, source, transition, state, reverse=False)
         out = torch.empty_like(v)
         _run_chunks(_output_kernel, "V", (q, k, v, *gates, borders, out), q, v, REVERSE=False)
-        ctx.save_for_backward(q, k, v, *gates, borders)
-        return out, state
+        # The state only so that first_derivatives_only knows of it.
+        ctx.save_for_backward(q, k, v, *gates, borders, state)
+        return out, last
 
     @staticmethod
-    @once_differentiable
+    @first_derivatives_only("plstm_1d")
     def backward(ctx: FunctionCtx, grad_out: Tensor, grad_state: Tensor) -> tuple[Tensor, ...]:
-        q, k, v, source, transition, mark, direct, borders = ctx.saved_tensors
+        q, k, v, source, transition, mark, direct, borders, _ = ctx.saved_tensors
         gates = (source, transition, mark, direct)
         grad_out = grad_out.contiguous()
         grad_borders, grad_state = _run_along_chunks(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.kernels import check_triton, prefers_triton
 from plstm.ops.plstm_2d.gating import kernels_available, plstm_2d_gated
 from plstm.ops.plstm_2d.naive import plstm_2d_naive
@@ -29,6 +30,7 @@ def _chunk(*args: Tensor | tuple[str, ...] | float) -> Tensor:
 
 
 COMPILED = {"gated": plstm_2d_gated, "scan": plstm_2d_scan}  # by C++, for the CPU
+KERNELS = ("triton", *COMPILED)
 FORMS = {"naive": plstm_2d_naive, "rows": plstm_2d_rows, "chunk": _chunk, **COMPILED}
 
 
@@ -70,7 +72,8 @@ def plstm_2d(
             of rows, memory linear in Y); by C++ kernels, for the CPU, "gated" (whole gating matrix
             of a few heads at a time) and "scan" (states, time and memory linear in Y X); "triton"
             (gates one row of the grid at a time, linear memory, in kernels for CUDA devices: X, K,
-            V up to 128); or "auto". The kernels have first derivatives only.
+            V up to 128); or "auto". The kernels have first derivatives by backward() only; under
+            torch.func and forward-mode differentiation "auto" leaves them out.
 
     Returns:
         Output (B, Y, X, H, V) in the dtype of v.
@@ -78,6 +81,7 @@ def plstm_2d(
     Raises:
         ValueError: shapes, dtypes or devices disagree, the grid is empty, corners are unknown or
             repeated, or the backend is unknown or does not run here.
+        NotImplementedError: a derivative that a kernel does not have.
         RuntimeError: "gated" or "scan" is asked for where no C++ compiler works.
 
     Source: arXiv 2506.11997, the grid case.
@@ -88,6 +92,8 @@ def plstm_2d(
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
     if backend == "auto":
         backend = _fastest(q, k, v, len(corners), dtype)
+    if backend in KERNELS:
+        check_not_transformed("plstm_2d", backend)
     if backend in COMPILED and q.device.type != "cpu":
         raise ValueError(
             f'plstm_2d: backend "{backend}" needs tensors on the CPU, got {q.device}; use "auto"'
@@ -107,12 +113,13 @@ def plstm_2d(
 
 def _fastest(q: Tensor, k: Tensor, v: Tensor, num_corners: int, dtype: torch.dtype) -> str:
     batch, num_rows, num_columns, heads, _ = q.shape
-    if prefers_triton(q.device, dtype):
+    kernels = not transformed()
+    if kernels and prefers_triton(q.device, dtype):
         from plstm.ops.plstm_2d.triton import supported  # imports triton
 
         if supported(q, k, v):
             return "triton"
-    if q.device.type == "cpu" and kernels_available():
+    if kernels and q.device.type == "cpu" and kernels_available():
         nodes, states = num_rows * num_columns, num_corners * q.shape[-1] * v.shape[-1]
         return "gated" if nodes * (q.shape[-1] + v.shape[-1]) <= GATED_WORK * states else "scan"
     entries = batch * heads * (num_rows * num_columns) ** 2
@@ -121,7 +128,7 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, num_corners: int, dtype: torch.dty
 
 def runs_compiled(backend: str, device: torch.device) -> bool:
     """Whether `plstm_2d` takes one of the compiled forms for tensors on a device."""
-    if device.type != "cpu":
+    if device.type != "cpu" or transformed():
         return False
     return backend in COMPILED or (backend == "auto" and kernels_available())
 

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from plstm.ops import native
+from plstm.ops.derivatives import first_derivatives_only
 
 SOURCE = Path(__file__).with_name("gates.cpp")
 TURNS = {"L": 1, "R": 2}  # place in a transition matrix, row by row
@@ -77,6 +78,7 @@ def _setup_context(ctx: object, inputs: tuple[object, ...], output: tuple[Tensor
     ctx.save_for_backward(logits)
 
 
+@first_derivatives_only("plstm_2d")
 def _backward(ctx: object, *grads: Tensor) -> tuple[Tensor | None, ...]:
     grads = (grad.contiguous() for grad in grads)
     return _gates_backward(*ctx.saved_tensors, *grads, *ctx.sizes), None, None, None

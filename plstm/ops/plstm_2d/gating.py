@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from plstm.ops import native
+from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.plstm_2d.naive import LEFTWARD, UPWARD
 
 SOURCE = Path(__file__).with_name("gating.cpp")
@@ -127,6 +128,7 @@ def _setup_context(ctx: object, inputs: tuple[object, ...], output: Tensor) -> N
     ctx.save_for_backward(*tensors)
 
 
+@first_derivatives_only("plstm_2d")
 def _backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
     grads = _gated_backward(grad.contiguous(), *ctx.saved_tensors, ctx.orders, ctx.scale)
     return *grads, None, None

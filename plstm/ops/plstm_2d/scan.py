@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plstm.ops import native
+from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.plstm_2d.gating import by_problem, scan_orders
 
 SOURCE = Path(__file__).with_name("scan.cpp")
@@ -81,6 +82,7 @@ def _setup_context(ctx: object, inputs: tuple[object, ...], output: Tensor) -> N
     ctx.save_for_backward(*tensors)
 
 
+@first_derivatives_only("plstm_2d")
 def _backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_scan_backward(grad.contiguous(), *ctx.saved_tensors, ctx.orders), None
 

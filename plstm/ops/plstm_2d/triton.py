@@ -4,9 +4,10 @@ import torch
 import triton
 from einops import rearrange
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from plstm.ops.checks import accumulation_dtype
+from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.plstm_2d.triton_kernels import backward_kernel, read_kernel
 
 LONGEST_SIDE = 128  # of X, K and V
@@ -91,7 +92,7 @@ class _PLSTM2d(torch.autograd.Function):
         return _read(q, k, v, gates, direct, corners)
 
     @staticmethod
-    @once_differentiable
+    @first_derivatives_only("plstm_2d")
     def backward(ctx: FunctionCtx, out_grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, gates, direct = ctx.saved_tensors
         out_grad = out_grad.contiguous()

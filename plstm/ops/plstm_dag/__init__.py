@@ -5,6 +5,7 @@ from torch import Tensor
 
 from plstm.graph.line_graph import LineGraph
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.plstm_dag.levels import plstm_dag_levels
 from plstm.ops.plstm_dag.naive import plstm_dag_naive
 from plstm.ops.plstm_dag.reach import plstm_dag_reach, reach_plan
@@ -16,6 +17,7 @@ BACKENDS = {
     "solve": plstm_dag_solve,
     "reach": plstm_dag_reach,
 }
+KERNELS = ("levels", "reach")  # custom autograd functions
 # Switch points, measured on two CPU cores, forward and backward, 4 heads of width 24.
 # Numbers moved by "levels" in the time of one product of "reach", the share of its plan and of the
 # read-out included. "reach" takes 2-6 ms against 20-50 ms of "levels" and 11-20 ms of "solve" on 64
@@ -72,6 +74,8 @@ def plstm_dag(
     Raises:
         ValueError: shapes disagree with each other or with the graph, different devices, unknown
             backend.
+        NotImplementedError: gradients of "levels" or "reach" are differentiated again; torch.func
+            can under "auto", and so can "naive".
 
     Source:
         arXiv 2506.11997; the linear system over the line graph and its batching are worked out
@@ -90,7 +94,9 @@ def plstm_dag(
     _check_graph(sizes, graph, q.device)
     check_choice("plstm_dag", "backend", backend, ("auto", *BACKENDS))
     if backend == "auto":
-        backend = choose_backend(graph, sizes["K"], sizes["V"])
+        backend = "solve" if transformed() else choose_backend(graph, sizes["K"], sizes["V"])
+    if backend in KERNELS:
+        check_not_transformed("plstm_dag", backend)
     inputs = (q, k, v, source, transition, mark, direct)
     dtype, scale = accumulation_dtype(*inputs), sizes["K"] ** -0.5 if scale is None else scale
     with torch.autocast(q.device.type, enabled=False):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from plstm.graph.line_graph import LineGraph
+from plstm.ops.derivatives import first_derivatives_only
 
 _CHUNK = 2**22  # numbers in a temporary of the transition gradient
 
@@ -70,7 +70,7 @@ class _Propagate(Function):
         return states
 
     @staticmethod
-    @once_differentiable
+    @first_derivatives_only("plstm_dag")
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         (states, transition), plan = ctx.saved_tensors, ctx.plan
         adjoint = _run(grad, transition, plan.backward, plan.outgoing, plan.incoming)

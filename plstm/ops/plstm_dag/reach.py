@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from plstm.graph.line_graph import LineGraph
 from plstm.graph.topology import IntArray, ranges
+from plstm.ops.derivatives import first_derivatives_only
 
 _CHUNK = 2**19  # numbers in a temporary of the read-out, so that it stays in the cache of a core
 
@@ -124,7 +124,7 @@ class _Paths(Function):
         return entries
 
     @staticmethod
-    @once_differentiable
+    @first_derivatives_only("plstm_dag")
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (factor, entries), plan = ctx.saved_tensors, ctx.plan
         grad = grad.clone(memory_format=torch.contiguous_format)
@@ -152,7 +152,7 @@ class _Read(Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_derivatives_only("plstm_dag")
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, gates, src, dst = ctx.saved_tensors
         grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (q, k, v))
