@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.kernels import check_triton, prefers_triton
 from plstm.ops.plstm_1d.chunk import plstm_1d_chunk
@@ -71,7 +71,7 @@ def plstm_1d(
     check_choice("plstm_1d", "backend", backend, ("auto", "naive", "chunk", "triton"))
     lanes = v.ndim == 5
     _check(q, k, v, source, transition, mark, direct, state, lanes)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
     out_dtype = v.dtype
     if backend == "auto" and not lanes and not transformed() and prefers_triton(q.device, dtype):
