@@ -41,6 +41,10 @@ def plstm_1d(
                              + sum_i D_t[o, i] (q_t . k_t) v_t[:, i])
         C_t[j] = sum_i T_t[j, i] C_{t-1}[i] + sum_i S_t[j, i] k_t v_t[:, i]^T
 
+    Backend "naive" is causal for numbers that are not finite too. The others multiply with zeros
+    where it leaves out: a NaN or an infinity reaches every output that it reaches there, and may
+    reach earlier ones of the same sample and head, but no other sample or head.
+
     Args:
         q: Queries, (B, L, H, K).
         k: Keys, (B, L, H, K).
