@@ -24,11 +24,12 @@ class LineGraph:
         batch: Graph of every node, (N,) int64, ascending; None for a single graph.
         edge_level: Topological level of every edge, (E,) int64, rising along every pair; computed
             when missing as the length of the longest path to src.
+        num_graphs: Number of graphs; up to the last one with a node if None.
 
     Raises:
         ValueError: wrong dtype or shape, index out of range, a pair that does not meet in a node,
-            an edge between two graphs, a batch that is not ascending, or a directed cycle (its
-            nodes are named).
+            an edge between two graphs, a batch that is not ascending or has more graphs than
+            num_graphs, or a directed cycle (its nodes are named).
     """
 
     def __init__(
@@ -39,25 +40,33 @@ class LineGraph:
         batch: Tensor | None = None,
         *,
         edge_level: Tensor | None = None,
+        num_graphs: int | None = None,
     ) -> None:
         _check_index("edge_index", edge_index, num_nodes, "nodes")
         _check_index("line_index", line_index, edge_index.shape[1], "edges")
         _check_batch(edge_index, num_nodes, batch)
+        _check_num_graphs(batch, num_graphs)
         _check_pairs(edge_index, line_index)
-        if edge_level is None:
-            edge_level = _levels(edge_index, num_nodes)
-        else:
+        level = _levels(edge_index, num_nodes)  # also finds a cycle, which pairs may leave out
+        if edge_level is not None:
             _check_level(edge_index, line_index, edge_level)
-        self._fill(edge_index, line_index, num_nodes, batch, edge_level)
+            level = edge_level
+        self._fill(edge_index, line_index, num_nodes, batch, level, num_graphs)
 
     @classmethod
     def from_edges(
-        cls, edge_index: Tensor, num_nodes: int, batch: Tensor | None = None
+        cls,
+        edge_index: Tensor,
+        num_nodes: int,
+        batch: Tensor | None = None,
+        *,
+        num_graphs: int | None = None,
     ) -> "LineGraph":
         """The full line graph of a DAG: all pairs of consecutive edges."""
         _check_index("edge_index", edge_index, num_nodes, "nodes")
         pairs = torch.from_numpy(consecutive_edges(edge_index.cpu().numpy(), num_nodes))
-        return cls(edge_index, pairs.to(edge_index.device), num_nodes, batch)
+        pairs = pairs.to(edge_index.device)
+        return cls(edge_index, pairs, num_nodes, batch, num_graphs=num_graphs)
 
     @classmethod
     def prepared(
@@ -165,7 +174,10 @@ class LineGraph:
         return tree.reverse() if self.flipped else tree
 
     def to(self, device: torch.device | str) -> "LineGraph":
-        """Copy to another device, with all that has been prepared; self if it is there already."""
+        """Copy to another device, self if it is there already.
+
+        Levels and multitree come along; plans of ops are made there when they are asked for.
+        """
         if torch.device(device) == self.device:
             return self
 
@@ -182,7 +194,9 @@ class LineGraph:
             num_graphs=self.num_graphs,
         )
         graph.flipped, graph._is_multitree = self.flipped, self._is_multitree
-        graph._both = {"tree_index": move(self._both["tree_index"])}
+        tree = self._both.get("multitree")
+        tree_index = self._both["tree_index"] if tree is None else tree.line_index
+        graph._both = {"tree_index": move(tree_index)}
         graph.forward_arrays = tuple(move(x) for x in self.forward_arrays)
         return graph
 
@@ -289,6 +303,15 @@ def _check_batch(edge_index: Tensor, num_nodes: int, batch: Tensor | None) -> No
         raise ValueError(
             f"LineGraph: every edge must stay inside one graph of batch, got edges {shown} between "
             "two; check the node offsets of edge_index"
+        )
+
+
+def _check_num_graphs(batch: Tensor | None, num_graphs: int | None) -> None:
+    seen = 1 if batch is None else int(batch[-1]) + 1 if batch.numel() else 0
+    if num_graphs is not None and (num_graphs < seen or (batch is None and num_graphs != 1)):
+        raise ValueError(
+            f"LineGraph: num_graphs must be at least the {seen} graphs of batch, and 1 without "
+            f"one, got {num_graphs}; count graphs without nodes too"
         )
 
 

@@ -91,7 +91,7 @@ class NaLaFormerAttention(nn.Module):
         check_shapes("NaLaFormerAttention", x=(x, f"B ... {self.out_proj.out_features}"))
         axes = x.shape[1:-1]
         check_causal_call("NaLaFormerAttention", self.causal, x, return_state or state is not None)
-        self._check_axes(len(axes))
+        self._check_axes(axes)
         *qkv, gate = self.in_proj(x).chunk(4, -1)
         v = qkv[2]
         q, k, heads = (
@@ -150,10 +150,15 @@ class NaLaFormerAttention(nn.Module):
         parts = features.unflatten(-1, (2, len(axes), 2 * pairs))
         return rotate(parts, angles).flatten(-3)
 
-    def _check_axes(self, axes: int) -> None:
+    def _check_axes(self, sizes: torch.Size) -> None:
+        axes = len(sizes)
         if self.lepe is not None and axes != 2:
             raise ValueError(
                 f"NaLaFormerAttention: lepe needs two position axes, got {axes}; set it to false"
+            )
+        if self.lepe is not None and 0 in sizes:
+            raise ValueError(
+                f"NaLaFormerAttention: the grid must not be empty, got positions {tuple(sizes)}"
             )
         if self.rope and self.width % (2 * axes):
             raise ValueError(

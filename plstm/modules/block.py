@@ -29,17 +29,23 @@ class FeedForward(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drop whole residual branches of a sample with probability `rate` (arXiv 1603.09382)."""
+    """Drop whole residual branches of a sample with probability `rate` (arXiv 1603.09382).
+
+    Raises:
+        ValueError: rate outside 0 to 1.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        if not 0 <= rate <= 1:
+            raise ValueError(f"DropPath: rate must lie in 0..1, got {rate}; it is a probability")
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
         keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * keep / (1 - self.rate)
+        return x * keep / (1 - self.rate or 1)  # a rate of 1 keeps nothing that could be scaled
 
 
 class Block(nn.Module):

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from plstm.ops.checks import check_not_empty
+
 
 class CausalConv1d(nn.Module):
     """Depthwise convolution over the current and the width - 1 previous positions.
@@ -31,7 +33,11 @@ class CausalConv1d(nn.Module):
 
         Returns:
             The result, (B, L, dim), and the next window.
+
+        Raises:
+            ValueError: an empty sequence.
         """
+        check_not_empty("CausalConv1d", x)
         if window is None:
             window = x.new_zeros(x.shape[0], self.width - 1, self.dim)
         x = torch.cat([window.to(x.dtype), x], 1)

@@ -75,10 +75,15 @@ def check_positive(function: str, **sizes: int) -> None:
             raise ValueError(f"{function}: {name} must be 1 or more, got {size}")
 
 
-def check_not_empty(function: str, q: Tensor) -> None:
-    """Raise a ValueError if the queries (B, L, ...) have no position."""
-    if q.shape[1] == 0:
+def check_not_empty(function: str, x: Tensor) -> None:
+    """Raise a ValueError if a sequence (B, L, ...) has no position."""
+    if x.shape[1] == 0:
         raise ValueError(f"{function}: the sequence must have at least one position, got L = 0")
+
+
+def output_scale(scale: float | None, key_width: int) -> float:
+    """The factor on an output: K^(-1/2) unless given; 1 without keys, where the output is 0."""
+    return max(key_width, 1) ** -0.5 if scale is None else scale
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:

@@ -1,9 +1,11 @@
-"""Where Triton kernels can run."""
+"""Where Triton kernels can run, and their launch."""
 
 import os
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def _has_triton() -> bool:
@@ -40,3 +42,10 @@ def check_triton(function: str, device: torch.device) -> None:
             f'{function}: backend "triton" needs tensors on a CUDA device, got {device}; move them '
             "there, or set TRITON_INTERPRET=1 before Python starts to run its kernels on the CPU"
         )
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Tensor | int, **options: Any) -> None:
+    """Run a Triton kernel on the device of its first argument: Triton takes the current one."""
+    # torch.compile knows no torch.cuda.device_of; -1, of the interpreter's tensors, does nothing.
+    with torch.cuda.device(args[0].get_device()):
+        kernel[grid](*args, **options)

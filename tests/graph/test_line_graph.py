@@ -8,7 +8,9 @@ import torch
 
 from plstm.graph import LineGraph
 from plstm.graph.topology import find_cycle, node_levels, ranges
+from plstm.ops import plstm_dag
 from tests.graph.graphs import grid_dag, path_counts, random_dag
+from tests.helpers import assert_close
 
 
 def longest_paths(edges: np.ndarray, size: int) -> list[int]:
@@ -183,3 +185,43 @@ def test_errors() -> None:
         LineGraph(edges, pairs, 3, edge_level=torch.tensor([1, 1]))
     with pytest.raises(ValueError, match=r"edge_level must be int64 of shape \(2,\)"):
         LineGraph(edges, pairs, 3, edge_level=torch.tensor([1]))
+
+
+def test_cycle_beside_given_levels() -> None:
+    edges, none = torch.tensor([[0, 1], [1, 0]]), torch.zeros(2, 0, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"no directed cycle, got one through nodes 0 -> 1;"):
+        LineGraph(edges, none, 2, edge_level=torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("backend", ["naive", "levels", "reach", "solve"])
+def test_last_graphs_without_nodes(backend: str) -> None:
+    edges, batch = torch.tensor([[0, 1], [1, 2]]), torch.tensor([1, 1, 1])
+    graph = LineGraph.from_edges(edges, 3, batch, num_graphs=4)
+    assert graph.num_graphs == graph.reverse().num_graphs == graph.multitree().num_graphs == 4
+    assert LineGraph(edges, graph.line_index, 3, batch, num_graphs=4).num_graphs == 4
+    assert LineGraph.from_edges(edges, 3, batch).num_graphs == 2
+    x, gate = torch.randn(3, 1, 2), torch.randn(3, 1)
+    pairs = gate[: graph.line_index.shape[1]]
+    args = (x, x, x, gate[:2], pairs, gate[:2], gate)
+    want = plstm_dag(*args, LineGraph.from_edges(edges, 3), backend="naive")
+    assert_close("output", plstm_dag(*args, graph, backend=backend), want, 1e-5)
+
+
+@pytest.mark.parametrize(("batch", "num_graphs"), [([0, 0, 2], 2), (None, 0), (None, 2)])
+def test_wrong_number_of_graphs(batch: list[int] | None, num_graphs: int) -> None:
+    batch = batch if batch is None else torch.tensor(batch)
+    edges = torch.tensor([[0], [1]])
+    with pytest.raises(ValueError, match=f"LineGraph: num_graphs must .* got {num_graphs};"):
+        LineGraph.from_edges(edges, 3, batch, num_graphs=num_graphs)
+
+
+def test_multitree_moves_along() -> None:
+    """A device without numbers cannot prune again."""
+    edges = random_dag(12, 0.5, np.random.default_rng(0))
+    graph = LineGraph.from_edges(torch.from_numpy(edges), 12)
+    for one_way in (graph, graph.reverse()):
+        tree = one_way.multitree()
+        assert tree.line_index.shape[1] < graph.line_index.shape[1]
+        moved = one_way.to("meta").multitree()
+        assert moved.line_index.shape == tree.line_index.shape
+        assert moved.flipped == tree.flipped

@@ -54,6 +54,25 @@ def test_one_position(case):
     assert mixer(x).isfinite().all()
 
 
+@few_mixers
+def test_no_sample(case):
+    mixer, x = case.build(), case.inputs()[:0].requires_grad_()
+    y = mixer(x)
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@few_mixers
+def test_no_position(case):
+    """A mixer without positions returns none, or says by name that it needs some."""
+    mixer, x = case.build(), case.inputs()[:, :0]
+    try:
+        assert mixer(x).shape == x.shape
+    except ValueError as error:
+        assert re.match(r"\w+: the .*(at least one position|not be empty)", str(error))
+
+
 @all_mixers
 def test_gradient_of_every_parameter(case):
     mixer, x = case.build(seed=1), case.inputs().requires_grad_()

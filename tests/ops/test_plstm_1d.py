@@ -344,3 +344,18 @@ def test_errors(change, message):
 def test_empty_sequence():
     with pytest.raises(ValueError, match="at least one position"):
         plstm_1d(**sequence_inputs(0))
+
+
+@pytest.mark.parametrize("name", ["k", "v", "q"])
+@pytest.mark.parametrize("lanes", [None, (2, 1, 2)], ids=["one_lane", "lanes"])
+@pytest.mark.parametrize("backend", ["naive", "chunk"])
+def test_numbers_that_are_not_finite(backend, lanes, name):
+    """They reach what they reach in the loop, and at most earlier outputs of their head."""
+    inputs = {key: x.detach() for key, x in sequence_inputs(200, lanes).items()}
+    inputs[name][0, 150, 1] = torch.nan
+    naive = plstm_1d(**inputs, backend="naive").isfinite()
+    out = plstm_1d(**inputs, backend=backend).isfinite()
+    assert not out[~naive].any()
+    assert not naive[0, 150:, 1].all() and naive[0, :150, 1].all()
+    out[0, :, 1] = True
+    assert out.all()

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_not_empty, check_shapes
+from plstm.ops.checks import (
+    accumulation_dtype,
+    check_choice,
+    check_not_empty,
+    check_shapes,
+    output_scale,
+)
 from plstm.ops.delta_rule.chunk import delta_rule_chunk
 from plstm.ops.delta_rule.naive import delta_rule_naive
 from plstm.ops.fla import check_fla, delta_rule_fla, prefers_fla
@@ -58,7 +64,7 @@ def delta_rule(
     """
     check_choice("delta_rule", "backend", backend, ("auto", "naive", "chunk", "fla"))
     _check(q, k, v, beta, log_decay, state)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = output_scale(scale, q.shape[-1])
     decays = () if log_decay is None else (log_decay,)
     dtype = accumulation_dtype(q, k, v, beta, *decays)
     out_dtype = v.dtype

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_not_empty, check_shapes
+from plstm.ops.checks import (
+    accumulation_dtype,
+    check_choice,
+    check_not_empty,
+    check_shapes,
+    output_scale,
+)
 from plstm.ops.fla import check_fla, gated_linear_attention_fla, prefers_fla
 from plstm.ops.gated_linear_attention.chunk import gated_linear_attention_chunk
 from plstm.ops.gated_linear_attention.naive import gated_linear_attention_naive
@@ -58,7 +64,7 @@ def gated_linear_attention(
     """
     check_choice("gated_linear_attention", "backend", backend, ("auto", "naive", "chunk", "fla"))
     _check(q, k, v, log_decay, state)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = output_scale(scale, q.shape[-1])
     decays = () if log_decay is None else (log_decay,)
     dtype = accumulation_dtype(q, k, v, *decays)
     out_dtype = v.dtype

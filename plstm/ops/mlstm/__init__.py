@@ -3,10 +3,16 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_not_empty, check_shapes
+from plstm.ops.checks import (
+    accumulation_dtype,
+    check_choice,
+    check_not_empty,
+    check_shapes,
+    output_scale,
+)
 from plstm.ops.mlstm.naive import mlstm_naive
 from plstm.ops.mlstm.stabilizer import running_stabilizer
 from plstm.ops.plstm_1d import plstm_1d
@@ -70,7 +76,7 @@ def mlstm(
     """
     check_choice("mlstm", "backend", backend, ("auto", "naive", "chunk"))
     _check(q, k, v, input_gate, forget_gate, state)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, input_gate, forget_gate)
     out_dtype = v.dtype
 
@@ -106,7 +112,7 @@ def _as_plstm(
     both, state = plstm_1d(
         q,
         k,
-        torch.cat([v, torch.ones_like(v[..., :1])], -1),
+        nn.functional.pad(v, (0, 1), value=1.0),
         source=source,
         transition=transition,
         mark=transition,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.kernels import check_triton, prefers_triton
 from plstm.ops.plstm_1d.chunk import plstm_1d_chunk
@@ -41,6 +41,10 @@ def plstm_1d(
                              + sum_i D_t[o, i] (q_t . k_t) v_t[:, i])
         C_t[j] = sum_i T_t[j, i] C_{t-1}[i] + sum_i S_t[j, i] k_t v_t[:, i]^T
 
+    Backend "naive" is causal for numbers that are not finite too. The others multiply with zeros
+    where it leaves out: a NaN or an infinity reaches every output that it reaches there, and may
+    reach earlier ones of the same sample and head, but no other sample or head.
+
     Args:
         q: Queries, (B, L, H, K).
         k: Keys, (B, L, H, K).
@@ -71,7 +75,7 @@ def plstm_1d(
     check_choice("plstm_1d", "backend", backend, ("auto", "naive", "chunk", "triton"))
     lanes = v.ndim == 5
     _check(q, k, v, source, transition, mark, direct, state, lanes)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
     out_dtype = v.dtype
     if backend == "auto" and not lanes and not transformed() and prefers_triton(q.device, dtype):

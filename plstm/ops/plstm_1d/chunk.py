@@ -117,7 +117,7 @@ def _pieces(q: Tensor, v: Tensor) -> Iterator[Piece]:
     size = next((size for size in CHUNK_SIZES if size**2 <= state_size), CHUNK_SIZES[-1])
     numbers = batch * heads * max(size**2, size * key_width, size * v.shape[-1], state_size)
     limit = PIECE_NUMBERS.get(q.device.type, OTHER_PIECE_NUMBERS)
-    step = size * min(max(1, limit // numbers), MAX_CHUNKS)
+    step = size * min(max(1, limit // max(1, numbers)), MAX_CHUNKS)
     whole = length - length % size
     for start in range(0, whole, step):
         yield Piece(start, min(start + step, whole), size)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from plstm.ops.derivatives import first_derivatives_only
-from plstm.ops.kernels import INTERPRETED
+from plstm.ops.kernels import INTERPRETED, launch
 
 # Positions in a chunk, and the widest tile along K and V: what registers hold without spilling.
 CHUNK_SIZE = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 32}
@@ -347,8 +347,7 @@ def _run_along_chunks(
     last = torch.empty_like(state)
     grid = (sequences, _tiles(sizes, "K"), _tiles(sizes, "V"))
     args = (left, right, gate, transition, state, borders, last)
-    with torch.cuda.device_of(left):
-        _border_kernel[grid](*args, **sizes, REVERSE=reverse)
+    launch(_border_kernel, grid, *args, **sizes, REVERSE=reverse)
     return borders, last
 
 
@@ -363,10 +362,8 @@ def _run_chunks(
     """One program per chunk, and per tile of `axis` if given."""
     sizes = _sizes(q, v, BLOCK[q.dtype])
     chunks = q.shape[0] * q.shape[2] * sizes["chunks"]
-    with torch.cuda.device_of(q):
-        kernel[(chunks, _tiles(sizes, axis) if axis else 1)](
-            *args, **sizes, num_stages=2, **options
-        )
+    grid = (chunks, _tiles(sizes, axis) if axis else 1)
+    launch(kernel, grid, *args, **sizes, num_stages=2, **options)
 
 
 def _sizes(left: Tensor, right: Tensor, block: int) -> dict[str, int]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.kernels import check_triton, prefers_triton
 from plstm.ops.plstm_2d.gating import kernels_available, plstm_2d_gated
@@ -88,7 +88,7 @@ def plstm_2d(
     """
     check_choice("plstm_2d", "backend", backend, ("auto", "triton", *FORMS))
     _check(q, k, v, source, transition, mark, direct, corners)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
     if backend == "auto":
         backend = _fastest(q, k, v, len(corners), dtype)

@@ -52,12 +52,12 @@ def plstm_2d_gated(
     scale: float,
 ) -> Tensor:
     """Gate q k^T by the whole gating matrix; shapes as in `plstm_2d`."""
-    num_rows, heads = direct.shape[1], direct.shape[3]
+    batch, num_rows, _, heads = direct.shape
     gates = (by_problem(gate) for gate in (source, transition, mark))
     direct = rearrange(direct, "b y x h -> (b h) (y x)").contiguous()
     q, k, v = (rearrange(x, "b y x h w -> (b h) (y x) w").contiguous() for x in (q, k, v))
     out = _gated(q, k, v, *gates, direct, scan_orders(corners), scale)
-    return rearrange(out, "(b h) (y x) w -> b y x h w", y=num_rows, h=heads)
+    return rearrange(out, "(b h) (y x) w -> b y x h w", b=batch, y=num_rows, h=heads)
 
 
 @torch.library.custom_op("plstm::grid_gated", mutates_args=(), device_types="cpu")
@@ -160,6 +160,6 @@ def _parts(q: Tensor) -> Iterator[tuple[slice, int]]:
 
 
 def _part_size(q: Tensor) -> int:
-    """Problems at once: what fits, but at least one per thread."""
+    """Problems at once, 1 or more: what fits, but at least one per thread."""
     fitting = PART_ENTRIES // q.shape[1] ** 2
-    return min(q.shape[0], max(torch.get_num_threads(), fitting))
+    return max(1, min(q.shape[0], max(torch.get_num_threads(), fitting)))

@@ -8,6 +8,7 @@ from torch.autograd.function import FunctionCtx
 
 from plstm.ops.checks import accumulation_dtype
 from plstm.ops.derivatives import first_derivatives_only
+from plstm.ops.kernels import launch
 from plstm.ops.plstm_2d.triton_kernels import backward_kernel, read_kernel
 
 LONGEST_SIDE = 128  # of X, K and V
@@ -112,7 +113,8 @@ def _read(
     sizes = _sizes(own, value, corners, READ_TILE)
     out = torch.empty_like(value)
     num_tiles = triton.cdiv(num_rows * num_columns, sizes["P"])
-    read_kernel[(batch * heads * num_tiles,)](
+    launch(
+        read_kernel, (batch * heads * num_tiles,),
         own, other, value, gates, direct, out, num_rows, num_columns, heads, num_tiles,
         D=width, E=value.shape[-1], BLOCK_D=_block(width), BLOCK_E=_block(value.shape[-1]),
         num_warps=READ_WARPS, **sizes,
@@ -137,7 +139,8 @@ def _backward(
     k_grad, v_grad, direct_grad = (torch.empty_like(x) for x in (k, v, direct))
     gate_grads = gates.new_zeros(batch, heads, num_shares, *gates.shape[2:])
     states = gates.new_empty(batch, heads, num_shares, 2, num_rows, sizes["P"], sizes["BLOCK_X"])
-    backward_kernel[(batch * heads * num_shares,)](
+    launch(
+        backward_kernel, (batch * heads * num_shares,),
         q, k, v, out_grad, gates, direct, k_grad, v_grad, direct_grad, gate_grads, states,
         num_rows, num_columns, heads, num_tiles, num_shares,
         K=key_width, V=v.shape[-1], BLOCK_K=_block(key_width), BLOCK_V=_block(v.shape[-1]),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from plstm.graph.line_graph import LineGraph
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.plstm_dag.levels import plstm_dag_levels
 from plstm.ops.plstm_dag.naive import plstm_dag_naive
@@ -98,7 +98,7 @@ def plstm_dag(
     if backend in KERNELS:
         check_not_transformed("plstm_dag", backend)
     inputs = (q, k, v, source, transition, mark, direct)
-    dtype, scale = accumulation_dtype(*inputs), sizes["K"] ** -0.5 if scale is None else scale
+    dtype, scale = accumulation_dtype(*inputs), output_scale(scale, sizes["K"])
     with torch.autocast(q.device.type, enabled=False):
         out = BACKENDS[backend](*(x.to(dtype) for x in inputs), graph, scale)
     return out.to(v.dtype)
