@@ -40,7 +40,7 @@ def arrow_errors(results: Mapping[str, tuple[Scene, Tensor]]) -> Figure:
             _plot(by_turn, turn[shown], correct[shown], TURNS, line | {"linestyle": style})
     by_distance.set_xlabel("distance of arrow and circle in pixels")
     by_turn.set_xlabel("angle between heading and circle in degrees\n(dashed: meets)")
-    by_axis.set_xlabel("angle between heading and nearest axis in degrees")
+    by_axis.set_xlabel("angle between heading and nearest\naxis of the canvas in degrees")
     by_distance.set_ylabel("test accuracy")
     by_distance.legend(fontsize=8)
     for axes in (by_distance, by_turn, by_axis):
