@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from plstm.checks import check_positive
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.norm import RMSNorm
 from plstm.modules.position import LearnedPosition1d
-from plstm.ops.checks import check_positive
 
 
 class SequenceModel(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
+from plstm.checks import accumulation_dtype, check_choice, check_shapes, output_scale
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.kernels import check_triton, prefers_triton
 from plstm.ops.plstm_1d.chunk import plstm_1d_chunk
