@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from plstm.ops.checks import (
+from plstm.checks import (
     accumulation_dtype,
     check_choice,
     check_not_empty,
     check_shapes,
     output_scale,
+    without_autocast,
 )
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.gates import Gates
@@ -114,7 +115,7 @@ def plstm_1d(
     gates, state = Gates(*(gate.to(dtype) for gate in gates)), state.to(dtype)
     if not (backend == "triton" and dtype == torch.float32 and _all_bfloat16(q, k, v)):
         q, k, v = (x.to(dtype) for x in (q, k, v))  # the kernels multiply bfloat16 as it comes
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         out, state = FORMS[backend](q, k, v, gates, state, scale)
     out = out.to(out_dtype)
     return (out, state) if return_state else out
