@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from plstm.ops import native, plstm_2d
 from plstm.ops.flops import FORMULAS
 from plstm.ops.plstm_2d import CORNERS, gating, scan
+from plstm.ops.plstm_2d.corners import scan_orders
 from tests.ops.inputs import grid_inputs
 
 needs_compiler = pytest.mark.skipif(
@@ -36,7 +37,7 @@ def test_gated_form():
     nodes, problems = 15, 6
     q, k, v, direct = (torch.randn(problems, nodes, *width) for width in ((4,), (4,), (7,), ()))
     gates = (torch.randn(problems, 2, 3, 5, *edges) for edges in ((2,), (2, 2), (2,)))
-    operands = (q, k, v, *gates, direct, gating.scan_orders(CORNERS[:2]), 0.5)
+    operands = (q, k, v, *gates, direct, scan_orders(CORNERS[:2]), 0.5)
     for operator, arguments in (
         (gating._gated, operands),
         (gating._gated_backward, (torch.ones_like(v), *operands)),

@@ -5,15 +5,16 @@ from torch import Tensor
 
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
 from plstm.ops.derivatives import check_not_transformed, transformed
+from plstm.ops.gates import Gates
 from plstm.ops.kernels import check_triton, prefers_triton
+from plstm.ops.plstm_2d.corners import CORNERS, check_corners
 from plstm.ops.plstm_2d.gating import kernels_available, plstm_2d_gated
 from plstm.ops.plstm_2d.naive import plstm_2d_naive
 from plstm.ops.plstm_2d.rows import plstm_2d_chunk, plstm_2d_gating, plstm_2d_rows
 from plstm.ops.plstm_2d.scan import plstm_2d_scan
 
-__all__ = ["CORNERS", "plstm_2d", "plstm_2d_gating"]
+__all__ = ["CORNERS", "check_corners", "plstm_2d", "plstm_2d_gating"]
 
-CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 # Entries of all gating matrices, B H (Y X)^2, up to which they are written: 1 GiB in float32, and a
 # training step holds a few such. Where it fits, the whole form was the faster one at every size
 # measured on a CPU (up to 56 x 56 tokens, width 64: 2.7 times).
@@ -25,13 +26,31 @@ CHUNK_TOKENS = 512  # tokens in a block of rows beyond that
 GATED_WORK = 7
 
 
-def _chunk(*args: Tensor | tuple[str, ...] | float) -> Tensor:
-    return plstm_2d_chunk(*args, max(1, CHUNK_TOKENS // args[0].shape[2]))
+def _chunk(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, corners: tuple[str, ...], scale: float
+) -> Tensor:
+    return plstm_2d_chunk(q, k, v, gates, corners, scale, max(1, CHUNK_TOKENS // q.shape[2]))
 
 
-COMPILED = {"gated": plstm_2d_gated, "scan": plstm_2d_scan}  # by C++, for the CPU
-KERNELS = ("triton", *COMPILED)
-FORMS = {"naive": plstm_2d_naive, "rows": plstm_2d_rows, "chunk": _chunk, **COMPILED}
+def _triton(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, corners: tuple[str, ...], scale: float
+) -> Tensor:
+    check_triton("plstm_2d", q.device)
+    from plstm.ops.plstm_2d.triton import plstm_2d_triton  # imports triton
+
+    return plstm_2d_triton(q, k, v, gates, corners, scale)
+
+
+FORMS = {
+    "naive": plstm_2d_naive,
+    "rows": plstm_2d_rows,
+    "chunk": _chunk,
+    "gated": plstm_2d_gated,
+    "scan": plstm_2d_scan,
+    "triton": _triton,
+}
+COMPILED = ("gated", "scan")  # by C++, for the CPU
+KERNELS = (*COMPILED, "triton")  # without derivatives beyond one backward pass
 
 
 def plstm_2d(
@@ -86,10 +105,11 @@ def plstm_2d(
 
     Source: arXiv 2506.11997, the grid case.
     """
-    check_choice("plstm_2d", "backend", backend, ("auto", "triton", *FORMS))
-    _check(q, k, v, source, transition, mark, direct, corners)
+    check_choice("plstm_2d", "backend", backend, ("auto", *FORMS))
+    gates = Gates(source, transition, mark, direct)
+    _check(q, k, v, gates, corners)
     scale = output_scale(scale, q.shape[-1])
-    dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
+    dtype = accumulation_dtype(q, k, v, *gates)
     if backend == "auto":
         backend = _fastest(q, k, v, len(corners), dtype)
     if backend in KERNELS:
@@ -100,14 +120,10 @@ def plstm_2d(
         )
 
     with torch.autocast(q.device.type, enabled=False):
-        if backend == "triton":
-            check_triton("plstm_2d", q.device)
-            from plstm.ops.plstm_2d.triton import plstm_2d_triton  # imports triton
-
-            out = plstm_2d_triton(q, k, v, source, transition, mark, direct, corners, scale)
-            return out.to(v.dtype)
-        args = [x.to(dtype) for x in (q, k, v, source, transition, mark, direct)]
-        out = FORMS[backend](*args, corners, scale)
+        gates = Gates(*(x.to(dtype) for x in gates))
+        # Triton kernels take q, k and v in bfloat16.
+        qkv = (q, k, v) if backend == "triton" else (x.to(dtype) for x in (q, k, v))
+        out = FORMS[backend](*qkv, gates, corners, scale)
     return out.to(v.dtype)
 
 
@@ -133,27 +149,7 @@ def runs_compiled(backend: str, device: torch.device) -> bool:
     return backend in COMPILED or (backend == "auto" and kernels_available())
 
 
-def check_corners(function: str, corners: tuple[str, ...]) -> None:
-    """Raise a ValueError unless the corners are known, distinct and at least one."""
-    for corner in corners:
-        check_choice(function, "every corner", corner, CORNERS)
-    if not corners or len(set(corners)) != len(corners):
-        raise ValueError(
-            f"{function}: corners must be distinct and at least one, got {tuple(corners)}; "
-            f"choose from {', '.join(CORNERS)}"
-        )
-
-
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    corners: tuple[str, ...],
-) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, gates: Gates, corners: tuple[str, ...]) -> None:
     check_corners("plstm_2d", corners)
     leading = str(len(corners))
     check_shapes(
@@ -161,10 +157,10 @@ def _check(
         q=(q, "B Y X H K"),
         k=(k, "B Y X H K"),
         v=(v, "B Y X H V"),
-        direct=(direct, "B Y X H"),
-        source=(source, f"{leading} B Y X H 2"),
-        transition=(transition, f"{leading} B Y X H 2 2"),
-        mark=(mark, f"{leading} B Y X H 2"),
+        direct=(gates.direct, "B Y X H"),
+        source=(gates.source, f"{leading} B Y X H 2"),
+        transition=(gates.transition, f"{leading} B Y X H 2 2"),
+        mark=(gates.mark, f"{leading} B Y X H 2"),
     )
     if q.shape[1] == 0 or q.shape[2] == 0:
         raise ValueError(f"plstm_2d: the grid must not be empty, got q of shape {tuple(q.shape)}")

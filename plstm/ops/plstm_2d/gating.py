@@ -15,7 +15,8 @@ from torch import Tensor
 
 from plstm.ops import native
 from plstm.ops.derivatives import first_derivatives_only
-from plstm.ops.plstm_2d.naive import LEFTWARD, UPWARD
+from plstm.ops.gates import Gates
+from plstm.ops.plstm_2d.corners import scan_orders
 
 SOURCE = Path(__file__).with_name("gating.cpp")
 PART_ENTRIES = 2**19  # of a matrix made at once, 2 MiB in float32: it stays in the cache
@@ -32,31 +33,15 @@ def by_problem(gate: Tensor) -> Tensor:
     return rearrange(gate, "g b y x h ... -> (b h) g y x ...").contiguous()
 
 
-def scan_orders(corners: tuple[str, ...]) -> int:
-    """Two bits per corner: whether it scans leftward, whether upward."""
-    return sum(
-        ((corner in LEFTWARD) + 2 * (corner in UPWARD)) << (2 * n)
-        for n, corner in enumerate(corners)
-    )
-
-
 def plstm_2d_gated(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    corners: tuple[str, ...],
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, corners: tuple[str, ...], scale: float
 ) -> Tensor:
     """Gate q k^T by the whole gating matrix; shapes as in `plstm_2d`."""
-    batch, num_rows, _, heads = direct.shape
-    gates = (by_problem(gate) for gate in (source, transition, mark))
-    direct = rearrange(direct, "b y x h -> (b h) (y x)").contiguous()
+    batch, num_rows, _, heads = gates.direct.shape
+    of_corners = (by_problem(gate) for gate in gates[:3])
+    direct = rearrange(gates.direct, "b y x h -> (b h) (y x)").contiguous()
     q, k, v = (rearrange(x, "b y x h w -> (b h) (y x) w").contiguous() for x in (q, k, v))
-    out = _gated(q, k, v, *gates, direct, scan_orders(corners), scale)
+    out = _gated(q, k, v, *of_corners, direct, scan_orders(corners), scale)
     return rearrange(out, "(b h) (y x) w -> b y x h w", b=batch, y=num_rows, h=heads)
 
 

@@ -11,29 +11,23 @@ from torch.nn import functional as F
 
 from plstm.ops import native
 from plstm.ops.derivatives import first_derivatives_only
-from plstm.ops.plstm_2d.gating import by_problem, scan_orders
+from plstm.ops.gates import Gates
+from plstm.ops.plstm_2d.corners import scan_orders
+from plstm.ops.plstm_2d.gating import by_problem
 
 SOURCE = Path(__file__).with_name("scan.cpp")
 VALUE_BYTES = 64  # v is padded to a multiple, the widest vector there is
 
 
 def plstm_2d_scan(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    corners: tuple[str, ...],
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, corners: tuple[str, ...], scale: float
 ) -> Tensor:
     """Equation (6) as a scan over states; shapes as in `plstm_2d`."""
     width = v.shape[-1]
     v = F.pad(v, (0, -width % (VALUE_BYTES // v.element_size())))
-    gates = pack_gates(source, transition, scale * mark)
-    q, k, v, direct = (x.contiguous() for x in (q, k, v, scale * direct))
-    return _scan(q, k, v, gates, direct, scan_orders(corners))[..., :width]
+    packed = pack_gates(gates.source, gates.transition, scale * gates.mark)
+    q, k, v, direct = (x.contiguous() for x in (q, k, v, scale * gates.direct))
+    return _scan(q, k, v, packed, direct, scan_orders(corners))[..., :width]
 
 
 def pack_gates(source: Tensor, transition: Tensor, mark: Tensor) -> Tensor:
