@@ -70,6 +70,7 @@ class GLA(nn.Module):
         for linear in (module for module in self.children() if isinstance(module, nn.Linear)):
             nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
         nn.init.zeros_(self.decay_up.bias)
+        self.norm.reset_parameters()
 
     def forward(
         self, x: Tensor, state: MemoryState | None = None, return_state: bool = False

@@ -108,6 +108,7 @@ class PLSTM2d(nn.Module):
             angles = torch.linspace(-spread, spread, self.num_heads)
             with torch.no_grad():
                 self.angle_bias.copy_(angles.repeat(len(self.corners)))
+        self.norm.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, Y, X, dim) to the same shape."""
