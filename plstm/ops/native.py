@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-HEADERS = Path(__file__).parent / "native.h"
+HEADERS = Path(__file__).parent  # native.h; others lie beside the source
 # Sums may be reordered, so that dot products vectorise; infinities and NaN keep their meaning.
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp"),
@@ -35,9 +35,10 @@ def load(source: Path) -> ctypes.CDLL:
             "plstm.ops.native: a C++ compiler is needed for the CPU kernels and none was found; "
             "install one or set CXX"
         )
-    command = [compiler, *FLAGS, "-I", str(HEADERS.parent)]
+    command = [compiler, *FLAGS, "-I", str(HEADERS)]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    parts = (*command, version, _processor(), source.read_text(), HEADERS.read_text())
+    texts = (source, *sorted({*HEADERS.glob("*.h"), *source.parent.glob("*.h")}))
+    parts = (*command, version, _processor(), *(file.read_text() for file in texts))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     library = _cache() / f"{source.parent.name}-{key}.so"
     if not library.exists():
