@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm, MergedRMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, check_valid
 from plstm.ops.gates import Gates
 from plstm.ops.plstm_2d import CORNERS, check_corners, plstm_2d, runs_compiled
 from plstm.ops.plstm_2d.gates import compiled_gates
@@ -110,14 +110,23 @@ class PLSTM2d(nn.Module):
                 self.angle_bias.copy_(angles.repeat(len(self.corners)))
         self.norm.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, Y, X, dim) to the same shape."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Map x (B, Y, X, dim) to the same shape.
+
+        Where valid (B, Y, X) is False there is no token: nothing of x there is used, NaN included,
+        and the output is 0.
+        """
         check_shapes("PLSTM2d", x=(x, f"B Y X {self.dim}"))
+        if valid is not None:
+            check_valid("PLSTM2d", valid, x.shape[:3], x.device)
+            x = x.masked_fill(~valid[..., None], 0)  # the gradients of the maps multiply it
         q, k, v = (
             rearrange(proj(x), "b y x (h w) -> b y x h w", h=self.num_heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        y = plstm_2d(q, k, v, *self.gates(x), corners=self.corners, backend=self.backend)
+        y = plstm_2d(
+            q, k, v, *self.gates(x), corners=self.corners, valid=valid, backend=self.backend
+        )
         return self.out_proj(self.norm(y))
 
     def gates(self, x: Tensor) -> Gates:

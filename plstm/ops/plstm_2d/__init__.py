@@ -9,6 +9,7 @@ from plstm.ops.checks import (
     accumulation_dtype,
     check_choice,
     check_shapes,
+    check_valid,
     output_scale,
     without_autocast,
 )
@@ -68,6 +69,7 @@ def plstm_2d(
     *,
     corners: tuple[str, ...] = ("top_left",),
     scale: float | None = None,
+    valid: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Linear recurrence over a grid, scanned from any of its four corners at once.
@@ -91,6 +93,9 @@ def plstm_2d(
         direct: D, (B, Y, X, H).
         corners: Corner of every leading entry of the gates; gates are in image coordinates.
         scale: Factor on the output, K^(-1/2) if None.
+        valid: Where tokens are, (B, Y, X), torch.bool; everywhere if None. Other places have no
+            edges, whatever they hold, NaN included: nothing comes from them or passes through, and
+            their output is 0. An image on a larger canvas gives what it gives by itself.
         backend: "naive" (the loop), "rows" (whole gating matrix, quadratic memory), "chunk" (blocks
             of rows, memory linear in Y); by C++ kernels, for the CPU, "gated" (whole gating matrix
             of a few heads at a time), "scan" (states, time and memory linear in Y X) and "native"
@@ -113,6 +118,9 @@ def plstm_2d(
     check_choice("plstm_2d", "backend", backend, ("auto", *FORMS))
     gates = Gates(source, transition, mark, direct)
     _check(q, k, v, gates, corners)
+    if valid is not None:
+        check_valid("plstm_2d", valid, q.shape[:3], q.device)
+        q, k, v, gates = _cleared(q, k, v, gates, ~valid)
     scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, *gates)
     if backend == "auto":
@@ -130,6 +138,18 @@ def plstm_2d(
         qkv = (q, k, v) if backend == "triton" else (x.to(dtype) for x in (q, k, v))
         out = FORMS[backend](*qkv, gates, corners, scale)
     return out.to(v.dtype)
+
+
+def _cleared(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, empty: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Gates]:
+    """Zeros at all empty places (B, Y, X), in q, k and v for the sake of NaN there."""
+    q, k, v, source, mark = (
+        x.masked_fill(empty[..., None, None], 0) for x in (q, k, v, gates.source, gates.mark)
+    )
+    transition = gates.transition.masked_fill(empty[..., None, None, None], 0)
+    direct = gates.direct.masked_fill(empty[..., None], 0)
+    return q, k, v, Gates(source, transition, mark, direct)
 
 
 def _fastest(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> str:
