@@ -6,13 +6,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_choice, check_shapes, without_autocast
 from plstm.modules.causal import check_causal_call
 from plstm.modules.lrpe import apply_lrpe
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.rotary import coordinates
 from plstm.modules.tpe import ToeplitzPosition
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, without_autocast
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 

@@ -4,9 +4,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_shapes, without_autocast
 from plstm.modules.causal import MemoryState, check_causal_call
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_shapes, without_autocast
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 

@@ -6,10 +6,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_shapes, without_autocast
 from plstm.modules.causal import check_causal_call
 from plstm.modules.rotary import coordinates, rotate
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_shapes, without_autocast
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 KEY_POWER, TAU = 3, 0.5  # lambda and tau of the paper

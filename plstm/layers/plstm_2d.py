@@ -4,10 +4,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_choice, check_shapes, check_valid
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm, MergedRMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, check_valid
 from plstm.ops.gates import Gates
 from plstm.ops.plstm_2d import CORNERS, check_corners, plstm_2d, runs_compiled
 from plstm.ops.plstm_2d.gates import compiled_gates

@@ -6,9 +6,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import check_shapes
 from plstm.modules.rotary import rotate_positions
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plstm.checks import check_choice, check_positive
 from plstm.modules.graph import GraphEncoder, GraphReadout
 from plstm.modules.init import reset_children
-from plstm.ops.checks import check_choice, check_positive
 
 OWN = {  # class to file in plstm.modules.gnns
     "AttentiveFP": "attentive_fp",

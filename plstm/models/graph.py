@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from plstm.checks import check_positive
 from plstm.graph.line_graph import line_graph
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.graph import GraphEncoder, GraphReadout
 from plstm.modules.init import reset_children
 from plstm.modules.norm import RMSNorm
-from plstm.ops.checks import check_positive
 
 
 class GraphModel(nn.Module):

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from plstm.checks import check_positive
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.init import reset_children
 from plstm.modules.norm import RMSNorm
 from plstm.modules.position import LearnedPosition1d
-from plstm.ops.checks import check_positive
 
 
 class SequenceModel(nn.Module):

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from plstm.checks import check_choice, check_positive, check_valid
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.init import reset_children, small_init_
 from plstm.modules.norm import RMSNorm
 from plstm.modules.pooling import POOLINGS
 from plstm.modules.position import LearnedPosition2d
 from plstm.modules.stem import ConvStem
-from plstm.ops.checks import check_choice, check_positive, check_valid
 
 
 class VisionModel(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from plstm.ops.checks import accumulation_dtype
+from plstm.checks import accumulation_dtype
 from plstm.ops.derivatives import transformed
 
 

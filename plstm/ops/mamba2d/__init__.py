@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, without_autocast
+from plstm.checks import accumulation_dtype, check_choice, check_shapes, without_autocast
 from plstm.ops.mamba2d.diagonals import mamba2d_diagonals
 from plstm.ops.mamba2d.naive import mamba2d_naive
 

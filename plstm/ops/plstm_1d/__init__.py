@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import (
+from plstm.checks import (
     accumulation_dtype,
     check_choice,
     check_shapes,

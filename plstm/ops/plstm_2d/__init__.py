@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import (
+from plstm.checks import (
     accumulation_dtype,
     check_choice,
     check_shapes,

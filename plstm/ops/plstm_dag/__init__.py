@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from plstm.graph.line_graph import LineGraph
-from plstm.ops.checks import (
+from plstm.checks import (
     accumulation_dtype,
     check_choice,
     check_shapes,
     output_scale,
     without_autocast,
 )
+from plstm.graph.line_graph import LineGraph
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.plstm_dag.levels import plstm_dag_levels
 from plstm.ops.plstm_dag.naive import plstm_dag_naive
