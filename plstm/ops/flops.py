@@ -39,9 +39,9 @@ def _grid_backward(
 def _grid_sizes(q: Shape, v: Shape, source: Shape, args: tuple) -> tuple[int, int, str]:
     """Entries of all gating matrices, numbers of all states, and the form that runs.
 
-    q is (B, Y, X, H, K), v (B, Y, X, H, V), source (B, H, corners, Y, X, 2).
+    q is (B, H, Y, X, K), v (B, H, Y, X, V), source (B, H, corners, Y, X, 2).
     """
-    batch, num_rows, num_columns, heads, _ = q
+    batch, heads, num_rows, num_columns, _ = q
     whole = batch * heads * (num_rows * num_columns) ** 2
     states = math.prod(q) * v[-1] * source[2]
     return whole, states, chosen_form(args[-1], q, v, source)

@@ -35,7 +35,7 @@ def forward_and_backward(function):
 def test_gated_form():
     """What PyTorch counts of the products inside, and what the formula says."""
     nodes, problems = 15, 6
-    q, k, v = (torch.randn(2, 3, 5, 3, width) for width in (4, 4, 7))
+    q, k, v = (torch.randn(2, 3, 3, 5, width) for width in (4, 4, 7))
     gates = (torch.randn(2, 3, 2, 3, 5, *edges) for edges in ((2,), (2, 2), (2,)))
     operands = (q, k, v, *gates, torch.randn(2, 3, 3, 5), 0b0100, 0.5)
     for operator, inside, arguments in (

@@ -147,9 +147,8 @@ def test_compiled_forms_are_a_sound_operator(form):
         inputs = grid_inputs(2, 3, 2, value_width=value_width)
         q, k, v, *of_corners, direct = (x.detach() for x in inputs.values())
         gates = [x.movedim((1, 4), (0, 1)) for x in of_corners]
-        tensors = [
-            x.contiguous().requires_grad_() for x in (q, k, v, *gates, direct.movedim(-1, 1))
-        ]
+        q, k, v, direct = (x.movedim(3, 1) for x in (q, k, v, direct))
+        tensors = [x.contiguous().requires_grad_() for x in (q, k, v, *gates, direct)]
         torch.library.opcheck(cpu._grid, (*tensors, scan_orders(CORNERS[1:3]), 0.3, form))
 
 

@@ -37,16 +37,17 @@ def plstm_2d_native(
 ) -> Tensor:
     """Equation (6) by the C++ form "gated", "scan" or the "faster"; shapes as in `plstm_2d`."""
     of_corners = (rearrange(x, "g b y x h ... -> b h g y x ...") for x in gates[:3])
-    direct = rearrange(gates.direct, "b y x h -> b h y x")
-    tensors = (x.contiguous() for x in (q, k, v, *of_corners, direct))
-    return _grid(*tensors, scan_orders(corners), scale, form)
+    of_nodes = (rearrange(x, "b y x h ... -> b h y x ...") for x in (q, k, v, gates.direct))
+    q, k, v, direct, *of_corners = (x.contiguous() for x in (*of_nodes, *of_corners))
+    out = _grid(q, k, v, *of_corners, direct, scan_orders(corners), scale, form)
+    return rearrange(out, "b h y x v -> b y x h v")
 
 
 def chosen_form(form: str, q: torch.Size, v: torch.Size, source: torch.Size) -> str:
     """The form that `grid` takes for the shapes of its inputs."""
     if form != "faster":
         return form
-    nodes, key_width, value_width, corners = q[1] * q[2], q[-1], v[-1], source[2]
+    nodes, key_width, value_width, corners = q[2] * q[3], q[-1], v[-1], source[2]
     whole, states = nodes * (key_width + value_width), corners * key_width * value_width
     return "gated" if whole <= GATED_WORK * states else "scan"
 
@@ -64,7 +65,7 @@ def _grid(
     scale: float,
     form: str,
 ) -> Tensor:
-    """q, k, v as in `plstm_2d`, source, transition, mark (B, H, G, Y, X, ...), direct (B, H, Y, X).
+    """q, k (B, H, Y, X, K), v (B, H, Y, X, V), gates (B, H, G, Y, X, ...) and (B, H, Y, X).
 
     G is the number of corners, orders their `scan_orders`.
     """

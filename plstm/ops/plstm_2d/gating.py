@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from plstm.ops import native
@@ -31,17 +30,16 @@ def forward(
     scale: float,
 ) -> Tensor:
     """Output of the operator `grid`; shapes as there."""
-    grid = v.shape
-    q, k, v = (_by_problem(x) for x in (q, k, v))
-    gates = [x.flatten(0, 1) for x in (source, transition, mark, direct)]
     out = torch.empty_like(v)
+    q, k, v, read = (_by_problem(x) for x in (q, k, v, out))
+    gates = [x.flatten(0, 1) for x in (source, transition, mark, direct)]
     (scores,) = _matrices(q, 1)
     for part, count in _parts(q):
         s = scores[:count]
         _product(q[part], k[part].mT, s, scale)
         native.call(SOURCE, "gate", *(x[part] for x in gates), s, *_sizes(source, count), orders)
-        torch.bmm(s, v[part], out=out[part])
-    return _by_cell(out, grid)
+        torch.bmm(s, v[part], out=read[part])
+    return out
 
 
 def backward(
@@ -57,11 +55,10 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, ...]:
     """Gradients of the tensors of `forward`."""
-    grids = [x.shape for x in (q, k, v)]
-    grad, q, k, v = (_by_problem(x) for x in (grad, q, k, v))
-    dgates = [torch.empty_like(x) for x in (source, transition, mark, direct)]
-    of_gates = [x.flatten(0, 1) for x in (source, transition, mark, direct, *dgates)]
-    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+    tensors = q, k, v, source, transition, mark, direct
+    grads = tuple(torch.empty_like(x) for x in tensors)
+    grad, q, k, v, dq, dk, dv = (_by_problem(x) for x in (grad, *tensors[:3], *grads[:3]))
+    of_gates = [x.flatten(0, 1) for x in (*tensors[3:], *grads[3:])]
     scores, dscores = _matrices(q, 2)
     for part, count in _parts(q):
         s, ds = scores[:count], dscores[:count]
@@ -74,19 +71,12 @@ def backward(
         torch.bmm(s.mT, grad[part], out=dv[part])
         _product(ds, k[part], dq[part], scale)
         _product(ds.mT, q[part], dk[part], scale)
-    return *(_by_cell(x, grid) for x, grid in zip((dq, dk, dv), grids, strict=True)), *dgates
+    return grads
 
 
 def _by_problem(x: Tensor) -> Tensor:
-    """(B, Y, X, H, W) to (P, N, W)."""
-    return rearrange(x, "b y x h w -> (b h) (y x) w").contiguous()
-
-
-def _by_cell(x: Tensor, grid: torch.Size) -> Tensor:
-    """Inverse of `_by_problem`."""
-    batch, num_rows, _, heads, _ = grid
-    sizes = {"b": batch, "y": num_rows, "h": heads}
-    return rearrange(x, "(b h) (y x) w -> b y x h w", **sizes).contiguous()
+    """The same numbers (B, H, Y, X, W) as (P, N, W)."""
+    return x.flatten(2, 3).flatten(0, 1)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, scale: float) -> None:

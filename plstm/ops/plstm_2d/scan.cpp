@@ -4,9 +4,9 @@
 // until they are read, so that each of them is scanned over the whole grid on its own, and the
 // states of a row of nodes stay in the cache.
 //
-// Layouts: q, k (B, Y, X, H, K), v (B, Y, X, H, V), direct (B, H, Y, X), the same for gradients;
-// gates (B, H, corners, Y, X, ...) and orders as in grid.h.
-// A problem is an image and a head, a node a place (y, x) in it, a cell an entry of (B, Y, X, H).
+// Layouts: q, k (problems, Y, X, K), v (problems, Y, X, V), direct (problems, Y, X), the same for
+// gradients; gates (problems, corners, Y, X, ...) and orders as in grid.h.
+// A problem is an image and a head, a node a place (y, x) in it, a cell an entry of (problems, Y, X).
 // V must be a multiple of a vector.
 //
 // Letters as in the definition: a0, a1 arrive at a node, c0, c1 leave it; d in front: gradient.
@@ -76,24 +76,22 @@ class Scratch {
 };
 
 struct Sizes {
-  int64_t batch, rows, columns, heads, corners, key_width, value_width, orders, parts;
+  int64_t problems, rows, columns, corners, key_width, value_width, orders, parts;
 
-  int64_t problems() const { return batch * heads; }
   int64_t nodes() const { return rows * columns; }
-  int64_t cells() const { return batch * nodes() * heads; }
+  int64_t cells() const { return problems * nodes(); }
 };
 
 // Where the numbers of a problem and a corner are.
 struct Places {
-  int64_t first, step, direct, gates, key_width, value_width;
+  int64_t first, gates, key_width, value_width;
 
   Places(const Sizes& sizes, int64_t problem, int64_t corner)
-      : first(problem / sizes.heads * sizes.nodes() * sizes.heads + problem % sizes.heads),
-        step(sizes.heads), direct(problem * sizes.nodes()),
+      : first(problem * sizes.nodes()),
         gates((problem * sizes.corners + corner) * sizes.nodes()),
         key_width(sizes.key_width), value_width(sizes.value_width) {}
 
-  int64_t cell(int64_t node) const { return first + node * step; }
+  int64_t cell(int64_t node) const { return first + node; }
   int64_t key(int64_t node) const { return cell(node) * key_width; }
   int64_t value(int64_t node) const { return cell(node) * value_width; }
 };
@@ -192,7 +190,7 @@ void read_direct(const Tile<T>& all, int64_t nodes, const T* direct, T* out) {
     const T *q = all.query(node), *k = all.keys(node), *v = all.values(node);
     T score = 0;
     for (int64_t i = 0; i < all.at.key_width; ++i) score += q[i] * k[i];
-    score *= direct[all.at.direct + node];
+    score *= direct[all.at.cell(node)];
     T* read = out + all.at.value(node);
     for (int64_t i = 0; i < all.at.value_width; ++i) read[i] = score * v[i];
   }
@@ -203,7 +201,7 @@ void read_direct(const Tile<T>& all, int64_t nodes, const T* direct, T* out) {
 template <typename T>
 void scan(const T* q, const T* k, const T* v, Gates<const T> gates, const T* direct, T* out,
           Sizes sizes, int64_t threads) {
-  parallel(sizes.problems() * sizes.parts, threads, [=] {
+  parallel(sizes.problems * sizes.parts, threads, [=] {
     const int64_t state = READ_ROWS * 4 * LANES<T>;
     return [=, h = Scratch<T>(state), c = Scratch<T>(sizes.columns * state)](int64_t job) mutable {
       const int64_t problem = job / sizes.parts, part = job % sizes.parts;
@@ -372,7 +370,7 @@ template <typename T>
 void direct_gradients(const Tile<T>& all, int64_t nodes, const T* direct, const T* grad,
                       const Gradients<T>& to, T* ddirect) {
   for (int64_t node = 0; node < nodes; ++node) {
-    const int64_t at = all.at.direct + node, key = all.at.key(node), value = all.at.value(node);
+    const int64_t at = all.at.cell(node), key = all.at.key(node), value = all.at.value(node);
     const T *q = all.query(node), *k = all.keys(node), *v = all.values(node), *dout = grad + value;
     T score = 0, dgated = 0;
     for (int64_t i = 0; i < all.at.key_width; ++i) score += q[i] * k[i];
@@ -390,7 +388,7 @@ template <typename T>
 void scan_backward(const T* q, const T* k, const T* v, Gates<const T> gates, const T* direct,
                    const T* grad, T* dq, T* dk, T* dv, Gates<T> dgates, T* ddirect, Sizes sizes,
                    int64_t threads) {
-  parallel(sizes.problems() * sizes.parts, threads, [=] {
+  parallel(sizes.problems * sizes.parts, threads, [=] {
     return [=, work = Workspace<T>(sizes)](int64_t job) mutable {
       const int64_t problem = job / sizes.parts, part = job % sizes.parts;
       const int64_t keys = part * sizes.cells() * sizes.key_width;
@@ -411,7 +409,7 @@ void scan_backward(const T* q, const T* k, const T* v, Gates<const T> gates, con
 }  // namespace
 
 #define SIZES                                                                              \
-  int64_t batch, int64_t rows, int64_t columns, int64_t heads, int64_t corners, int64_t key_width, \
+  int64_t problems, int64_t rows, int64_t columns, int64_t corners, int64_t key_width, \
       int64_t value_width, int64_t orders, int64_t parts, int64_t threads
 
 #define SCAN(T)                                                                             \
@@ -419,7 +417,7 @@ void scan_backward(const T* q, const T* k, const T* v, Gates<const T> gates, con
    const T* direct, T* out, SIZES)
 EXPORT(scan, SCAN,
        (q, k, v, {source, transition, mark}, direct, out,
-        {batch, rows, columns, heads, corners, key_width, value_width, orders, parts}, threads))
+        {problems, rows, columns, corners, key_width, value_width, orders, parts}, threads))
 
 #define SCAN_BACKWARD(T)                                                                    \
   (const T* q, const T* k, const T* v, const T* source, const T* transition, const T* mark, \
@@ -428,4 +426,4 @@ EXPORT(scan, SCAN,
 EXPORT(scan_backward, SCAN_BACKWARD,
        (q, k, v, {source, transition, mark}, direct, grad, dq, dk, dv,
         {dsource, dtransition, dmark}, ddirect,
-        {batch, rows, columns, heads, corners, key_width, value_width, orders, parts}, threads))
+        {problems, rows, columns, corners, key_width, value_width, orders, parts}, threads))

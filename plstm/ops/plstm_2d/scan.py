@@ -68,8 +68,8 @@ def _padded(v: Tensor) -> Tensor:
 
 
 def _sizes(q: Tensor, v: Tensor, source: Tensor) -> tuple[int, ...]:
-    batch, num_rows, num_columns, heads, key_width = q.shape
-    return batch, num_rows, num_columns, heads, source.shape[2], key_width, v.shape[-1]
+    batch, heads, num_rows, num_columns, key_width = q.shape
+    return batch * heads, num_rows, num_columns, source.shape[2], key_width, v.shape[-1]
 
 
 def _parts(source: Tensor) -> int:
