@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from plstm.graph.line_graph import line_graph
+from plstm.graph.prepared import line_graph
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.graph import GraphEncoder, GraphReadout
 from plstm.modules.norm import RMSNorm

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from plstm.graph import LineGraph, ToDag
-from plstm.graph.line_graph import line_graph
+from plstm.graph.prepared import line_graph
 from tasks.folds import run_folds, table
 from tasks.timing import EpochTimer
 from tasks.tu import DagTUDataset, TUData
