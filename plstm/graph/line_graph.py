@@ -7,11 +7,16 @@ import torch
 from torch import Tensor
 
 from plstm.graph.multitree import prune_to_multitree
-from plstm.graph.plans import PRODUCTS_PER_MOVE, ReachPlan, apply_to_plan, make_reach_plan
+from plstm.graph.plans import (
+    ReachPlan,
+    apply_to_plan,
+    largest_number_of_products,
+    make_reach_plan,
+)
 from plstm.graph.topology import consecutive_edges, find_cycle, node_levels
 
 T = TypeVar("T")
-NO_PLANNING = -1
+_NO_PLANNING = -1  # limit of a plan
 _LISTED = 8  # nodes or pairs named in a message
 
 
@@ -142,14 +147,14 @@ class LineGraph:
         """The plan of the sparse parallel form for both directions; made once and kept.
 
         Args:
-            limit: Make it if it has at most this many products; NO_PLANNING takes what is there.
+            limit: Make it if it has at most this many products.
 
         Returns:
             None if there is no plan and it is too large for the limit.
         """
         plans = self.forward._plans
         if "reach" not in plans and (
-            limit is None or limit > plans.get("reach limit", NO_PLANNING)
+            limit is None or limit > plans.get("reach limit", _NO_PLANNING)
         ):
             plan = _plan(self.forward, limit)
             if plan is None:
@@ -158,15 +163,24 @@ class LineGraph:
                 plans["reach"] = plan
         return plans.get("reach")
 
-    @property
-    def carried_limit(self) -> int:
-        """Largest number of products of a reach plan that is made with a batch."""
-        return PRODUCTS_PER_MOVE * (self.num_edges + self.num_pairs)
+    def paying_reach_plan(self, qk_dim: int, v_dim: int, planning: bool = True) -> ReachPlan | None:
+        """The plan of the sparse parallel form if that form is no slower than the recurrent one.
 
-    def take_reach_plan(self, plan: ReachPlan | None) -> None:
-        """Keep a plan that came with a batch; None if it is beyond `carried_limit`."""
+        Args:
+            qk_dim: Width of queries and keys per head.
+            v_dim: Width of values per head.
+            planning: Make the plan if there is none; else take what is there.
+        """
+        moves = self.num_edges + self.num_pairs
+        limit = largest_number_of_products(moves, qk_dim, v_dim) if planning else _NO_PLANNING
+        plan = self.reach_plan(limit)
+        return plan if plan is not None and plan.pays(moves, qk_dim, v_dim) else None
+
+    def take_reach_plan(self, plan: ReachPlan | None, qk_dim: int, v_dim: int) -> None:
+        """Keep a plan that came with a batch; None if it does not pay at these widths."""
         if plan is None:
-            self._plans["reach limit"] = self.carried_limit
+            moves = self.num_edges + self.num_pairs
+            self._plans["reach limit"] = largest_number_of_products(moves, qk_dim, v_dim)
         else:
             self._plans["reach"] = plan
 

@@ -6,6 +6,7 @@ from plstm.graph.line_graph import LineGraph
 from plstm.graph.plans import ReachPlan
 
 PLAN_PREFIXES = ("line", "tree")
+PLANNED_WIDTHS = 24, 24  # keys and values per head at which a plan has to pay to be carried
 HOST_KEYS = tuple(f"{prefix}_sizes" for prefix in PLAN_PREFIXES)  # read by the host, stay there
 
 
@@ -38,7 +39,7 @@ def line_graph(data: Any) -> LineGraph:
     graph.take_multitree(tree)
     if getattr(data, "planned", False):
         for prefix, part in zip(PLAN_PREFIXES, (graph, tree), strict=True):
-            part.take_reach_plan(_carried_plan(data, prefix))
+            part.take_reach_plan(_carried_plan(data, prefix), *PLANNED_WIDTHS)
     return graph
 
 
@@ -52,10 +53,10 @@ def count_nodes(data: Any) -> int:
 
 
 def add_plans(data: Any) -> Any:
-    """Let a batch of DagData carry the reach plans that are worth it; see `line_graph`."""
+    """Let a batch of DagData carry the reach plans that pay; `line_graph` takes them up."""
     graph = line_graph(data)
     for prefix, part in zip(PLAN_PREFIXES, (graph, graph.multitree()), strict=True):
-        plan = part.reach_plan(part.carried_limit)
+        plan = part.paying_reach_plan(*PLANNED_WIDTHS)
         if plan is not None:
             for name, tensor in plan._asdict().items():
                 data[f"{prefix}_{name}"] = tensor

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from plstm.graph.line_graph import NO_PLANNING, LineGraph
+from plstm.graph.line_graph import LineGraph
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.gates import Gates
@@ -12,8 +12,6 @@ from plstm.ops.plstm_dag.naive import plstm_dag_naive
 from plstm.ops.plstm_dag.reach import plstm_dag_reach
 
 FORMS = {"naive": plstm_dag_naive, "levels": plstm_dag_levels, "reach": plstm_dag_reach}
-# Numbers moved by "levels" in the time of one product of "reach".
-_LEVELS_PER_PRODUCT = 20
 
 
 def plstm_dag(
@@ -93,14 +91,11 @@ def plstm_dag(
 
 
 def choose_backend(graph: LineGraph, qk_dim: int, v_dim: int) -> str:
-    """Pick "reach" for few joined pairs, else "levels", which differentiates in every way."""
-    moved = (graph.num_edges + graph.num_pairs) * qk_dim * v_dim
-    limit = moved // _LEVELS_PER_PRODUCT
+    """Pick "reach" if it pays, else "levels", which differentiates in every way."""
     if transformed():
         return "levels"
-    traced = torch.compiler.is_compiling() or graph.device.type == "meta"
-    plan = graph.reach_plan(NO_PLANNING if traced else limit)
-    return "reach" if plan is not None and plan.num_products <= limit else "levels"
+    planning = not torch.compiler.is_compiling() and graph.device.type != "meta"
+    return "levels" if graph.paying_reach_plan(qk_dim, v_dim, planning) is None else "reach"
 
 
 def _check_graph(sizes: dict[str, int], graph: LineGraph, device: torch.device) -> None:
