@@ -112,7 +112,8 @@ def plstm_dag_cost(
 ) -> Cost:
     """The recurrence on `graphs` DAGs of equal size, counts per graph, K = V = width.
 
-    "naive" and "levels" carry a state per edge; "reach" has the entries of the gating matrices at the `joined` pairs of nodes, by `products` of transitions.
+    "naive" and "levels" carry a state per edge; "reach" has the entries of the gating matrices at
+    the `joined` pairs of nodes, by `products` of transitions.
     """
     state, n = width * width, graphs * heads
     recurrent = (n * (2 * edges + 2 * pairs + 2 * edges) * state, n * edges * state)

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plstm.checks import check_choice
 from plstm.graph.prepared import count_nodes
 from plstm.modules.init import small_init_
 from plstm.modules.norm import BatchNorm
-from plstm.ops.checks import check_choice
 
 _MAX_PERIOD = 1000.0
 

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
+from plstm.checks import (
+    accumulation_dtype,
+    check_choice,
+    check_shapes,
+    output_scale,
+    without_autocast,
+)
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.gates import Gates
 from plstm.ops.kernels import check_triton, prefers_triton
@@ -119,7 +125,7 @@ def plstm_2d(
             f'plstm_2d: backend "{backend}" needs tensors on the CPU, got {q.device}; use "auto"'
         )
 
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         gates = Gates(*(x.to(dtype) for x in gates))
         # Triton kernels take q, k and v in bfloat16.
         qkv = (q, k, v) if backend == "triton" else (x.to(dtype) for x in (q, k, v))

@@ -1,6 +1,6 @@
 """Corners of a grid: where a scan starts, as a sign per axis."""
 
-from plstm.ops.checks import check_choice
+from plstm.checks import check_choice
 
 # Whether the scan goes along (1) or against (-1) the axis of rows and that of columns.
 SIGNS = {

@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from plstm.ops.checks import accumulation_dtype
+from plstm.checks import accumulation_dtype
 from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.gates import Gates
 from plstm.ops.kernels import launch

@@ -3,8 +3,14 @@
 import torch
 from torch import Tensor
 
+from plstm.checks import (
+    accumulation_dtype,
+    check_choice,
+    check_shapes,
+    output_scale,
+    without_autocast,
+)
 from plstm.graph.line_graph import LineGraph
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.gates import Gates
 from plstm.ops.plstm_dag.levels import plstm_dag_levels
@@ -84,7 +90,7 @@ def plstm_dag(
         backend = choose_backend(graph, sizes["K"], sizes["V"])
     if backend == "reach":
         check_not_transformed("plstm_dag", backend)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         q, k, v_, *gates = (x.to(dtype) for x in (q, k, v, *gates))
         out = FORMS[backend](q, k, v_, Gates(*gates), graph, scale)
     return out.to(v.dtype)
