@@ -1,11 +1,13 @@
 """The graph a pLSTM runs on: DAG edges, their consecutive pairs, and what follows from them."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from plstm.graph.grid import grid_index
 from plstm.graph.multitree import prune_to_multitree
 from plstm.graph.plans import (
     ReachPlan,
@@ -74,6 +76,36 @@ class LineGraph:
         pairs = torch.from_numpy(consecutive_edges(edge_index.cpu().numpy(), num_nodes))
         pairs = pairs.to(edge_index.device)
         return cls(edge_index, pairs, num_nodes, batch, num_graphs=num_graphs)
+
+    @classmethod
+    def grid(
+        cls, shape: Sequence[int], signs: Sequence[int] | None = None, *, num_graphs: int = 1
+    ) -> "LineGraph":
+        """Regular grids with an edge along every axis, away from one corner, and all pairs.
+
+        Nodes are numbered row-major, grid after grid. Edges are ordered by src, then by direction,
+        the last axis first; pairs by the node in the middle, then by the direction of the outgoing
+        edge, then by that of the incoming one. `plstm.graph.grid.grid_gates` brings gates of
+        (nodes, N) and (nodes, N, N) into this order.
+
+        Args:
+            shape: Nodes along each of N axes, for example (Y, X) or (T, Y, X).
+            signs: Of every axis 1 if its edges point along it, -1 against it; all 1 if None.
+            num_graphs: Number of such grids.
+
+        Raises:
+            ValueError: an empty grid; signs that do not fit.
+        """
+        index = grid_index(shape, signs, num_graphs)
+        nodes = math.prod(shape)
+        return cls.prepared(
+            index.edge_index,
+            index.line_index,
+            num_graphs * nodes,
+            torch.arange(num_graphs).repeat_interleave(nodes),
+            edge_level=index.edge_level,
+            num_graphs=num_graphs,
+        )
 
     @classmethod
     def prepared(
