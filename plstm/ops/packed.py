@@ -71,7 +71,6 @@ class Packing:
 CuSeqlens = Tensor | Packing  # what an argument cu_seqlens may be
 
 
-@torch.compiler.disable  # the groups depend on numbers in the tensor
 def as_packing(function: str, cu_seqlens: CuSeqlens | None, x: Tensor) -> Packing | None:
     """The packing of x, None for None.
 
@@ -83,25 +82,31 @@ def as_packing(function: str, cu_seqlens: CuSeqlens | None, x: Tensor) -> Packin
         x: Packed positions, (1, total, ...).
 
     Raises:
-        ValueError: cu_seqlens is no such tensor, or x not a batch of one or empty.
+        ValueError: cu_seqlens is no such tensor, or x not a batch of one, or empty.
     """
     if cu_seqlens is None:
         return None
-    check_cu_seqlens(function, cu_seqlens, x)
-    return cu_seqlens if isinstance(cu_seqlens, Packing) else _pack(cu_seqlens, x.device)
-
-
-def check_cu_seqlens(function: str, cu_seqlens: CuSeqlens, x: Tensor) -> None:
-    """Raise a ValueError unless cu_seqlens are borders of sequences in x (1, total, ...)."""
-    rule = f"{function}: cu_seqlens must be an int32 or int64 tensor (S + 1,)"
     if x.shape[0] != 1:
         raise ValueError(
             f"{function}: with cu_seqlens sequences lie in a batch of one, got a batch of "
             f"{x.shape[0]}; put them one after another on the position axis"
         )
     check_not_empty(function, x)
-    if isinstance(cu_seqlens, Packing):
-        cu_seqlens = cu_seqlens.cu_seqlens
+    if not isinstance(cu_seqlens, Packing):
+        return _pack(_checked_borders(function, cu_seqlens, x), x.device)
+    positions = cu_seqlens.positions
+    if x.shape[1] != positions.shape[0] or x.device != positions.device:
+        raise ValueError(
+            f"{function}: the Packing must be that of the sequences, {x.shape[1]} positions on "
+            f"{x.device}, got one of {positions.shape[0]} on {positions.device}; give cu_seqlens"
+        )
+    return cu_seqlens
+
+
+@torch.compiler.disable  # reads the numbers
+def _checked_borders(function: str, cu_seqlens: Tensor, x: Tensor) -> Tensor:
+    """The borders on the CPU, int64."""
+    rule = f"{function}: cu_seqlens must be an int32 or int64 tensor (S + 1,)"
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         got = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
         raise ValueError(f"{rule}, got {got}; convert it first")
@@ -121,6 +126,7 @@ def check_cu_seqlens(function: str, cu_seqlens: CuSeqlens, x: Tensor) -> None:
             f"{function}: cu_seqlens must ascend from 0 to the number of positions, {x.shape[1]}, "
             f"got {_shown(borders)}; it holds 0 and the end of every sequence"
         )
+    return torch.tensor(borders)
 
 
 def _shown(numbers: list[int], most: int = 8) -> str:
@@ -131,8 +137,8 @@ def _shown(numbers: list[int], most: int = 8) -> str:
     return f"[{', '.join(map(str, head))}, ..., {', '.join(map(str, tail))}]"
 
 
+@torch.compiler.disable  # the groups depend on the numbers
 def _pack(cu_seqlens: Tensor, device: torch.device) -> Packing:
-    cu_seqlens = cu_seqlens.to("cpu", torch.int64)
     starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
     sequence = torch.repeat_interleave(lengths)
     positions = torch.arange(len(sequence)) - starts[sequence]
@@ -161,24 +167,23 @@ def group_lengths(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-State = Tensor | tuple[Tensor, ...]  # a tuple may be a NamedTuple of tensors
+Tensors = Tensor | tuple[Tensor, ...]  # one, or several as a tuple or NamedTuple
 
 
-@torch.compiler.disable  # shapes change with every batch of lengths
 def run_packed(
     function: str,
-    op: Callable[..., tuple[Tensor, State]],
-    cu_seqlens: CuSeqlens,
+    op: Callable[..., tuple[Tensor, Tensors]],
+    cu_seqlens: CuSeqlens | None,
     inputs: dict[str, Tensor | None],
-    state: State | None = None,
+    state: Tensors | None = None,
     neutral: dict[str, float | Tensor] | None = None,
-) -> tuple[Tensor, State]:
-    """Run a recurrence on packed sequences, group by group.
+) -> tuple[Tensor, Tensors]:
+    """Run a recurrence on packed sequences, group by group, or once if there are none.
 
     Args:
         function: Name put in front of every message.
-        op: Called as op(**inputs, state=..., return_state=True) on a batch of sequences.
-        cu_seqlens: Borders of the S sequences, see `as_packing`.
+        op: Called as op(**inputs, state=...) on a batch of sequences, returns output and state.
+        cu_seqlens: Borders of the S sequences, see `as_packing`; None for a batch as it is.
         inputs: Arguments of `op` by name, (1, total, ...), or None.
         state: State of every sequence, (S, ...); None for that of a start.
         neutral: For inputs by name what leaves a state as it is, 0 where not given.
@@ -190,10 +195,22 @@ def run_packed(
     Raises:
         ValueError: as `as_packing`; another number of states than sequences.
     """
-    first = next(x for x in inputs.values() if x is not None)
-    packing, neutral = as_packing(function, cu_seqlens, first), neutral or {}
+    if cu_seqlens is None:
+        return op(**inputs, state=state)
+    packing = as_packing(function, cu_seqlens, next(iter(inputs.values())))
     if state is not None:
-        _map_states(lambda x: check_states(function, x, packing), state)
+        _each(lambda x: check_states(function, x, packing), state)
+    return _run_groups(op, packing, inputs, state, neutral or {})
+
+
+@torch.compiler.disable  # lengths and numbers of rows change with every batch
+def _run_groups(
+    op: Callable[..., tuple[Tensor, Tensors]],
+    packing: Packing,
+    inputs: dict[str, Tensor | None],
+    state: Tensors | None,
+    neutral: dict[str, float | Tensor],
+) -> tuple[Tensor, Tensors]:
     padded = {
         name: packing.pad(x, neutral.get(name, 0.0)) for name, x in inputs.items() if x is not None
     }
@@ -201,27 +218,28 @@ def run_packed(
     for i, group in enumerate(packing.groups):
         part = {name: groups[i] for name, groups in padded.items()}
         before = None if state is None else _rows(state, group.sequences)
-        out, after = op(**part, state=before, return_state=True)
+        out, after = op(**part, state=before)
         outs.append(out)
         states.append(after)
-    return packing.unpad(outs), _join(state, states, packing)
+    out = _each(lambda *parts: packing.unpad(parts), *outs)
+    return out, _join(state, states, packing)
 
 
-def _rows(state: State, rows: Tensor) -> State:
-    return _map_states(lambda x: x.index_select(0, rows), state)
+def _rows(state: Tensors, rows: Tensor) -> Tensors:
+    return _each(lambda x: x.index_select(0, rows), state)
 
 
-def _join(before: State | None, states: list[State], packing: Packing) -> State:
+def _join(before: Tensors | None, states: list[Tensors], packing: Packing) -> Tensors:
     """States of all sequences from those of the groups; empty sequences keep what they had."""
     order = torch.cat([group.sequences for group in packing.groups])
     if before is None:
         count = packing.num_sequences
-        before = _map_states(lambda x: x.new_zeros(count, *x.shape[1:]), states[0])
+        before = _each(lambda x: x.new_zeros(count, *x.shape[1:]), states[0])
 
     def join(old: Tensor, *new: Tensor) -> Tensor:
         return old.to(new[0].dtype).index_copy(0, order, torch.cat(new))
 
-    return _map_states(join, before, *states)
+    return _each(join, before, *states)
 
 
 def check_states(function: str, state: Tensor, packing: Packing) -> None:
@@ -233,10 +251,10 @@ def check_states(function: str, state: Tensor, packing: Packing) -> None:
         )
 
 
-def _map_states(function: Callable[..., Tensor | None], *states: State) -> State:
-    """The function of states that are tensors, or of each of their parts."""
-    if isinstance(states[0], Tensor):
-        return function(*states)
-    parts = [function(*same) for same in zip(*states, strict=True)]
-    make = getattr(type(states[0]), "_make", tuple)
+def _each(function: Callable[..., Tensor | None], *tensors: Tensors) -> Tensors:
+    """The function of tensors, or of the first, the second, ... of each tuple."""
+    if isinstance(tensors[0], Tensor):
+        return function(*tensors)
+    parts = [function(*same) for same in zip(*tensors, strict=True)]
+    make = getattr(type(tensors[0]), "_make", tuple)  # of a NamedTuple
     return make(parts)

@@ -71,7 +71,7 @@ def delta_rule(
     check_choice("delta_rule", "backend", backend, ("auto", "naive", "chunk", "fla"))
     _check(q, k, v, beta, log_decay, state, "B" if cu_seqlens is None else "S")
     if cu_seqlens is not None:
-        op = partial(delta_rule, scale=scale, backend=backend)
+        op = partial(delta_rule, return_state=True, scale=scale, backend=backend)
         inputs = {"q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay}
         out, state = run_packed("delta_rule", op, cu_seqlens, inputs, state)
         return (out, state) if return_state else out

@@ -71,7 +71,7 @@ def gated_linear_attention(
     check_choice("gated_linear_attention", "backend", backend, ("auto", "naive", "chunk", "fla"))
     _check(q, k, v, log_decay, state, "B" if cu_seqlens is None else "S")
     if cu_seqlens is not None:
-        op = partial(gated_linear_attention, scale=scale, backend=backend)
+        op = partial(gated_linear_attention, return_state=True, scale=scale, backend=backend)
         inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay}
         out, state = run_packed("gated_linear_attention", op, cu_seqlens, inputs, state)
         return (out, state) if return_state else out

@@ -83,7 +83,7 @@ def mlstm(
     check_choice("mlstm", "backend", backend, ("auto", "naive", "chunk"))
     _check(q, k, v, input_gate, forget_gate, state, "B" if cu_seqlens is None else "S")
     if cu_seqlens is not None:
-        op = partial(mlstm, scale=scale, backend=backend)
+        op = partial(mlstm, return_state=True, scale=scale, backend=backend)
         inputs = {"q": q, "k": k, "v": v, "input_gate": input_gate, "forget_gate": forget_gate}
         shut = {"input_gate": -torch.inf, "forget_gate": torch.inf}
         out, state = run_packed("mlstm", op, cu_seqlens, inputs, state, shut)

@@ -1,11 +1,14 @@
 """pLSTM on sequences (path graphs)."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.kernels import check_triton, prefers_triton
+from plstm.ops.packed import CuSeqlens, run_packed
 from plstm.ops.plstm_1d.chunk import plstm_1d_chunk
 from plstm.ops.plstm_1d.naive import plstm_1d_naive
 
@@ -27,6 +30,7 @@ def plstm_1d(
     return_state: bool = False,
     scale: float | None = None,
     backend: str = "auto",
+    cu_seqlens: CuSeqlens | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Linear recurrence with source, transition, mark and direct gates along a sequence.
 
@@ -59,14 +63,16 @@ def plstm_1d(
         scale: Factor on the output, K^(-1/2) if None.
         backend: "naive" (the loop), "chunk" (linear time, matrix products; with one lane first
             derivatives only), "triton" (the same in kernels for CUDA devices, one lane), or "auto".
+        cu_seqlens: Borders of S packed sequences, (S + 1,), see `plstm.ops.packed`; B is 1 then, L
+            their total, and states have S in place of B.
 
     Returns:
         Output (B, L, H, V) or (B, L, H, V, O) in the dtype of v; with return_state also the state,
         in float32 or wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend or one
-            that does not run here.
+        ValueError: shapes, dtypes or devices disagree, no positions, wrong cu_seqlens, an unknown
+            backend or one that does not run here.
         NotImplementedError: gradients of "chunk" or "triton" are differentiated again; torch.func
             can, and so can "naive".
 
@@ -74,7 +80,15 @@ def plstm_1d(
     """
     check_choice("plstm_1d", "backend", backend, ("auto", "naive", "chunk", "triton"))
     lanes = v.ndim == 5
-    _check(q, k, v, source, transition, mark, direct, state, lanes)
+    states = "B" if cu_seqlens is None else "S"
+    _check(q, k, v, source, transition, mark, direct, state, lanes, states)
+    if cu_seqlens is not None:
+        op = partial(plstm_1d, return_state=True, scale=scale, backend=backend)
+        gates = {"source": source, "transition": transition, "mark": mark, "direct": direct}
+        unchanged = {"transition": torch.eye(transition.shape[-1]) if lanes else 1.0}
+        inputs = {"q": q, "k": k, "v": v, **gates}
+        out, state = run_packed("plstm_1d", op, cu_seqlens, inputs, state, unchanged)
+        return (out, state) if return_state else out
     scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
     out_dtype = v.dtype
@@ -145,6 +159,7 @@ def _check(
     direct: Tensor,
     state: Tensor | None,
     lanes: bool,
+    states: str,
 ) -> None:
     tensors = {
         "q": (q, "B L H K"),
@@ -156,7 +171,7 @@ def _check(
         "direct": (direct, "B L H O I" if lanes else "B L H"),
     }
     if state is not None:
-        tensors["state"] = (state, "B H K V J" if lanes else "B H K V")
+        tensors["state"] = (state, f"{states} H K V" + " J" * lanes)
     check_shapes("plstm_1d", **tensors)
     if q.shape[1] == 0:
         raise ValueError("plstm_1d: the sequence must have at least one position, got q with L = 0")
