@@ -148,15 +148,20 @@ class LightNet(nn.Module):
     ) -> tuple[Tensor, LightNetState]:
         packing = as_packing("LightNet", cu_seqlens, x)
         memory, z, code, seen = state if state is not None else (None, None, None, None)
-        positions, seen = token_positions(x, seen, packing)
+        positions, seen = token_positions("LightNet", x, seen, packing)
         if self.code is not None:
             x, code = self.code.forward_with_state(x, code, packing)
         q, kappa, v = self._qkv(x)
         if z is None:
             rows = (*seen.shape, *kappa.shape[2:])
             z = kappa.new_full(rows, 0.0 if self.phantom else -torch.inf)
-        inputs, nothing = {"kappa": kappa}, {"kappa": -torch.inf}
-        (k, log_decay), z = run_packed("LightNet", additive_decay, packing, inputs, z, nothing)
+        if packing is None:
+            (k, log_decay), z = additive_decay(kappa, z)
+        else:
+            nothing = {"kappa": -torch.inf}
+            (k, log_decay), z = run_packed(
+                "LightNet", additive_decay, packing, {"kappa": kappa}, z, nothing
+            )
         if self.lrpe != "none":
             q, k = (apply_lrpe(part, positions[..., None], self.lrpe) for part in (q, k))
             if self.lrpe == "cosine":

@@ -142,13 +142,16 @@ class NaLaFormerAttention(nn.Module):
         packing: Packing | None,
     ) -> tuple[Tensor, NaLaFormerState]:
         memory, normalizer, seen = state if state is not None else (None, None, None)
-        positions, seen = token_positions(q, seen, packing)
+        positions, seen = token_positions("NaLaFormerAttention", q, seen, packing)
         turned = (self._turn(part, positions[..., None]) for part in (q, k))
         options = {"scale": 1.0, "backend": self.backend, "cu_seqlens": packing}
         out, memory = gated_linear_attention(*turned, v, state=memory, return_state=True, **options)
-        sums, normalizer = run_packed(
-            "NaLaFormerAttention", _running_sum, packing, {"x": k}, normalizer
-        )
+        if packing is None:
+            sums, normalizer = _running_sum(k, normalizer)
+        else:
+            sums, normalizer = run_packed(
+                "NaLaFormerAttention", _running_sum, packing, {"x": k}, normalizer
+            )
         total = (q * sums).sum(-1, keepdim=True)
         return out / (total + EPS), NaLaFormerState(memory, normalizer, seen)
 

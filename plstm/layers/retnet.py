@@ -92,7 +92,7 @@ class RetNet(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         memory, seen = state if state is not None else (None, None)
-        positions, seen = token_positions(x, seen, packing)
+        positions, seen = token_positions("RetNet", x, seen, packing)
         if self.rotary:
             q, k = (rotate_positions(part, positions[..., None]) for part in (q, k))
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))

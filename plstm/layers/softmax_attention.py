@@ -110,7 +110,7 @@ class SoftmaxAttention(nn.Module):
     ) -> tuple[Tensor, AttentionState]:
         """Each sequence in a row of its own; padding behind it is seen by none of its queries."""
         if state is not None:
-            check_states("SoftmaxAttention", state.k, packing)
+            check_states("SoftmaxAttention", state.k, packing.num_sequences)
         outs = []
         padded = (packing.pad(x) for x in (q, k, v))
         for (rows, length), *qkv in zip(packing.groups, *padded, strict=True):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from plstm.ops.packed import CuSeqlens, Packing
+from plstm.ops.packed import CuSeqlens, Packing, check_states
 
 
 class MemoryState(NamedTuple):
@@ -53,25 +53,29 @@ def check_takes_packed(mixer: nn.Module) -> None:
 
 
 def token_positions(
-    x: Tensor, seen: Tensor | None, packing: Packing | None
+    layer: str, x: Tensor, seen: Tensor | None, packing: Packing | None
 ) -> tuple[Tensor, Tensor]:
     """Positions within their sequences, and how many have been seen after them.
 
     Args:
+        layer: Name put in front of the message.
         x: What lies there, (B, L, ...), or (1, total, ...) packed.
         seen: Positions before, one number per sequence, (B,), or (S,) packed; None for 0.
         packing: Where packed sequences lie.
 
     Returns:
         Positions (L,), or (B, L) with `seen` if not packed, and seen, (B,) or (S,).
+
+    Raises:
+        ValueError: `seen` is of another number of sequences.
     """
     if packing is None:
         positions = torch.arange(x.shape[1], device=x.device)
         lengths = torch.full(x.shape[:1], x.shape[1], device=x.device)
-        if seen is not None:
-            positions = positions + seen[:, None]
     else:
         positions, lengths = packing.positions, packing.lengths
-        if seen is not None:
-            positions = positions + seen[packing.sequence]
-    return positions, lengths if seen is None else seen + lengths
+    if seen is None:
+        return positions, lengths
+    check_states(layer, seen, len(lengths))
+    offset = seen[:, None] if packing is None else seen[packing.sequence]
+    return positions + offset, seen + lengths

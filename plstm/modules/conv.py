@@ -54,7 +54,7 @@ class CausalConv1d(nn.Module):
 
     def _packed(self, x: Tensor, window: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
         """One convolution over all sequences, each after its window."""
-        check_states("CausalConv1d", window, packing)
+        check_states("CausalConv1d", window, packing.num_sequences)
         before = self.width - 1
         numbers = torch.arange(packing.num_sequences, device=x.device)
         ends = packing.cu_seqlens[1:] + before * (numbers + 1)  # of window and sequence together

@@ -93,7 +93,7 @@ def as_packing(function: str, cu_seqlens: CuSeqlens | None, x: Tensor) -> Packin
         )
     check_not_empty(function, x)
     if not isinstance(cu_seqlens, Packing):
-        return _pack(_checked_borders(function, cu_seqlens, x), x.device)
+        return _pack(function, cu_seqlens, x)
     positions = cu_seqlens.positions
     if x.shape[1] != positions.shape[0] or x.device != positions.device:
         raise ValueError(
@@ -103,9 +103,24 @@ def as_packing(function: str, cu_seqlens: CuSeqlens | None, x: Tensor) -> Packin
     return cu_seqlens
 
 
-@torch.compiler.disable  # reads the numbers
-def _checked_borders(function: str, cu_seqlens: Tensor, x: Tensor) -> Tensor:
-    """The borders on the CPU, int64."""
+@torch.compiler.disable  # the groups depend on the numbers
+def _pack(function: str, cu_seqlens: Tensor, x: Tensor) -> Packing:
+    borders = torch.tensor(_checked_borders(function, cu_seqlens, x))
+    starts, lengths = borders[:-1], borders.diff()
+    sequence = torch.repeat_interleave(lengths)
+    positions = torch.arange(len(sequence)) - starts[sequence]
+    groups, row_starts, rows = [], torch.zeros_like(lengths), 0
+    for members in group_lengths(lengths.tolist()):
+        group = Group(torch.tensor(members), int(lengths[members[0]]))
+        row_starts[group.sequences] = rows + group.length * torch.arange(len(members))
+        rows += group.length * len(members)
+        groups.append(Group(group.sequences.to(x.device), group.length))
+    places = row_starts[sequence] + positions
+    tensors = (borders, sequence, positions, places)
+    return Packing(*(tensor.to(x.device) for tensor in tensors), tuple(groups))
+
+
+def _checked_borders(function: str, cu_seqlens: Tensor, x: Tensor) -> list[int]:
     rule = f"{function}: cu_seqlens must be an int32 or int64 tensor (S + 1,)"
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         got = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
@@ -126,7 +141,7 @@ def _checked_borders(function: str, cu_seqlens: Tensor, x: Tensor) -> Tensor:
             f"{function}: cu_seqlens must ascend from 0 to the number of positions, {x.shape[1]}, "
             f"got {_shown(borders)}; it holds 0 and the end of every sequence"
         )
-    return torch.tensor(borders)
+    return borders
 
 
 def _shown(numbers: list[int], most: int = 8) -> str:
@@ -135,22 +150,6 @@ def _shown(numbers: list[int], most: int = 8) -> str:
         return str(numbers)
     head, tail = numbers[: most // 2], numbers[-most // 2 :]
     return f"[{', '.join(map(str, head))}, ..., {', '.join(map(str, tail))}]"
-
-
-@torch.compiler.disable  # the groups depend on the numbers
-def _pack(cu_seqlens: Tensor, device: torch.device) -> Packing:
-    starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
-    sequence = torch.repeat_interleave(lengths)
-    positions = torch.arange(len(sequence)) - starts[sequence]
-    groups, row_starts, rows = [], torch.zeros_like(lengths), 0
-    for members in group_lengths(lengths.tolist()):
-        group = Group(torch.tensor(members), int(lengths[members[0]]))
-        row_starts[group.sequences] = rows + group.length * torch.arange(len(members))
-        rows += group.length * len(members)
-        groups.append(Group(group.sequences.to(device), group.length))
-    places = row_starts[sequence] + positions
-    tensors = (cu_seqlens, sequence, positions, places)
-    return Packing(*(x.to(device) for x in tensors), tuple(groups))
 
 
 def group_lengths(lengths: Sequence[int]) -> list[list[int]]:
@@ -170,20 +169,21 @@ def group_lengths(lengths: Sequence[int]) -> list[list[int]]:
 Tensors = Tensor | tuple[Tensor, ...]  # one, or several as a tuple or NamedTuple
 
 
+@torch.compiler.disable  # lengths and numbers of rows change with every batch
 def run_packed(
     function: str,
-    op: Callable[..., tuple[Tensor, Tensors]],
-    cu_seqlens: CuSeqlens | None,
+    op: Callable[..., tuple[Tensors, Tensors]],
+    cu_seqlens: CuSeqlens,
     inputs: dict[str, Tensor | None],
     state: Tensors | None = None,
     neutral: dict[str, float | Tensor] | None = None,
-) -> tuple[Tensor, Tensors]:
-    """Run a recurrence on packed sequences, group by group, or once if there are none.
+) -> tuple[Tensors, Tensors]:
+    """Run a recurrence on packed sequences, group by group.
 
     Args:
         function: Name put in front of every message.
         op: Called as op(**inputs, state=...) on a batch of sequences, returns output and state.
-        cu_seqlens: Borders of the S sequences, see `as_packing`; None for a batch as it is.
+        cu_seqlens: Borders of the S sequences, see `as_packing`.
         inputs: Arguments of `op` by name, (1, total, ...), or None.
         state: State of every sequence, (S, ...); None for that of a start.
         neutral: For inputs by name what leaves a state as it is, 0 where not given.
@@ -195,22 +195,10 @@ def run_packed(
     Raises:
         ValueError: as `as_packing`; another number of states than sequences.
     """
-    if cu_seqlens is None:
-        return op(**inputs, state=state)
     packing = as_packing(function, cu_seqlens, next(iter(inputs.values())))
     if state is not None:
-        _each(lambda x: check_states(function, x, packing), state)
-    return _run_groups(op, packing, inputs, state, neutral or {})
-
-
-@torch.compiler.disable  # lengths and numbers of rows change with every batch
-def _run_groups(
-    op: Callable[..., tuple[Tensor, Tensors]],
-    packing: Packing,
-    inputs: dict[str, Tensor | None],
-    state: Tensors | None,
-    neutral: dict[str, float | Tensor],
-) -> tuple[Tensor, Tensors]:
+        _each(lambda x: check_states(function, x, packing.num_sequences), state)
+    neutral = neutral or {}
     padded = {
         name: packing.pad(x, neutral.get(name, 0.0)) for name, x in inputs.items() if x is not None
     }
@@ -242,12 +230,12 @@ def _join(before: Tensors | None, states: list[Tensors], packing: Packing) -> Te
     return _each(join, before, *states)
 
 
-def check_states(function: str, state: Tensor, packing: Packing) -> None:
+def check_states(function: str, state: Tensor, sequences: int) -> None:
     """Raise a ValueError unless there is one state per sequence, (S, ...)."""
-    if state.shape[0] != packing.num_sequences:
+    if state.shape[0] != sequences:
         raise ValueError(
-            f"{function}: with cu_seqlens the state holds one entry per sequence, "
-            f"{packing.num_sequences}, got {state.shape[0]}; its first axis counts sequences"
+            f"{function}: the state must have one entry per sequence, {sequences}, got "
+            f"{state.shape[0]}; its first axis counts the sequences, those of cu_seqlens if given"
         )
 
 
