@@ -6,10 +6,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_shapes
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.norm import RMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_shapes
 from plstm.ops.delta_rule import delta_rule
 from plstm.ops.packed import CuSeqlens, Packing, as_packing
 
@@ -125,7 +125,7 @@ class DeltaNet(nn.Module):
         return self.num_heads * self.qk_dim * self.v_dim + self.conv.window_size()
 
     def _qkv(
-        self, x: Tensor, window: Tensor | None, packing: Packing | None
+        self, x: Tensor, window: Tensor | None, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k and v (B, L, H, width), q and k of norm 1, and the next window."""
         qkv, window = self.conv(self.qkv_proj(x), window, packing)

@@ -8,11 +8,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from plstm.checks import check_shapes
 from plstm.modules.causal import check_causal_call
 from plstm.modules.init import small_init_
 from plstm.modules.rotary import coordinates, rotate_positions
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import check_shapes
 from plstm.ops.packed import CuSeqlens, Packing, as_packing, check_states
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import check_not_empty
+from plstm.checks import check_not_empty
 
 # A group holds lengths down to this part of its longest, or so many positions below it: little
 # padding, and few calls.

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from plstm.ops.checks import (
+from plstm.checks import (
     accumulation_dtype,
     check_choice,
     check_not_empty,
     check_shapes,
     output_scale,
+    without_autocast,
 )
 from plstm.ops.mlstm.naive import mlstm_naive
 from plstm.ops.mlstm.stabilizer import running_stabilizer
@@ -85,14 +86,14 @@ def mlstm(
     if cu_seqlens is not None:
         op = partial(mlstm, return_state=True, scale=scale, backend=backend)
         inputs = {"q": q, "k": k, "v": v, "input_gate": input_gate, "forget_gate": forget_gate}
-        shut = {"input_gate": -torch.inf, "forget_gate": torch.inf}
-        out, state = run_packed("mlstm", op, cu_seqlens, inputs, state, shut)
+        neutral = {"input_gate": -torch.inf, "forget_gate": torch.inf}
+        out, state = run_packed("mlstm", op, cu_seqlens, inputs, state, neutral)
         return (out, state) if return_state else out
     scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, input_gate, forget_gate)
     out_dtype = v.dtype
 
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         q, k, v, input_gate, forget_gate = (x.to(dtype) for x in (q, k, v, input_gate, forget_gate))
         if state is None:
             rows = (q.shape[0], q.shape[2], q.shape[3])

@@ -5,7 +5,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
+from plstm.checks import (
+    accumulation_dtype,
+    check_choice,
+    check_shapes,
+    output_scale,
+    without_autocast,
+)
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.kernels import check_triton, prefers_triton
 from plstm.ops.packed import CuSeqlens, run_packed
@@ -85,9 +91,9 @@ def plstm_1d(
     if cu_seqlens is not None:
         op = partial(plstm_1d, return_state=True, scale=scale, backend=backend)
         gates = {"source": source, "transition": transition, "mark": mark, "direct": direct}
-        unchanged = {"transition": torch.eye(transition.shape[-1]) if lanes else 1.0}
+        neutral = {"transition": torch.eye(transition.shape[-1]) if lanes else 1.0}
         inputs = {"q": q, "k": k, "v": v, **gates}
-        out, state = run_packed("plstm_1d", op, cu_seqlens, inputs, state, unchanged)
+        out, state = run_packed("plstm_1d", op, cu_seqlens, inputs, state, neutral)
         return (out, state) if return_state else out
     scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
@@ -95,7 +101,7 @@ def plstm_1d(
     if backend == "auto" and not lanes and not transformed() and prefers_triton(q.device, dtype):
         backend = "triton"
 
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         if backend == "triton":
             gates = (source, transition, mark, direct)
             out, state = _run_triton(q, k, v, gates, state, scale, dtype, lanes)
