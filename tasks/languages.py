@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import check_choice
+from plstm.checks import check_choice
 from tasks.draws import integers
 from tasks.labelling import SequenceLabelling
 from tasks.sequences import SequenceData, at_the_end, draw_lengths, inside

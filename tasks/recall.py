@@ -7,7 +7,7 @@ net recalls grows with the size of its state.
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import check_positive
+from plstm.checks import check_positive
 from tasks.draws import uniform
 from tasks.sequences import UNLABELLED, SequenceData
 

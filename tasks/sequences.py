@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tasks.accuracy_by_length import accuracy_by_length
 from tasks.data import SPLITS, UNLABELLED, DataModule, FreshSampler, ShuffledSampler, as_is
 from tasks.draws import integers
-from tasks.pictures.lengths import accuracy_by_length
 
 MAX_LENGTH = 2**16 - 1
 

@@ -10,7 +10,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import check_choice
+from plstm.checks import check_choice
 from tasks.draws import integers
 from tasks.sequences import UNLABELLED, SequenceData, at_the_end, draw_lengths, inside
 

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plstm.ops.fallback import warn_slower
+
 
 def _has_triton() -> bool:
     try:
         major, minor = version("triton").split(".")[:2]
     except PackageNotFoundError:
         return False
-    return (int(major), int(minor)) >= (3, 6)  # the compiler of 3.2 dies of our kernels
+    return (int(major), int(minor)) >= (3, 6)  # Triton 3.2 crashes when it compiles our kernels
 
 
 HAS_TRITON = _has_triton()
@@ -22,12 +24,15 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton decides at imp
 
 def prefers_triton(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether "auto" takes a Triton kernel: on a GPU with tensor cores, and not in float64."""
-    return (
-        HAS_TRITON
-        and device.type == "cuda"
+    fits = (
+        device.type == "cuda"
         and dtype != torch.float64
         and torch.cuda.get_device_capability(device)[0] >= 8
     )
+    if fits and not HAS_TRITON:
+        reason = "the package triton 3.6 or newer is not installed"
+        warn_slower("plstm_1d, plstm_2d", reason, 'install the extra "gpu"')
+    return fits and HAS_TRITON
 
 
 def check_triton(function: str, device: torch.device) -> None:

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
+from plstm.checks import (
+    accumulation_dtype,
+    check_choice,
+    check_shapes,
+    output_scale,
+    without_autocast,
+)
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.kernels import check_triton, prefers_triton
 from plstm.ops.plstm_1d.chunk import plstm_1d_chunk
@@ -81,7 +87,7 @@ def plstm_1d(
     if backend == "auto" and not lanes and not transformed() and prefers_triton(q.device, dtype):
         backend = "triton"
 
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         if backend == "triton":
             gates = (source, transition, mark, direct)
             out, state = _run_triton(q, k, v, gates, state, scale, dtype, lanes)

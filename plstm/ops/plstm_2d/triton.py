@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from plstm.ops.checks import accumulation_dtype
+from plstm.checks import accumulation_dtype
 from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.kernels import launch
 from plstm.ops.plstm_2d.triton_kernels import backward_kernel, read_kernel
