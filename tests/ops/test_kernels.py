@@ -72,5 +72,6 @@ def test_grids(guarded, monkeypatch):
     for name in ("read_kernel", "backward_kernel"):
         monkeypatch.setattr(triton, name, kernel)
     inputs = grid_inputs(2, 3)
-    gradients(triton.plstm_2d_triton(**inputs, corners=CORNERS[:1], scale=1.0), inputs)
+    q, k, v, *gates = inputs.values()
+    gradients(triton.plstm_2d_triton(q, k, v, Gates(*gates), CORNERS[:1], 1.0), inputs)
     assert [on_device for _, on_device, _ in kernel.launches] == [True] * 3
