@@ -13,9 +13,41 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
+from plstm.ops.chunks import chunk_size
+from plstm.ops.plstm_1d.chunk import largest_chunk
 from plstm.ops.plstm_2d.cpu import chosen_form  # the module defines the operators
 
 Shape = tuple[int, ...]
+
+
+def _chunkwise(q: Shape, k: Shape, v: Shape, *args: object, **kwargs: object) -> int:
+    """Scores and their product with the values, the update of a state and its reading.
+
+    q (B, L, H, K) and v (B, L, H, V); positions that fill up the last chunk count.
+    """
+    positions, size, state = _chunks(q, v)
+    return 2 * positions * (size * (q[-1] + v[-1]) + 2 * state)
+
+
+def _chunkwise_backward(
+    grad: Shape,
+    state_grad: Shape,
+    q: Shape,
+    k: Shape,
+    v: Shape,
+    *args: object,
+    **kwargs: object,
+) -> int:
+    """The scores again, then two products for each of the four; states are kept."""
+    positions, size, state = _chunks(q, v)
+    return 2 * positions * (size * (3 * q[-1] + 2 * v[-1]) + 4 * state)
+
+
+def _chunks(q: Shape, v: Shape) -> tuple[int, int, int]:
+    """Positions of all samples and heads, those of a chunk, and the numbers of a state."""
+    batch, length, heads, key_width = q
+    size = chunk_size(length, largest_chunk(key_width, v[-1]))
+    return batch * heads * size * -(-length // size), size, key_width * v[-1]
 
 
 def _grid(q: Shape, k: Shape, v: Shape, source: Shape, *args: object, **kwargs: object) -> int:
@@ -58,6 +90,8 @@ def _attention_backward(
 
 
 FORMULAS: dict[object, Callable[..., int]] = {
+    torch.ops.plstm.sequence_chunkwise: _chunkwise,
+    torch.ops.plstm.sequence_chunkwise_backward: _chunkwise_backward,
     torch.ops.plstm.grid: _grid,
     torch.ops.plstm.grid_backward: _grid_backward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,

@@ -8,10 +8,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from plstm.ops import native, plstm_2d
+from plstm.ops import native, plstm_1d, plstm_2d
 from plstm.ops.flops import FORMULAS
+from plstm.ops.plstm_1d import chunk
 from plstm.ops.plstm_2d import CORNERS, cpu, gating, scan
-from tests.ops.inputs import grid_inputs
+from tests.ops.inputs import grid_inputs, sequence_inputs
 
 needs_compiler = pytest.mark.skipif(
     not native.available(scan.SOURCE), reason="needs a C++ compiler"
@@ -67,6 +68,25 @@ def test_the_form_that_runs_is_counted(work, form, monkeypatch):
         for b in ("auto", form)
     )
     assert auto == named
+
+
+def test_sequence(monkeypatch):
+    """Inside the operator the states are moved along the chunks too, by products of gates."""
+    monkeypatch.setattr(chunk, "CHUNK_SIZES", (4,))
+    inputs = sequence_inputs(11, batch=2, heads=3, key_width=5, value_width=7)
+    chunks, problems, size, state = 3, 6, 4, 5 * 7  # one position more than there are
+    operands = (*inputs.values(), 0.5)
+    inside, (out, last, states) = counted(lambda: chunk._chunkwise._init_fn(*operands))
+    forward = 2 * problems * chunks * size * (size * (5 + 7) + 2 * state)
+    along_chunks = 2 * problems * (chunks + 1) ** 2 * state
+    assert inside == forward + along_chunks
+
+    operands = (out, last, *operands[:7], states, 0.5)
+    inside, _ = counted(lambda: chunk._chunkwise_backward._init_fn(*operands))
+    backward = 2 * problems * chunks * size * (size * (3 * 5 + 2 * 7) + 4 * state)
+    of_transitions = 2 * problems * chunks * (size + 1) ** 3
+    assert inside == backward + along_chunks + of_transitions
+    assert forward_and_backward(lambda: plstm_1d(**inputs)) == (forward, backward)
 
 
 def test_attention_on_a_cpu():
