@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from plstm.checks import check_shapes
+from plstm.checks import check_shapes, check_valid
 from plstm.modules.causal import check_causal_call
 from plstm.modules.init import small_init_
 from plstm.modules.rotary import coordinates, rotate_positions
@@ -77,15 +77,22 @@ class SoftmaxAttention(nn.Module):
         state: AttentionState | None = None,
         return_state: bool = False,
         cu_seqlens: CuSeqlens | None = None,
+        *,
+        valid: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, AttentionState]:
         """Map x (B, *positions, dim) to the same shape; causal ones take and return a state.
 
         Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        Where valid (B, *positions) is False there is no token: nothing attends to it, and its
+        output is 0.
         """
         check_shapes("SoftmaxAttention", x=(x, f"B ... {self.out_proj.out_features}"))
         axes = x.shape[1:-1]
         has_state = return_state or state is not None
         check_causal_call("SoftmaxAttention", self.causal, x, has_state, cu_seqlens)
+        if valid is not None:
+            self._check_valid(valid, x, has_state or cu_seqlens is not None)
+            x = x.masked_fill(~valid[..., None], 0)
         q, k, v = (
             rearrange(proj(x).flatten(1, -2), "b l (h w) -> b l h w", h=self.num_heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -95,14 +102,24 @@ class SoftmaxAttention(nn.Module):
             y, state = self._attend_packed(q, k, v, state, packing)
         else:
             state = _extended(state, k, v)
-            y = self._attend(q, state, axes)
+            y = self._attend(q, state, axes, valid)
         y = self.out_proj(y.flatten(2)).unflatten(1, axes)
+        if valid is not None:
+            y = y.masked_fill(~valid[..., None], 0)
         return (y, state) if return_state else y
 
     def step(self, x: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
         """Decode one position x (B, dim); cost and state grow with the positions seen."""
         y, state = self.forward(x[:, None], state, return_state=True)
         return y[:, 0], state
+
+    def _check_valid(self, valid: Tensor, x: Tensor, by_state: bool) -> None:
+        check_valid("SoftmaxAttention", valid, x.shape[:-1], x.device)
+        if by_state:
+            raise ValueError(
+                "SoftmaxAttention: valid excludes states and cu_seqlens, for a state does not "
+                "say which of its positions are valid; leave one of them out"
+            )
 
     @torch.compiler.disable  # lengths and numbers of rows change with every batch
     def _attend_packed(
@@ -118,7 +135,13 @@ class SoftmaxAttention(nn.Module):
             outs.append(self._attend(qkv[0], _extended(before, *qkv[1:]), (length,)))
         return packing.unpad(outs), _extended_packed(state, k, v, packing)
 
-    def _attend(self, q: Tensor, state: AttentionState, axes: Sequence[int]) -> Tensor:
+    def _attend(
+        self,
+        q: Tensor,
+        state: AttentionState,
+        axes: Sequence[int],
+        valid: Tensor | None = None,
+    ) -> Tensor:
         """Attention of q (B, L, H, K), which ends where the keys of `state` do, (B, L, H, V)."""
         q, k, v = (x.transpose(1, 2) for x in (q, state.k, state.v))
         seen = k.shape[2] - q.shape[2]  # positions before this call
@@ -129,13 +152,16 @@ class SoftmaxAttention(nn.Module):
                 positions = positions - state.empty[:, None, None]
             q, k = rotate_positions(q, positions[..., seen:, :]), rotate_positions(k, positions)
         mask = None
-        if self.causal and seen:
+        if self.causal and (seen or valid is not None):
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(seen)
             if state.empty is not None:
                 places = torch.arange(k.shape[2], device=q.device)
                 mask = mask & (places >= state.empty[:, None])[:, None, None]
+        if valid is not None:
+            keys = valid.flatten(1)[:, None, None]
+            mask = keys if mask is None else mask & keys
         y = nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=self.causal and not seen
+            q, k, v, attn_mask=mask, is_causal=self.causal and mask is None
         )
         return y.transpose(1, 2)
 
