@@ -3,6 +3,7 @@
 import json
 import sys
 from itertools import groupby
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,7 +38,8 @@ def small_layers():
 
 
 def two_sizes():
-    return (case for case in small_ops() if case.kind == "sequence")
+    for length in (9, 18):
+        yield from ops.sequence_cases(SETTING, batch=2, length=length, heads=2, width=16)
 
 
 def groups(cases):
@@ -187,6 +189,8 @@ def test_graphs_are_skipped_without_data(tmp_path, capsys):
 def test_command_writes_a_row_per_case_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "SUBJECTS", {"ops": lambda setting: two_sizes()})
     monkeypatch.setattr(command, "machine_rates", lambda *_: {"matmul_gflops": 1, "copy_gbs": 1})
+    collected = []  # in a process full of modules the collection itself takes long
+    monkeypatch.setattr(command, "gc", SimpleNamespace(collect=lambda: collected.append(True)))
     arguments = ["benchmarks", "ops", "--repeats=1", f"--out={tmp_path / 'new'}", "--name=try"]
     monkeypatch.setattr(sys, "argv", arguments)
     command.main()
@@ -194,6 +198,7 @@ def test_command_writes_a_row_per_case_and_a_picture(tmp_path, monkeypatch, caps
     assert [(row["group"], row["form"]) for row in rows] == [
         (case.group, case.form) for case in two_sizes()
     ]
+    assert len(collected) == len(rows)
     for row in rows:
         assert row["forward_ms"] > 0
         assert row["total_ms"] > 0
