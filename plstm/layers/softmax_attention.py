@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from plstm.checks import check_shapes
+from plstm.checks import check_shapes, check_valid
 from plstm.modules.causal import check_causal_call
 from plstm.modules.init import small_init_
 from plstm.modules.rotary import coordinates, rotate_positions
@@ -68,20 +68,35 @@ class SoftmaxAttention(nn.Module):
             small_init_(linear)
 
     def forward(
-        self, x: Tensor, state: AttentionState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: AttentionState | None = None,
+        return_state: bool = False,
+        *,
+        valid: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, AttentionState]:
-        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state."""
+        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state.
+
+        Where valid (B, *positions) is False there is no token: nothing attends to it, and its
+        output is 0.
+        """
         check_shapes("SoftmaxAttention", x=(x, f"B ... {self.out_proj.out_features}"))
         axes = x.shape[1:-1]
-        check_causal_call("SoftmaxAttention", self.causal, x, return_state or state is not None)
+        with_state = return_state or state is not None
+        check_causal_call("SoftmaxAttention", self.causal, x, with_state)
+        if valid is not None:
+            self._check_valid(valid, x, with_state)
+            x = x.masked_fill(~valid[..., None], 0)
         q, k, v = (
             rearrange(proj(x).flatten(1, -2), "b l (h w) -> b h l w", h=self.num_heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         if state is not None:
             k, v = torch.cat([state.k.to(k.dtype), k], 2), torch.cat([state.v.to(v.dtype), v], 2)
-        y = rearrange(self._attend(q, k, v, axes), "b h l w -> b l (h w)")
+        y = rearrange(self._attend(q, k, v, axes, valid), "b h l w -> b l (h w)")
         y = self.out_proj(y).unflatten(1, axes)
+        if valid is not None:
+            y = y.masked_fill(~valid[..., None], 0)
         return (y, AttentionState(k, v)) if return_state else y
 
     def step(self, x: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
@@ -89,15 +104,28 @@ class SoftmaxAttention(nn.Module):
         y, state = self.forward(x[:, None], state, return_state=True)
         return y[:, 0], state
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, axes: torch.Size) -> Tensor:
+    def _check_valid(self, valid: Tensor, x: Tensor, with_state: bool) -> None:
+        check_valid("SoftmaxAttention", valid, x.shape[:-1], x.device)
+        if with_state:
+            raise ValueError(
+                "SoftmaxAttention: valid and a state exclude each other, for the state does not "
+                "say which of its positions are valid; leave one of them out"
+            )
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, axes: torch.Size, valid: Tensor | None
+    ) -> Tensor:
         seen = k.shape[2] - q.shape[2]  # positions before this call
         if self.rotary:
             sizes = (k.shape[2],) if len(axes) == 1 else axes
             positions = coordinates(sizes, q.device)
             q, k = rotate_positions(q, positions[seen:]), rotate_positions(k, positions)
         mask = None
-        if self.causal and seen:
+        if self.causal and (seen or valid is not None):
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(seen)
+        if valid is not None:
+            keys = valid.flatten(1)[:, None, None]
+            mask = keys if mask is None else mask & keys
         return nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=self.causal and not seen
+            q, k, v, attn_mask=mask, is_causal=self.causal and mask is None
         )

@@ -58,7 +58,8 @@ def test_sequences(guarded, monkeypatch):
     for name in ("_border_kernel", "_output_kernel", "_query_key_kernel", "_gate_kernel"):
         monkeypatch.setattr(triton, name, kernel)
     inputs = sequence_inputs(5)
-    out, _ = triton.plstm_1d_triton(**inputs, scale=1.0)
+    q, k, v, *gates, state = inputs.values()
+    out, _ = triton.plstm_1d_triton(q, k, v, Gates(*gates), state, 1.0)
     gradients(out, inputs)
     assert [on_device for _, on_device, _ in kernel.launches] == [True] * 6
 
