@@ -1,5 +1,7 @@
 """pLSTM on sequences (path graphs)."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -15,6 +17,7 @@ from plstm.checks import (
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.gates import Gates
 from plstm.ops.kernels import check_triton, prefers_triton
+from plstm.ops.packed import CuSeqlens, run_packed
 from plstm.ops.plstm_1d.chunk import plstm_1d_chunk
 from plstm.ops.plstm_1d.naive import plstm_1d_naive
 
@@ -54,6 +57,7 @@ def plstm_1d(
     return_state: bool = False,
     scale: float | None = None,
     backend: str = "auto",
+    cu_seqlens: CuSeqlens | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Linear recurrence with source, transition, mark and direct gates along a sequence.
 
@@ -86,14 +90,16 @@ def plstm_1d(
         scale: Factor on the output, K^(-1/2) if None.
         backend: "naive" (the loop), "chunk" (linear time, matrix products; with one lane first
             derivatives only), "triton" (the same in kernels for CUDA devices, one lane), or "auto".
+        cu_seqlens: Borders of S packed sequences, (S + 1,), see `plstm.ops.packed`; B is 1 then, L
+            their total, and states have S in place of B.
 
     Returns:
         Output (B, L, H, V) or (B, L, H, V, O) in the dtype of v; with return_state also the state,
         in float32 or wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend or one
-            that does not run here.
+        ValueError: shapes, dtypes or devices disagree, no positions, wrong cu_seqlens, an unknown
+            backend or one that does not run here.
         NotImplementedError: gradients of "chunk" or "triton" are differentiated again; torch.func
             can, and so can "naive".
 
@@ -101,7 +107,13 @@ def plstm_1d(
     """
     check_choice("plstm_1d", "backend", backend, ("auto", *FORMS))
     gates = Gates(source, transition, mark, direct)
-    _check(q, k, v, gates, state)
+    _check(q, k, v, gates, state, "B" if cu_seqlens is None else "S")
+    if cu_seqlens is not None:
+        op = partial(plstm_1d, return_state=True, scale=scale, backend=backend)
+        neutral = {"transition": torch.eye(transition.shape[-1]) if v.ndim == 5 else 1.0}
+        inputs = {"q": q, "k": k, "v": v, **gates._asdict()}
+        out, state = run_packed("plstm_1d", op, cu_seqlens, inputs, state, neutral)
+        return (out, state) if return_state else out
     scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, *gates)
     if backend == "auto":
@@ -131,7 +143,10 @@ def _all_bfloat16(*tensors: Tensor) -> bool:
     return all(x.dtype == torch.bfloat16 for x in tensors)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor | None) -> None:
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor | None, states: str
+) -> None:
+    """`states` is the letter of the first axis of `state`."""
     lanes = v.ndim == 5
     tensors = {
         "q": (q, "B L H K"),
@@ -143,6 +158,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor | None) 
         "direct": (gates.direct, "B L H O I" if lanes else "B L H"),
     }
     if state is not None:
-        tensors["state"] = (state, "B H K V J" if lanes else "B H K V")
+        tensors["state"] = (state, f"{states} H K V" + " J" * lanes)
     check_shapes("plstm_1d", **tensors)
     check_not_empty("plstm_1d", q)
