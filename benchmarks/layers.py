@@ -11,10 +11,10 @@ from benchmarks.case import Case, Setting, Work, differentiated
 from benchmarks.counts import Cost
 from benchmarks.ops import graph_cost, molecules
 from plstm import PLSTM1d, PLSTM2d, PLSTMGraph, SoftmaxAttention
+from plstm.ops.plstm_2d import CORNERS
 
 DIM, HEADS, WIDTH = 192, 3, 64  # of sequences and grids: the tiny size of the arrow task
 GRAPH_DIM, GRAPH_HEADS = 96, 4  # of graphs: the net of the TU task
-CORNERS = 4
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -72,7 +72,7 @@ def grid_cases(
         for form in ("naive", "rows", "chunk", "gated", "scan", "triton")
     ]
     for mode, per_corner in {"P": 4, "D": 7}.items():
-        gates = HEADS * (CORNERS * per_corner + 1)
+        gates = HEADS * (len(CORNERS) * per_corner + 1)
         layer = partial(PLSTM2d, DIM, HEADS, mode=mode)
         yield case(f"PLSTM2d {mode}", make=partial(_dense, setting, layer, shape, gates, forms))
     if anchor:
@@ -107,7 +107,7 @@ def _graph(setting: Setting, mode: str, batch: int, nodes: int) -> Work:
     graph = molecules(batch, nodes).to(setting.device)
     itemsize = setting.dtype.itemsize
     sizes = (batch, GRAPH_HEADS, GRAPH_DIM // GRAPH_HEADS, itemsize)
-    forms = [graph_cost(form, graph, *sizes) for form in ("levels", "solve", "reach")]
+    forms = [graph_cost(form, graph, *sizes) for form in ("levels", "reach")]
     gates = 8 * GRAPH_HEADS  # of every node, and of it as an end of its edges
     cost = counts.layer_cost(graph.num_nodes, GRAPH_DIM, gates, forms, itemsize)
     layer = partial(PLSTMGraph, GRAPH_DIM, GRAPH_HEADS, mode=mode)

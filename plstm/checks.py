@@ -1,5 +1,6 @@
 """Input checks and precision rules shared by recurrences, layers and models."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -70,6 +71,15 @@ def check_choice(function: str, name: str, value: object, choices: tuple[object,
         raise ValueError(f"{function}: {name} must be one of {listed}, got {value!r}")
 
 
+def check_valid(function: str, valid: Tensor, shape: Sequence[int], device: torch.device) -> None:
+    """Raise a ValueError unless `valid`, where tokens are, is boolean, of this shape and device."""
+    if valid.dtype != torch.bool or valid.shape != tuple(shape) or valid.device != device:
+        raise ValueError(
+            f"{function}: valid must be a torch.bool tensor {tuple(shape)} on {device}, True where "
+            f"a token is, got {valid.dtype} {tuple(valid.shape)} on {valid.device}"
+        )
+
+
 def check_positive(function: str, **sizes: int) -> None:
     """Raise a ValueError unless every size is 1 or more."""
     for name, size in sizes.items():
@@ -98,4 +108,7 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """A context in which operations keep their dtypes; the meta device knows no autocast."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    # Where there is nothing to switch off, exported graphs are spared a region of their own.
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

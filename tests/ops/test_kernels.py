@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from plstm.ops.gates import Gates
 from plstm.ops.kernels import HAS_TRITON, launch
 from plstm.ops.plstm_2d import CORNERS
 from tests.helpers import gradients
@@ -57,7 +58,8 @@ def test_sequences(guarded, monkeypatch):
     for name in ("_border_kernel", "_output_kernel", "_query_key_kernel", "_gate_kernel"):
         monkeypatch.setattr(triton, name, kernel)
     inputs = sequence_inputs(5)
-    out, _ = triton.plstm_1d_triton(**inputs, scale=1.0)
+    q, k, v, *gates, state = inputs.values()
+    out, _ = triton.plstm_1d_triton(q, k, v, Gates(*gates), state, 1.0)
     gradients(out, inputs)
     assert [on_device for _, on_device, _ in kernel.launches] == [True] * 6
 
@@ -70,5 +72,6 @@ def test_grids(guarded, monkeypatch):
     for name in ("read_kernel", "backward_kernel"):
         monkeypatch.setattr(triton, name, kernel)
     inputs = grid_inputs(2, 3)
-    gradients(triton.plstm_2d_triton(**inputs, corners=CORNERS[:1], scale=1.0), inputs)
+    q, k, v, *gates = inputs.values()
+    gradients(triton.plstm_2d_triton(q, k, v, Gates(*gates), CORNERS[:1], 1.0), inputs)
     assert [on_device for _, on_device, _ in kernel.launches] == [True] * 3

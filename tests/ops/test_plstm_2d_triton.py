@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from plstm.ops import kernels, plstm_2d
+from plstm.ops.gates import Gates
 from plstm.ops.plstm_2d import CORNERS
 from plstm.ops.plstm_2d.naive import plstm_2d_naive
 from tests.helpers import TOLERANCE, assert_close, gradients
@@ -28,7 +29,12 @@ def small_tiles(monkeypatch):
 
 
 def run(inputs, corners):
-    return triton_2d.plstm_2d_triton(*inputs.values(), corners, SCALE)
+    return form(triton_2d.plstm_2d_triton, inputs, corners)
+
+
+def form(function, inputs, corners):
+    q, k, v, *gates = inputs.values()
+    return function(q, k, v, Gates(*gates), corners, SCALE)
 
 
 def assert_equals_naive(inputs, corners, tolerance=None):
@@ -36,7 +42,7 @@ def assert_equals_naive(inputs, corners, tolerance=None):
     dtype = inputs["v"].dtype
     rtol, grad_rtol = tolerance or TOLERANCE[dtype]
     exact = require_grad(inputs, torch.float64)
-    want = plstm_2d_naive(*exact.values(), corners, SCALE)
+    want = form(plstm_2d_naive, exact, corners)
     placed = {name: x.detach().to(DEVICE).requires_grad_() for name, x in inputs.items()}
     out = run(placed, corners)
     assert_close("output", out.cpu(), want, rtol)

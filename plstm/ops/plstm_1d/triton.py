@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from plstm.ops.derivatives import first_derivatives_only
+from plstm.ops.gates import Gates
 from plstm.ops.kernels import INTERPRETED, launch
 
 # Positions in a chunk, and the widest tile along K and V: what registers hold without spilling.
@@ -391,10 +392,7 @@ def plstm_1d_triton(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
+    gates: Gates,
     state: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
@@ -403,9 +401,10 @@ def plstm_1d_triton(
     Args:
         q, k, v: As in `plstm_1d`. In bfloat16, products of two of them have bfloat16 operands and
             are summed in the dtype of the gates; so do states at the borders of chunks.
-        source, transition, mark, direct: Gates (B, L, H) in the dtype states are carried in.
+        gates: Gates (B, L, H) in the dtype states are carried in.
         state: State that arrives at the first position, (B, H, K, V), in the dtype of the gates.
         scale: Factor on the output.
     """
+    source, transition, mark, direct = gates
     inputs = (q, k, v, source, transition, scale * mark, scale * direct, state)
     return _Recurrence.apply(*(x.contiguous() for x in inputs))

@@ -8,6 +8,7 @@ from torch.autograd.function import FunctionCtx
 
 from plstm.checks import accumulation_dtype
 from plstm.ops.derivatives import first_derivatives_only
+from plstm.ops.gates import Gates
 from plstm.ops.kernels import launch
 from plstm.ops.plstm_2d.triton_kernels import backward_kernel, read_kernel
 
@@ -42,15 +43,7 @@ def _all_bfloat16(*tensors: Tensor) -> bool:
 
 
 def plstm_2d_triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    corners: tuple[str, ...],
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, corners: tuple[str, ...], scale: float
 ) -> Tensor:
     """Parallel form that never writes a gating matrix; shapes as in `plstm_2d`.
 
@@ -66,15 +59,15 @@ def plstm_2d_triton(
             f"{MAX_ROW_BYTES} bytes of q, k or v in a row, got X={q.shape[2]}, K={q.shape[-1]}, "
             f'V={v.shape[-1]} in {v.dtype}; use backend "auto"'
         )
-    dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
-    source, transition, mark, direct = (x.to(dtype) for x in (source, transition, mark, direct))
+    dtype = accumulation_dtype(q, k, v, *gates)
+    source, transition, mark, direct = (x.to(dtype) for x in gates)
     if not _all_bfloat16(q, k, v) or dtype != torch.float32:
         q, k, v = (x.to(dtype) for x in (q, k, v))
     # Linear in mark and direct, so the factor on the output goes into them.
-    gates = torch.cat([source, scale * mark, transition.flatten(-2)], -1)
-    gates = rearrange(gates, "c b y x h g -> b h c g y x").contiguous()
+    packed = torch.cat([source, scale * mark, transition.flatten(-2)], -1)
+    packed = rearrange(packed, "c b y x h g -> b h c g y x").contiguous()
     direct = rearrange(scale * direct, "b y x h -> b h y x").contiguous()
-    return _PLSTM2d.apply(q.contiguous(), k.contiguous(), v.contiguous(), gates, direct, corners)
+    return _PLSTM2d.apply(q.contiguous(), k.contiguous(), v.contiguous(), packed, direct, corners)
 
 
 class _PLSTM2d(torch.autograd.Function):
