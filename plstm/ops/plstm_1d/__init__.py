@@ -5,6 +5,7 @@ from torch import Tensor
 
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
 from plstm.ops.derivatives import check_not_transformed, transformed
+from plstm.ops.gates import Gates
 from plstm.ops.kernels import check_triton, prefers_triton
 from plstm.ops.plstm_1d.chunk import plstm_1d_chunk
 from plstm.ops.plstm_1d.naive import plstm_1d_naive
@@ -78,13 +79,13 @@ def plstm_1d(
     scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
     out_dtype = v.dtype
-    if backend == "auto" and not lanes and not transformed() and prefers_triton(q.device, dtype):
+    if backend == "auto" and not lanes and not transformed() and _takes_triton(q, k, v, dtype):
         backend = "triton"
 
     with torch.autocast(q.device.type, enabled=False):
         if backend == "triton":
-            gates = (source, transition, mark, direct)
-            out, state = _run_triton(q, k, v, gates, state, scale, dtype, lanes)
+            gates = Gates(source, transition, mark, direct)
+            out, state = _run_triton(q, k, v, gates, state, scale, lanes)
             out = out.to(out_dtype)
             return (out, state) if return_state else out
         q, k, v, source, transition, mark, direct = (
@@ -109,14 +110,21 @@ def plstm_1d(
     return (out, state) if return_state else out
 
 
+def _takes_triton(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> bool:
+    if not prefers_triton(q.device, dtype):
+        return False
+    from plstm.ops.plstm_1d.triton import compiles  # imports triton
+
+    return compiles(q, k, v)
+
+
 def _run_triton(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    gates: tuple[Tensor, ...],
+    gates: Gates,
     state: Tensor | None,
     scale: float,
-    dtype: torch.dtype,
     lanes: bool,
 ) -> tuple[Tensor, Tensor]:
     check_triton("plstm_1d", q.device)
@@ -128,11 +136,9 @@ def _run_triton(
         )
     from plstm.ops.plstm_1d.triton import plstm_1d_triton  # imports triton
 
-    if dtype != torch.float32 or any(x.dtype != torch.bfloat16 for x in (q, k, v)):
-        q, k, v = (x.to(dtype) for x in (q, k, v))
     if state is None:
         state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-    return plstm_1d_triton(q, k, v, *(x.to(dtype) for x in gates), state.to(dtype), scale)
+    return plstm_1d_triton(q, k, v, gates, state, scale)
 
 
 def _check(

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
 from plstm.ops.derivatives import check_not_transformed, transformed
+from plstm.ops.gates import Gates
 from plstm.ops.kernels import check_triton, prefers_triton
 from plstm.ops.plstm_2d.gating import kernels_available, plstm_2d_gated
 from plstm.ops.plstm_2d.naive import plstm_2d_naive
@@ -91,7 +92,7 @@ def plstm_2d(
     scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
     if backend == "auto":
-        backend = _fastest(q, k, v, len(corners), dtype)
+        backend = _fastest(q, k, v, corners, dtype)
     if backend in KERNELS:
         check_not_transformed("plstm_2d", backend)
     if backend in COMPILED and q.device.type != "cpu":
@@ -104,23 +105,24 @@ def plstm_2d(
             check_triton("plstm_2d", q.device)
             from plstm.ops.plstm_2d.triton import plstm_2d_triton  # imports triton
 
-            out = plstm_2d_triton(q, k, v, source, transition, mark, direct, corners, scale)
+            gates = Gates(source, transition, mark, direct)
+            out = plstm_2d_triton(q, k, v, gates, corners, scale)
             return out.to(v.dtype)
         args = [x.to(dtype) for x in (q, k, v, source, transition, mark, direct)]
         out = FORMS[backend](*args, corners, scale)
     return out.to(v.dtype)
 
 
-def _fastest(q: Tensor, k: Tensor, v: Tensor, num_corners: int, dtype: torch.dtype) -> str:
+def _fastest(q: Tensor, k: Tensor, v: Tensor, corners: tuple[str, ...], dtype: torch.dtype) -> str:
     batch, num_rows, num_columns, heads, _ = q.shape
     kernels = not transformed()
     if kernels and prefers_triton(q.device, dtype):
-        from plstm.ops.plstm_2d.triton import supported  # imports triton
+        from plstm.ops.plstm_2d.triton import compiles, supported  # imports triton
 
-        if supported(q, k, v):
+        if supported(q, k, v) and compiles(q, k, v, corners):
             return "triton"
     if kernels and q.device.type == "cpu" and kernels_available():
-        nodes, states = num_rows * num_columns, num_corners * q.shape[-1] * v.shape[-1]
+        nodes, states = num_rows * num_columns, len(corners) * q.shape[-1] * v.shape[-1]
         return "gated" if nodes * (q.shape[-1] + v.shape[-1]) <= GATED_WORK * states else "scan"
     entries = batch * heads * (num_rows * num_columns) ** 2
     return "rows" if entries <= WHOLE_ENTRIES else "chunk"
