@@ -19,8 +19,8 @@ from torch import Tensor
 from benchmarks.measure import ROOT, conditions
 from benchmarks.results import markdown
 from tasks.arrow import ArrowData
+from tasks.arrow_errors import geometry
 from tasks.arrow_scenes import PLACEMENTS, Scene
-from tasks.pictures.arrow_errors import geometry
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICKSTART = {"padding": 5, "radius": (3, 5), "arrow_length": (6, 9), "line_width": (1, 2)}

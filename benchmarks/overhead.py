@@ -18,9 +18,9 @@ from benchmarks.measure import ROOT, commit, conditions
 from benchmarks.quiet import quiet_trainer
 from benchmarks.results import Row, markdown, merge
 from benchmarks.steps import CHARACTERS
+from tasks.callbacks.timing import EpochTimer
 from tasks.cli import main as command_line
 from tasks.runs import finish_wandb
-from tasks.timing import EpochTimer
 
 CONFIGS = ROOT / "configs"
 RESULTS = ROOT / "benchmarks" / "results"

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tasks.arrow_errors import arrow_errors
 from tasks.arrow_scenes import Scene, check_placement, sample_scenes, unit
 from tasks.data import DataModule, ShuffledSampler
-from tasks.pictures.arrow_errors import arrow_errors
 
 HEAD_LENGTH = 1 / 2.5  # of the head strokes over that of the arrow
 HEAD_ANGLE = 0.5  # radians between head strokes and shaft

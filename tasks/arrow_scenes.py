@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import check_choice
+from plstm.checks import check_choice
 
 CLEAR = 1.2  # nothing is drawn between hits of a circle of radius r / CLEAR and misses of CLEAR * r
 PLACEMENTS = ("balanced", "published")

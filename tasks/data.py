@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from plstm.ops.checks import check_positive
+from plstm.checks import check_positive
 
 
 class Shard(NamedTuple):

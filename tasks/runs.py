@@ -1,11 +1,10 @@
-"""The folder of a run: the resolved configuration, the checkpoints, the pictures."""
+"""The folder of a run, and what its loggers show: pictures, texts, facts."""
 
 import json
 import sys
 from pathlib import Path
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 
@@ -58,22 +57,3 @@ def log_facts(logger: Logger, facts: dict[str, float | None]) -> None:
         logger.experiment.config.update(facts, allow_val_change=True)
     else:
         log_text(logger, "facts", json.dumps(facts, indent=2), 0)
-
-
-class SaveResolvedConfig(SaveConfigCallback):
-    """Saves the resolved configuration in the run's own folder, and in wandb's record of it.
-
-    Lightning's own callback writes it beside the runs, in the way of the next run of wandb.
-    """
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = run_folder(trainer)
-        if folder is None or stage != "fit":
-            return
-        partial = folder / "config.yaml.partial"  # a run that is killed now keeps the old file
-        self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
-        partial.replace(folder / "config.yaml")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                dumped = self.parser.dump(self.config, skip_none=False, format="json")
-                logger.experiment.config.update(json.loads(dumped), allow_val_change=True)

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from plstm.ops.checks import check_positive
+from plstm.checks import check_positive
 from tasks.classification import Classification
 from tasks.data import DataModule, ShuffledSampler
 from tasks.runs import log_text, run_folder

@@ -1,5 +1,6 @@
 """What importing and packaging bring along."""
 
+import ast
 import subprocess
 import sys
 import tomllib
@@ -42,17 +43,57 @@ def test_plstm_does_not_load(heavy, loaded):
     assert heavy not in loaded
 
 
-def test_ops_load_no_layers():
-    """Importing a submodule runs plstm/__init__, so this looks at what the files name."""
-    above = {"ops": ("layers", "models"), "graph": ("layers", "models"), "layers": ("models",)}
-    for folder, forbidden in above.items():
-        files = list((ROOT / "plstm" / folder).rglob("*.py"))
-        assert files
-        for file in files:
-            text = file.read_text()
-            for name in (*(f"plstm.{part}" for part in forbidden), "tasks"):
-                assert f"from {name}" not in text, file
-                assert f"import {name}" not in text, file
+# Folders and files from the top down: each imports from those below it only.
+ORDER = [
+    "tests",
+    "benchmarks",
+    "train.py",
+    "tasks/cli",
+    "tasks/callbacks",
+    "tasks",
+    "plstm",
+    "plstm/models",
+    "plstm/layers",
+    "plstm/modules",
+    "plstm/ops",
+    "plstm/graph",
+    "plstm/checks.py",
+]
+ABOVE = {place: ORDER[:n] for n, place in enumerate(ORDER)}
+
+
+def place_of(file):
+    """The innermost place of the order that a file is in."""
+    inside = [place for place in ABOVE if file.is_relative_to(ROOT / place)]
+    return max(inside, key=len, default=None)
+
+
+def imported(file):
+    """Absolute names of all modules and of all names that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def file_of(name):
+    """File of a module, or of the module that a name is in; None if it is not in this project."""
+    path = ROOT / name.replace(".", "/")
+    files = [x for p in (path, path.parent) for x in (p / "__init__.py", p.with_suffix(".py"))]
+    return next(filter(Path.is_file, files), None)
+
+
+@pytest.mark.parametrize("place", ORDER[1:])
+def test_imports_point_one_way(place):
+    """Importing a submodule runs the __init__ above it, so this looks at what the files name."""
+    path = ROOT / place
+    files = [path] if path.is_file() else [x for x in path.rglob("*.py") if place_of(x) == place]
+    names = [(file, name) for file in files for name in imported(file)]
+    assert any(name.startswith(("plstm", "tasks", "torch")) for _, name in names)
+    for file, name in names:
+        assert (found := file_of(name)) is None or place_of(found) not in ABOVE[place], (file, name)
 
 
 def test_public_names_exist():

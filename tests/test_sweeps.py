@@ -9,8 +9,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb.wandb_agent import Agent
 
-from tasks import folds
-from tasks.cli import main
+from tasks.cli import folds, main
 from tests.tasks.runs import CONFIGS, FURTHER, SMALL
 from tests.tasks.wandb_file import WandbFile, end_wandb
 
@@ -69,7 +68,7 @@ def small(file):
 
 def run(sweep, given):
     """Run the program of a sweep in this process."""
-    return (folds.main if "tasks.folds" in sweep["command"] else main)(given)
+    return (folds.main if "tasks.cli.folds" in sweep["command"] else main)(given)
 
 
 def test_every_file_is_tried():

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from plstm.checks import check_choice
 from plstm.graph.topology import IntArray, ranges
-from plstm.ops.checks import check_choice
 
 ORDERS = ("given", "bfs", "random")
 

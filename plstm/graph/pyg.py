@@ -8,11 +8,11 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from plstm.checks import check_choice
 from plstm.graph.line_graph import line_graph
 from plstm.graph.multitree import prune_to_multitree
 from plstm.graph.orientation import ORDERS, node_rank, orient
 from plstm.graph.topology import consecutive_edges, node_levels
-from plstm.ops.checks import check_choice
 
 __all__ = ["DAG_KEYS", "PAIR_KEYS", "VERSION", "DagData", "ToDag", "line_graph"]
 

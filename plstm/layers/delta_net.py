@@ -6,10 +6,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_shapes
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.norm import RMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_shapes
 from plstm.ops.delta_rule import delta_rule
 
 

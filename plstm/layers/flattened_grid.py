@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from plstm.checks import check_choice, check_shapes
 from plstm.modules.block import MixerFactory
-from plstm.ops.checks import check_choice, check_shapes
 
 CORNERS = ("top_left", "bottom_right")
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype
 from plstm.layers.delta_net import DeltaNet
 from plstm.modules.init import step_size_bias_
-from plstm.ops.checks import accumulation_dtype
 
 
 class GatedDeltaNet(DeltaNet):

@@ -3,10 +3,10 @@
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_shapes
 from plstm.modules.causal import MemoryState
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 
@@ -70,6 +70,7 @@ class GLA(nn.Module):
         for linear in (module for module in self.children() if isinstance(module, nn.Linear)):
             nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
         nn.init.zeros_(self.decay_up.bias)
+        self.norm.reset_parameters()
 
     def forward(
         self, x: Tensor, state: MemoryState | None = None, return_state: bool = False

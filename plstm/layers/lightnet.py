@@ -6,13 +6,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_choice, check_shapes, without_autocast
 from plstm.modules.causal import check_causal_call
 from plstm.modules.lrpe import apply_lrpe
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.rotary import coordinates
 from plstm.modules.tpe import ToeplitzPosition
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 
@@ -117,7 +117,7 @@ class LightNet(nn.Module):
         if self.lrpe != "none":
             positions = coordinates(x.shape[1:-1], x.device)
             q, k = (apply_lrpe(part, positions, self.lrpe) for part in (q, k))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             memory = torch.einsum("blhk,blhv->bhkv", k, v.to(k.dtype))
             out = torch.einsum("blhk,bhkv->blhv", q.to(k.dtype), memory)
         return self._output(out.to(v.dtype).view(*x.shape[:-1], *out.shape[-2:]), x)

@@ -6,9 +6,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import check_choice, check_shapes
 from plstm.modules.causal import MemoryState
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import check_choice, check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 
@@ -95,11 +95,12 @@ class LightningAttention(nn.Module):
         self.gate_up = nn.Linear(self.v_dim, num_heads * self.v_dim, bias=False)
         self.norm = nn.LayerNorm(num_heads * self.v_dim)
         self.out_proj = nn.Linear(num_heads * self.v_dim, dim, bias=False)
-        slopes = scheduled_slopes(schedule, num_heads, layer, num_layers)
-        self.register_buffer("slopes", slopes, persistent=False)
+        self.schedule = (schedule, num_heads, layer, num_layers)
+        self.register_buffer("slopes", scheduled_slopes(*self.schedule), persistent=False)
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Draw new initial values, and compute the slopes."""
+        self.slopes.copy_(scheduled_slopes(*self.schedule))
         for module in self.children():
             module.reset_parameters()
 

@@ -4,9 +4,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_shapes, without_autocast
 from plstm.modules.causal import MemoryState, check_causal_call
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 
@@ -88,7 +88,7 @@ class LinearAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Normalised sums (B, L, H, V), and the sums of phi(k) [v, 1]^T, (B, H, K, V + 1)."""
         dtype = accumulation_dtype(q, k, v)
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device):
             q, k = _features(q.to(dtype)), _features(k.to(dtype))
             v = nn.functional.pad(v.to(dtype), (0, 1), value=1.0)  # the ones sum up the weights
             if self.causal:

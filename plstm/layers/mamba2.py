@@ -6,10 +6,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_shapes
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import step_size_bias_
 from plstm.modules.norm import RMSNorm
-from plstm.ops.checks import accumulation_dtype, check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 A_RANGE = (1.0, 16.0)  # of -A at the start, uniform

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from plstm.checks import check_choice, check_shapes
 from plstm.layers.flattened_grid import CORNERS
 from plstm.modules.init import step_size_bias_
-from plstm.ops.checks import check_choice, check_shapes
 from plstm.ops.mamba2d import mamba2d
 
 

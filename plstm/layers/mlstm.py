@@ -7,9 +7,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import check_shapes
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import small_init_
-from plstm.ops.checks import check_shapes
 from plstm.ops.mlstm import MLSTMState, mlstm
 
 

@@ -6,10 +6,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_shapes, without_autocast
 from plstm.modules.causal import check_causal_call
 from plstm.modules.rotary import coordinates, rotate
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 KEY_POWER, TAU = 3, 0.5  # lambda and tau of the paper
@@ -97,7 +97,7 @@ class NaLaFormerAttention(nn.Module):
         q, k, heads = (
             rearrange(part.flatten(1, -2), "b l (h k) -> b l h k", h=self.num_heads) for part in qkv
         )
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             q, k = norm_aware_features(q, k)
             start = state.position if state is not None else 0
             turned = [self._turn(part, axes, start) for part in (q, k)]

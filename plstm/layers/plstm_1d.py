@@ -6,11 +6,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_shapes, without_autocast
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_shapes
 from plstm.ops.plstm_1d import plstm_1d
 
 
@@ -98,6 +98,9 @@ class PLSTM1d(nn.Module):
         if self.rotation_proj is not None:
             constant_gate_(self.rotation_proj)
             nn.init.normal_(self.rotation_proj.bias)  # lanes must differ, or they stay alike
+        if self.conv is not None:
+            self.conv.reset_parameters()
+        self.norm.reset_parameters()
 
     def forward(
         self, x: Tensor, state: PLSTM1dState | None = None, return_state: bool = False
@@ -159,7 +162,7 @@ class PLSTM1d(nn.Module):
         shape = {"h": self.num_heads, "i": self.lanes}
         dtype = accumulation_dtype(mixed)  # rounded angles would turn the lanes of a long product
         weight, bias = (p.to(dtype) for p in (self.rotation_proj.weight, self.rotation_proj.bias))
-        with torch.autocast(mixed.device.type, enabled=False):
+        with without_autocast(mixed.device):
             free = nn.functional.linear(mixed.to(dtype), weight, bias)
             free = rearrange(free, "b l (two h j i) -> two b l h j i", two=2, **shape)
             u, w = torch.matrix_exp(((free - free.mT) / 2).contiguous())

@@ -4,10 +4,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_choice, check_shapes
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm, MergedRMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
 from plstm.ops.plstm_2d import CORNERS, check_corners, plstm_2d, runs_compiled
 from plstm.ops.plstm_2d.gates import compiled_gates
 
@@ -106,6 +106,7 @@ class PLSTM2d(nn.Module):
             angles = torch.linspace(-spread, spread, self.num_heads)
             with torch.no_grad():
                 self.angle_proj.bias.copy_(angles.repeat(len(self.corners)))
+        self.norm.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, Y, X, dim) to the same shape."""

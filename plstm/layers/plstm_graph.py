@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from plstm.checks import accumulation_dtype, check_choice, check_shapes
 from plstm.graph.line_graph import LineGraph
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
 from plstm.ops.plstm_dag import plstm_dag
 
 

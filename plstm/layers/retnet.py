@@ -6,9 +6,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import check_shapes
 from plstm.modules.rotary import rotate_positions
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import check_shapes
 from plstm.ops.gated_linear_attention import gated_linear_attention
 
 
@@ -62,12 +62,13 @@ class RetNet(nn.Module):
         self.v_proj = nn.Linear(dim, num_heads * self.v_dim, bias=False)
         self.gate_proj = nn.Linear(dim, num_heads * self.v_dim, bias=False)
         self.out_proj = nn.Linear(num_heads * self.v_dim, dim, bias=False)
-        log_decay = torch.log1p(-(2.0 ** (-5 - torch.arange(num_heads))))
-        self.register_buffer("log_decay", log_decay, persistent=False)
+        self.register_buffer("log_decay", torch.empty(num_heads), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Draw new initial values, and compute the decays."""
+        heads = torch.arange(self.num_heads, device=self.log_decay.device)
+        self.log_decay.copy_(torch.log1p(-(2.0 ** (-5 - heads))))
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.gate_proj):
             nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
         nn.init.xavier_uniform_(self.out_proj.weight)

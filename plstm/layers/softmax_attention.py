@@ -6,11 +6,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from plstm.checks import check_shapes
 from plstm.modules.causal import check_causal_call
 from plstm.modules.init import small_init_
 from plstm.modules.rotary import coordinates, rotate_positions
 from plstm.modules.widths import head_widths
-from plstm.ops.checks import check_shapes
 
 
 class AttentionState(NamedTuple):

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plstm.checks import check_choice, check_positive
 from plstm.modules.graph import GraphEncoder, GraphReadout
-from plstm.ops.checks import check_choice, check_positive
+from plstm.modules.init import reset_children
 
 OWN = {  # class to file in plstm.modules.gnns
     "AttentiveFP": "attentive_fp",
@@ -71,6 +72,10 @@ class GNNModel(nn.Module):
         self.gnn = net(dim, dim, num_layers=depth, **args)
         self.reads_out = getattr(net, "reads_out", False)
         self.readout = GraphReadout(dim, out_dim, pooling, dropout)
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values of all parts."""
+        reset_children(self)
 
     def forward(self, data: Any) -> Tensor:
         """Map a PyG Data, or a batch of G of them, to (G, out_dim)."""

@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from plstm.checks import check_positive
 from plstm.graph.line_graph import line_graph
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.graph import GraphEncoder, GraphReadout
+from plstm.modules.init import reset_children
 from plstm.modules.norm import RMSNorm
-from plstm.ops.checks import check_positive
 
 
 class GraphModel(nn.Module):
@@ -62,6 +63,10 @@ class GraphModel(nn.Module):
         self.period = len(mixers)  # blocks between two flips of the direction
         self.norm = RMSNorm(dim, eps=1e-5)
         self.readout = GraphReadout(dim, out_dim, pooling, dropout)
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values of all parts."""
+        reset_children(self)
 
     def forward(self, data: Any) -> Tensor:
         """Map a DagData, or a batch of G of them, to (G, out_dim).

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from plstm.checks import check_positive
 from plstm.modules.block import MixerFactory, build_blocks
+from plstm.modules.init import reset_children
 from plstm.modules.norm import RMSNorm
 from plstm.modules.position import LearnedPosition1d
-from plstm.ops.checks import check_positive
 
 
 class SequenceModel(nn.Module):
@@ -51,7 +52,7 @@ class SequenceModel(nn.Module):
                 f"SequenceModel: tied weights need in_dim = out_dim, got {in_dim} and {out_dim}; "
                 "set tied to false"
             )
-        self.logit_cap, self.max_length = logit_cap, max_length
+        self.logit_cap, self.max_length, self.tied = logit_cap, max_length, tied
         self.embed = nn.Embedding(in_dim, dim)
         self.position = LearnedPosition1d(dim, max_length) if max_length is not None else None
         self.dropout = nn.Dropout(dropout)
@@ -60,10 +61,19 @@ class SequenceModel(nn.Module):
         )
         self.norm = RMSNorm(dim, eps=1e-5)
         self.head = nn.Linear(dim, out_dim, bias=False)
+        self._reset_ends()
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values of all parts."""
+        reset_children(self)
+        self._reset_ends()
+
+    def _reset_ends(self) -> None:
         nn.init.normal_(self.embed.weight, std=0.02)
-        nn.init.normal_(self.head.weight, std=0.02)
-        if tied:
+        if self.tied:  # again after to_empty, which parts them
             self.head.weight = self.embed.weight
+        else:
+            nn.init.normal_(self.head.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, L, out_dim) of tokens (B, L), integers below in_dim."""

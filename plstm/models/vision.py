@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from plstm.checks import check_choice, check_positive
 from plstm.modules.block import MixerFactory, build_blocks
-from plstm.modules.init import small_init_
+from plstm.modules.init import reset_children, small_init_
 from plstm.modules.norm import RMSNorm
 from plstm.modules.position import LearnedPosition2d
 from plstm.modules.stem import ConvStem
-from plstm.ops.checks import check_choice, check_positive
 
 
 class VisionModel(nn.Module):
@@ -87,6 +87,11 @@ class VisionModel(nn.Module):
         )
         self.norm = RMSNorm(dim, eps=1e-5)
         self.head = nn.Linear(dim * (4 if pooling == "corners" else 1), out_dim)
+        small_init_(self.head)
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values of all parts."""
+        reset_children(self)
         small_init_(self.head)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from plstm.modules.init import small_init_
+from plstm.modules.init import reset_children, small_init_
 from plstm.modules.norm import RMSNorm
 
 MixerFactory = Callable[[int], nn.Module]
@@ -21,6 +21,10 @@ class FeedForward(nn.Module):
         hidden = int(dim * ratio)
         self.in_proj, self.out_proj = nn.Linear(dim, hidden, bias), nn.Linear(hidden, dim, bias)
         self.dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
         small_init_(self.in_proj)
         small_init_(self.out_proj)
 
@@ -84,11 +88,18 @@ class Block(nn.Module):
             self.feed_forward = FeedForward(dim, feed_forward_ratio, dropout, bias)
         self.dropout, self.drop_path = nn.Dropout(dropout), DropPath(drop_path)
         branches = 1 + self.has_feed_forward
+        self.layer_scale = layer_scale
         self.scales = (
             nn.ParameterList(nn.Parameter(torch.full((dim,), layer_scale)) for _ in range(branches))
             if layer_scale is not None
             else None
         )
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values, those of the mixer included."""
+        reset_children(self)
+        for scale in self.scales or ():
+            nn.init.constant_(scale, self.layer_scale)
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Map x (B, *positions, dim), or (N, dim) for graphs; further arguments go to the mixer."""
@@ -124,7 +135,7 @@ def build_blocks(
             "build_blocks: need depth >= 1 and at least one mixer, "
             f"got depth={depth} and {len(mixers)} mixers"
         )
-    rates = torch.linspace(0, drop_path, depth).tolist()
+    rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
     return nn.ModuleList(
         Block(dim, mixers[i % len(mixers)], drop_path=rates[i], **block) for i in range(depth)
     )

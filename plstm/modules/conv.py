@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from plstm.ops.checks import check_not_empty
+from plstm.checks import check_not_empty
 
 
 class CausalConv1d(nn.Module):

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plstm.checks import check_choice
 from plstm.modules.init import small_init_
 from plstm.modules.norm import BatchNorm
-from plstm.ops.checks import check_choice
 
 _MAX_PERIOD = 1000.0
 

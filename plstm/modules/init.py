@@ -23,6 +23,15 @@ def constant_gate_(linear: nn.Linear, bias: float | None = None) -> None:
         nn.init.constant_(linear.bias, bias)
 
 
+def reset_children(module: nn.Module) -> None:
+    """Draw new initial values of all parts, by the nearest `reset_parameters` on the way down."""
+    for child in module.children():
+        if hasattr(child, "reset_parameters"):
+            child.reset_parameters()
+        else:
+            reset_children(child)
+
+
 @torch.no_grad()
 def step_size_bias_(bias: Tensor, smallest: float = 1e-3, largest: float = 0.1) -> None:
     """Draw a bias whose softplus, the step size, is log-uniform in [smallest, largest] (Mamba)."""

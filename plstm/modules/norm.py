@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from plstm.ops.checks import accumulation_dtype
+from plstm.checks import accumulation_dtype
 from plstm.ops.derivatives import transformed
 
 
@@ -40,7 +40,12 @@ class HeadRMSNorm(nn.Module):
     def __init__(self, num_heads: int, width: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.num_heads, self.width, self.eps = num_heads, width, eps
-        self.weight = nn.Parameter(torch.ones(num_heads * width))
+        self.weight = nn.Parameter(torch.empty(num_heads * width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start with the scale 1."""
+        nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (..., H, W) and merge the heads: (..., H * W)."""

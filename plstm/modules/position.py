@@ -15,7 +15,12 @@ class LearnedPosition2d(nn.Module):
 
     def __init__(self, dim: int, rows: int, columns: int) -> None:
         super().__init__()
-        self.code = nn.Parameter(0.02 * torch.randn(1, dim, rows, columns))
+        self.code = nn.Parameter(torch.empty(1, dim, rows, columns))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        nn.init.normal_(self.code, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the code to x (B, Y, X, dim)."""
@@ -35,7 +40,12 @@ class LearnedPosition1d(nn.Module):
 
     def __init__(self, dim: int, max_length: int) -> None:
         super().__init__()
-        self.code = nn.Parameter(0.02 * torch.randn(max_length, dim))
+        self.code = nn.Parameter(torch.empty(max_length, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        nn.init.normal_(self.code, std=0.02)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """Add the codes of positions start, start + 1, ... to x (B, L, dim)."""

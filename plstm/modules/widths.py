@@ -1,6 +1,6 @@
 """Widths per head from the arguments of a mixer."""
 
-from plstm.ops.checks import check_positive
+from plstm.checks import check_positive
 
 
 def head_widths(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from plstm.ops.derivatives import check_not_transformed, first_derivatives_of, transformed
+from plstm.ops.fallback import warn_slower
 
 # Kernels subtract sums of log decays over 64 positions: no infinities, and no digits lost to size.
 LOWEST = -50.0  # exp(-50) = 2e-22, nothing beside 1 in float32
@@ -29,13 +30,16 @@ def fla_ops() -> ModuleType | None:
 
 def prefers_fla(device: torch.device, dtype: torch.dtype, key_width: int = 1) -> bool:
     """Whether "auto" takes these kernels: on a GPU, not in float64, with the package installed."""
-    return (
+    fits = (
         device.type == "cuda"
         and dtype != torch.float64
         and key_width <= WIDEST_KEY
         and not transformed()
-        and fla_ops() is not None
     )
+    if fits and fla_ops() is None:
+        reason = "the package fla-core is not installed"
+        warn_slower("gated_linear_attention, delta_rule", reason, 'install the extra "gpu"')
+    return fits and fla_ops() is not None
 
 
 def check_fla(function: str, device: torch.device, dtype: torch.dtype, key_width: int = 1) -> None:

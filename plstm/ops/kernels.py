@@ -1,14 +1,14 @@
 """Where Triton kernels can run, what decides their launch, and whether they compile there."""
 
-import functools
 import os
-import warnings
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from plstm.ops.fallback import warn_slower
 
 
 def _has_triton() -> bool:
@@ -78,13 +78,16 @@ def prefers_triton(device: torch.device, dtype: torch.dtype) -> bool:
 
     On AMD's GPUs the kernels compile, but none has run them yet.
     """
-    return (
-        HAS_TRITON
-        and device.type == "cuda"
+    fits = (
+        device.type == "cuda"
         and torch.version.hip is None
         and dtype != torch.float64
         and torch.cuda.get_device_capability(device)[0] >= 8
     )
+    if fits and not HAS_TRITON:
+        reason = "the package triton 3.6 or newer is not installed"
+        warn_slower("plstm_1d, plstm_2d", reason, 'install the extra "gpu"')
+    return fits and HAS_TRITON
 
 
 def check_triton(function: str, device: torch.device) -> None:
@@ -124,15 +127,7 @@ def compiles(function: str, launches: Iterable[Launch], device: torch.device) ->
                 )
                 made._init_handles()  # raises where a program needs more than the device has
     except Exception as error:  # the compiler and its tools raise errors of many kinds
-        warn_once(
-            f'{function}: backend "auto" does without its Triton kernels, which do not compile for '
-            f"{device}: {type(error).__name__}: {error}"
-        )
+        reason = f"Triton kernels do not compile for {device}, {type(error).__name__}: {error}"
+        warn_slower(function, reason, "update triton and the driver of the GPU")
         return False
     return True
-
-
-@functools.cache
-def warn_once(message: str) -> None:
-    """Warn, but not twice of the same."""
-    warnings.warn(message, stacklevel=2)

@@ -13,12 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from plstm.ops.fallback import warn_slower
+
 HEADERS = Path(__file__).parent / "native.h"
 # Sums may be reordered, so that dot products vectorise; infinities and NaN keep their meaning.
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
 )
+SHOWN = 3  # lines of what a compiler said, in a warning
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
@@ -29,17 +32,11 @@ def load(source: Path) -> ctypes.CDLL:
     Raises:
         RuntimeError: no compiler was found, or it failed.
     """
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        raise RuntimeError(
-            "plstm.ops.native: a C++ compiler is needed for the CPU kernels and none was found; "
-            "install one or set CXX"
-        )
+    compiler, version = find_compiler()
     command = [compiler, *FLAGS, "-I", str(HEADERS.parent)]
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     parts = (*command, version, _processor(), source.read_text(), HEADERS.read_text())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    library = _cache() / f"{source.parent.name}-{key}.so"
+    library = cache_folder() / f"{source.parent.name}-{key}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
@@ -55,12 +52,36 @@ def load(source: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
+def find_compiler() -> tuple[str, str]:
+    """Path and version of the C++ compiler: that of CXX, c++ or g++.
+
+    Raises:
+        RuntimeError: there is none, or it does not start.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        raise RuntimeError(
+            "plstm.ops.native: a C++ compiler is needed for the CPU kernels and none was found; "
+            "install one or set CXX"
+        )
+    try:
+        done = subprocess.run([compiler, "--version"], capture_output=True, text=True)
+    except OSError as error:
+        raise RuntimeError(
+            f"plstm.ops.native: the C++ compiler {compiler} does not start: {error.strerror}; "
+            "install one or set CXX"
+        ) from None
+    return compiler, done.stdout
+
+
 @functools.cache
 def available(source: Path) -> bool:
-    """Whether the kernels of a source file can be had on this machine."""
+    """Whether the kernels of a source file can be had on this machine; warns if they cannot."""
     try:
         load(source)
-    except (RuntimeError, OSError):
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:SHOWN])
+        warn_slower(source.parent.name, reason, "install a C++ compiler such as g++, or set CXX")
         return False
     return True
 
@@ -79,7 +100,8 @@ def _argument(x: Tensor | int, dtype: torch.dtype) -> ctypes.c_void_p | ctypes.c
     return ctypes.c_void_p(x.data_ptr())
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Folder of the compiled kernels."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "plstm"
 

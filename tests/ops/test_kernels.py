@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from plstm.ops import kernels, plstm_1d, plstm_2d
+from plstm.ops import fallback, kernels, plstm_1d, plstm_2d
 from plstm.ops.kernels import HAS_TRITON, Launch, launch, precision, prefers_triton
 from plstm.ops.plstm_2d import CORNERS
-from tests.helpers import gradients
+from tests.helpers import assert_close, gradients
 from tests.ops.inputs import grid_inputs, sequence_inputs
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
@@ -101,7 +101,7 @@ class Uncompilable:
 def gpu_without_compiler(guarded, monkeypatch):
     """Kernels that do not compile, on a device for which they are chosen."""
     monkeypatch.setattr(kernels, "INTERPRETED", False)
-    kernels.warn_once.cache_clear()
+    fallback._warn.cache_clear()
     for function in NAMES:
         module = replace_kernels(monkeypatch, function, Uncompilable())
         module._compiles.cache_clear()
@@ -119,7 +119,7 @@ def test_the_next_form_runs_where_they_do_not_compile(function, gpu_without_comp
     call = CALLS[function]
     with pytest.warns(UserWarning, match=f"{function}: .*do not compile.*RuntimeError: ptxas stop"):
         out = call()
-    torch.testing.assert_close(out, call(backend="naive"))
+    assert_close("output", out, call(backend="naive"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call()  # once is enough

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tasks.arrow_errors import FEWEST, arrow_errors, binned, geometry
 from tasks.arrow_scenes import Scene
-from tasks.pictures.arrow_errors import FEWEST, arrow_errors, binned, geometry
 from tests.helpers import assert_close
 from tests.tasks.runs import SMALL, folder_of, run
 
@@ -68,7 +68,7 @@ def test_predict_tells_the_net_right_from_wrong(workplace, monkeypatch):
     """The picture is about the predictions that are saved, in their order."""
     shown = {}
     monkeypatch.setattr("tasks.arrow.arrow_errors", lambda results: shown.update(results))
-    monkeypatch.setattr("tasks.pictures.callback.Pictures._save", lambda *args: None)
+    monkeypatch.setattr("tasks.callbacks.pictures.callback.Pictures._save", lambda *args: None)
     cli = run("predict", "quickstart")
     saved = torch.load(folder_of(cli) / "predictions.pt", weights_only=True)
     for (name, probabilities), size in zip(saved.items(), cli.datamodule.sizes, strict=True):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from tasks.lr_finder import SETTLED, fastest_fall
+from tasks.callbacks.lr_finder import SETTLED, fastest_fall
 from tests.helpers import assert_close
 from tests.tasks.runs import CONFIGS, arguments, folder_of, metrics_of, run
 

@@ -54,6 +54,12 @@ class GPS(nn.Module):
             for _ in range(num_layers)
         )
 
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        for layer in self.layers:
+            layer.attn.out_proj.reset_parameters()  # whose weight the layer leaves as it is
+            layer.reset_parameters()
+
     def forward(
         self,
         x: Tensor,

@@ -51,6 +51,11 @@ class PNA(models.PNA):
         )
         self.register_buffer("degrees", torch.zeros(MAX_DEGREE + 1, dtype=torch.int64))
 
+    def reset_parameters(self) -> None:
+        """Draw new initial values, and count from the start again."""
+        super().reset_parameters()
+        self.degrees.zero_()
+
     def forward(self, x: Tensor, edge_index: Tensor, **kwargs: Any) -> Tensor:
         """Map nodes x (N, in_channels) to (N, hidden_channels)."""
         if self.training:

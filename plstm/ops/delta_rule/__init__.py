@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import (
+from plstm.checks import (
     accumulation_dtype,
     check_choice,
     check_not_empty,
     check_shapes,
     output_scale,
+    without_autocast,
 )
 from plstm.ops.delta_rule.chunk import delta_rule_chunk
 from plstm.ops.delta_rule.naive import delta_rule_naive
@@ -71,7 +72,7 @@ def delta_rule(
     if backend == "auto" and prefers_fla(q.device, dtype, q.shape[-1]):
         backend = "fla"
 
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         if backend == "fla":
             check_fla("delta_rule", q.device, dtype, q.shape[-1])
             options = {"state": state, "return_state": return_state, "scale": scale}

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import (
+from plstm.checks import (
     accumulation_dtype,
     check_choice,
     check_not_empty,
     check_shapes,
     output_scale,
+    without_autocast,
 )
 from plstm.ops.fla import check_fla, gated_linear_attention_fla, prefers_fla
 from plstm.ops.gated_linear_attention.chunk import gated_linear_attention_chunk
@@ -71,7 +72,7 @@ def gated_linear_attention(
     if backend == "auto" and prefers_fla(q.device, dtype):
         backend = "fla"
 
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         if backend == "fla":
             check_fla("gated_linear_attention", q.device, dtype)
             options = {"state": state, "return_state": return_state, "scale": scale}

@@ -1,9 +1,8 @@
 """Mamba2D's scan over two-dimensional grids."""
 
-import torch
 from torch import Tensor
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.checks import accumulation_dtype, check_choice, check_shapes, without_autocast
 from plstm.ops.mamba2d.diagonals import mamba2d_diagonals
 from plstm.ops.mamba2d.naive import mamba2d_naive
 
@@ -73,5 +72,5 @@ def mamba2d(
     args = (x, dt_left, dt_top, a_left, a_top, b_left, b_top, c)
     dtype = accumulation_dtype(*args)
     scan = BACKENDS["diagonals" if backend == "auto" else backend]
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         return scan(*(arg.to(dtype) for arg in args)).to(x.dtype)

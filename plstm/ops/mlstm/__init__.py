@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from plstm.ops.checks import (
+from plstm.checks import (
     accumulation_dtype,
     check_choice,
     check_not_empty,
     check_shapes,
     output_scale,
+    without_autocast,
 )
 from plstm.ops.mlstm.naive import mlstm_naive
 from plstm.ops.mlstm.stabilizer import running_stabilizer
@@ -80,7 +81,7 @@ def mlstm(
     dtype = accumulation_dtype(q, k, v, input_gate, forget_gate)
     out_dtype = v.dtype
 
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         q, k, v, input_gate, forget_gate = (x.to(dtype) for x in (q, k, v, input_gate, forget_gate))
         if state is None:
             rows = (q.shape[0], q.shape[2], q.shape[3])

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
+from plstm.checks import (
+    accumulation_dtype,
+    check_choice,
+    check_shapes,
+    output_scale,
+    without_autocast,
+)
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.gates import Gates
 from plstm.ops.kernels import check_triton, prefers_triton
@@ -82,7 +88,7 @@ def plstm_1d(
     if backend == "auto" and not lanes and not transformed() and _takes_triton(q, k, v, dtype):
         backend = "triton"
 
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         if backend == "triton":
             gates = Gates(source, transition, mark, direct)
             out, state = _run_triton(q, k, v, gates, state, scale, lanes)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from plstm.checks import accumulation_dtype
 from plstm.ops import kernels
-from plstm.ops.checks import accumulation_dtype
 from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.gates import Gates
 from plstm.ops.kernels import Launch, block, ceil_div, launch, operand_dtype

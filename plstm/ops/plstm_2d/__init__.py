@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
+from plstm.checks import (
+    accumulation_dtype,
+    check_choice,
+    check_shapes,
+    output_scale,
+    without_autocast,
+)
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.gates import Gates
 from plstm.ops.kernels import check_triton, prefers_triton
@@ -100,7 +106,7 @@ def plstm_2d(
             f'plstm_2d: backend "{backend}" needs tensors on the CPU, got {q.device}; use "auto"'
         )
 
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         if backend == "triton":
             check_triton("plstm_2d", q.device)
             from plstm.ops.plstm_2d.triton import plstm_2d_triton  # imports triton

@@ -3,8 +3,14 @@
 import torch
 from torch import Tensor
 
+from plstm.checks import (
+    accumulation_dtype,
+    check_choice,
+    check_shapes,
+    output_scale,
+    without_autocast,
+)
 from plstm.graph.line_graph import LineGraph
-from plstm.ops.checks import accumulation_dtype, check_choice, check_shapes, output_scale
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.plstm_dag.levels import plstm_dag_levels
 from plstm.ops.plstm_dag.naive import plstm_dag_naive
@@ -99,7 +105,7 @@ def plstm_dag(
         check_not_transformed("plstm_dag", backend)
     inputs = (q, k, v, source, transition, mark, direct)
     dtype, scale = accumulation_dtype(*inputs), output_scale(scale, sizes["K"])
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         out = BACKENDS[backend](*(x.to(dtype) for x in inputs), graph, scale)
     return out.to(v.dtype)
 

@@ -16,9 +16,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from tasks.checkpoints import AtomicCheckpointIO, LastCheckpoint, check_writable, read_checkpoint
+from tasks.callbacks.checkpoints import (
+    AtomicCheckpointIO,
+    LastCheckpoint,
+    check_writable,
+    read_checkpoint,
+)
+from tasks.callbacks.metrics_file import MetricsFile
 from tasks.classification import Classification
-from tasks.metrics_file import MetricsFile
 from tests.tasks.runs import folder_of, run
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -436,7 +441,7 @@ def test_sigkill(unbroken, seed):
     folder = Path("runs/text/version_0")
     with subprocess.Popen(
         [sys.executable, "-c", code, *command],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:

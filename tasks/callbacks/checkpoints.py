@@ -19,7 +19,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from tasks.metrics_file import rows_written
+from tasks.callbacks.metrics_file import rows_written
 from tasks.runs import run_folder
 
 FOLDER, LAST = "checkpoints", "last.ckpt"

@@ -1,6 +1,6 @@
 """Cross-validation: train on every fold, test the checkpoint that validated best.
 
-    python -m tasks.folds --config configs/tu.yaml [--num_folds_to_run 3] [--data.name NCI1 ...]
+    python -m tasks.cli.folds --config configs/tu.yaml [--num_folds_to_run 3] [--data.name NCI1 ...]
 
 --fold 4 runs that fold only, for a sweep. Other arguments go to `train.py fit`.
 """
@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tasks.timing import EpochTimer
+from tasks.callbacks.timing import EpochTimer
+from tasks.cli import main as train
 
 Main = Callable[[list[str]], object]
 
@@ -79,10 +80,8 @@ def table(results: list[FoldResult]) -> str:
 
 def main(arguments: list[str] | None = None) -> list[FoldResult]:
     """Run the command line (that of the process if None) and print the table."""
-    from tasks.cli import main as train
-
     parser = argparse.ArgumentParser(
-        prog="python -m tasks.folds", description=__doc__, allow_abbrev=False
+        prog="python -m tasks.cli.folds", description=__doc__, allow_abbrev=False
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--num_folds_to_run", type=int, help="all folds if left out")

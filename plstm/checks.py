@@ -1,5 +1,7 @@
 """Input checks and precision rules shared by recurrences, layers and models."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -92,3 +94,8 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """A context in which operations keep their dtypes; the meta device knows no autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

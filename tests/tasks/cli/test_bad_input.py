@@ -84,7 +84,7 @@ WRONG_ARGUMENTS = {
     "--model.optimiser.lr=1": r"there is no model.optimiser.lr.*; did you mean optimizer\?",
     "--trainer.max_epochs=-1": "the learning rate follows the share of all steps",
     "--trainer.accumulate_grad_batches=0": "accumulate_grad_batches must be more than 0",
-    "--trainer.callbacks+=tasks.lr_finder.FindLearningRate --trainer.callbacks.min_lr=0": (
+    "--trainer.callbacks+=FindLearningRate --trainer.callbacks.min_lr=0": (
         "FindLearningRate: needs 0 < min_lr < max_lr"
     ),
     "--last_checkpoint.minutes=-1": "LastCheckpoint: minutes must be at least 0, got -1",

@@ -11,11 +11,11 @@ from plstm import PLSTM1d, PLSTM2d, PLSTMGraph
 from plstm.graph import LineGraph
 from plstm.models import SequenceModel, VisionModel
 from plstm.ops.plstm_2d import CORNERS, plstm_2d
-from tasks.pictures import Pictures, callback, graph, grid, sequence
-from tasks.pictures.capture import first_layers, observe
-from tasks.pictures.confusion import MAX_NUMBERED, accuracy, confusion_matrices
-from tasks.pictures.curves import accuracy_by_size, learning_curve
-from tasks.pictures.reach import grid_reach, sequence_reach
+from tasks.callbacks.pictures import Pictures, callback, graph, grid, sequence
+from tasks.callbacks.pictures.capture import first_layers, observe
+from tasks.callbacks.pictures.confusion import MAX_NUMBERED, accuracy, confusion_matrices
+from tasks.callbacks.pictures.curves import accuracy_by_size, learning_curve
+from tasks.callbacks.pictures.reach import grid_reach, sequence_reach
 from tests.graph.graphs import grid_dag
 from tests.helpers import assert_close
 from tests.ops.inputs import grid_inputs, sequence_inputs

@@ -12,16 +12,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 import tasks.arrow  # makes the short names ArrowData, ... known to the command line
-import tasks.lr_finder
+import tasks.callbacks.lr_finder
 import tasks.text
 import tasks.tu  # noqa: F401
-from tasks import resume
-from tasks.checkpoints import LastCheckpoint, read_checkpoint
-from tasks.guard import NotFinite
-from tasks.parser import Parser
-from tasks.runs import SaveResolvedConfig, finish_wandb
+from tasks.callbacks.checkpoints import LastCheckpoint, read_checkpoint
+from tasks.callbacks.guard import NotFinite
+from tasks.cli import resume
+from tasks.cli.parser import Parser
+from tasks.cli.saved_config import SaveResolvedConfig
+from tasks.runs import finish_wandb
 
-DEFAULTS = Path(__file__).parent.parent / "configs" / "trainer" / "default.yaml"
+DEFAULTS = Path(__file__).parents[2] / "configs" / "trainer" / "default.yaml"
 USAGE = "train.py {} --config FILE [--model.net.KEY V] [--data.KEY V] [--trainer.KEY V] [--debug]"
 DESCRIPTION = """Train a net, or use a trained one:
 

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+from tasks.callbacks.monitor import gradient_norm
 from tasks.distributed import gather
-from tasks.monitor import gradient_norm
 
 
 class NotFinite(ArithmeticError):

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from tasks.callbacks.pictures import graph, grid, sequence
+from tasks.callbacks.pictures.confusion import MAX_CLASSES, accuracy, confusion_matrices
+from tasks.callbacks.pictures.curves import accuracy_by_size, learning_curve
+from tasks.callbacks.predictions import by_test_set
 from tasks.classification import inputs_and_targets
-from tasks.pictures import graph, grid, sequence
-from tasks.pictures.confusion import MAX_CLASSES, accuracy, confusion_matrices
-from tasks.pictures.curves import accuracy_by_size, learning_curve
-from tasks.predictions import by_test_set
 from tasks.runs import log_figure, run_folder
 
 POINTS = 400  # training losses kept for the learning curve, at most

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from plstm.graph import LineGraph
 from plstm.layers.plstm_graph import PLSTMGraph
-from tasks.pictures.capture import first_layers, observe
+from tasks.callbacks.pictures.capture import first_layers, observe
 
 MAX_NODES = 30  # of the graph that is drawn, if there is one
 PANEL = 6.5  # inches

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from tasks.guard import NotFinite
+from tasks.callbacks.guard import NotFinite
 from tests.tasks.runs import run
 
 pytestmark = pytest.mark.usefixtures("workplace")

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from plstm.layers.plstm_1d import PLSTM1d
-from tasks.pictures.capture import first_layers, observe
-from tasks.pictures.reach import HEADS, draw_reach, draw_scale, sequence_reach
+from tasks.callbacks.pictures.capture import first_layers, observe
+from tasks.callbacks.pictures.reach import HEADS, draw_reach, draw_scale, sequence_reach
 
 POSITIONS = 48  # drawn, from the first one on
 

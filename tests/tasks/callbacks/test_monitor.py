@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from tasks import monitor
-from tasks.monitor import Monitor, gradient_norm, is_compiled
+from tasks.callbacks import monitor
+from tasks.callbacks.monitor import Monitor, gradient_norm, is_compiled
 from tasks.runs import run_folder
 from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run
 from tests.tasks.wandb_file import WandbFile, end_wandb
@@ -173,14 +173,14 @@ def workplace(workplace, monkeypatch):
 def test_monitoring_changes_nothing(config, workplace):
     watched, alone = (
         metrics_of(run("fit", config, f"--trainer.callbacks=[{callback}]"))
-        for callback in ("tasks.monitor.Monitor", "")
+        for callback in ("tasks.callbacks.monitor.Monitor", "")
     )
     assert watched.pop("train/grad_norm") > 0
     assert watched == alone
 
 
 def test_operations_are_those_of_a_training_step(workplace):
-    cli = run("fit", "text", "--trainer.callbacks=[tasks.monitor.Monitor]")
+    cli = run("fit", "text", "--trainer.callbacks=[tasks.callbacks.monitor.Monitor]")
     facts = json.loads((folder_of(cli) / "facts.json").read_text())
     x, targets = next(iter(cli.datamodule.train_dataloader()))
     with FlopCounterMode(display=False) as counter:

@@ -6,8 +6,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from plstm.layers.plstm_2d import PLSTM2d
-from tasks.pictures.capture import first_layers, observe
-from tasks.pictures.reach import HEADS, draw_reach, draw_scale, grid_reach
+from tasks.callbacks.pictures.capture import first_layers, observe
+from tasks.callbacks.pictures.reach import HEADS, draw_reach, draw_scale, grid_reach
 
 CELL = 1.35  # inches
 

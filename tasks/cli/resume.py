@@ -12,8 +12,8 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from tasks.checkpoints import FOLDER, LAST, check_writable, read_checkpoint
-from tasks.metrics_file import open_metrics_files
+from tasks.callbacks.checkpoints import FOLDER, LAST, check_writable, read_checkpoint
+from tasks.callbacks.metrics_file import open_metrics_files
 
 HELP = (
     "Go on with the run of this folder, for example runs/text/version_0, with the command it was "
