@@ -119,7 +119,7 @@ def test_the_next_form_runs_where_they_do_not_compile(function, gpu_without_comp
     call = CALLS[function]
     with pytest.warns(UserWarning, match=f"{function}: .*do not compile.*RuntimeError: ptxas stop"):
         out = call()
-    assert_close("output", out, call(backend="naive"))
+    assert_close("output", out, call(backend="naive"), 1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         call()  # once is enough

@@ -184,8 +184,11 @@ def _(q: Tensor, k: Tensor, v: Tensor, *args: Tensor | int) -> tuple[Tensor, Ten
 
 
 def _empty_results(problem: Problem, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    sizes = (problem.sequences, problem.chunks, problem.key_width, problem.value_width)
-    return torch.empty_like(v), torch.empty_like(state), v.new_empty(sizes)
+    # Of no shape: a graph that is compiled for every length must not ask whether N is 1.
+    borders = v.new_empty(
+        problem.sequences * problem.chunks * problem.key_width * problem.value_width
+    )
+    return torch.empty_like(v), torch.empty_like(state), borders
 
 
 @torch.library.custom_op("plstm::sequence_triton_backward", mutates_args=())
@@ -209,7 +212,7 @@ def _backward(
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     grad_gates = [torch.empty_like(gate) for gate in gates]
     grad_enter, grad_leave = transition.new_empty(2, *transition.shape, problem.key_tiles)
-    grad_across = transition.new_empty(*borders.shape[:2], problem.key_tiles)
+    grad_across = transition.new_empty(problem.sequences, problem.chunks, problem.key_tiles)
 
     launch(
         border_launch(problem, reverse=True),

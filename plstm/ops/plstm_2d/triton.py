@@ -150,12 +150,10 @@ def supported(q: Tensor, k: Tensor, v: Tensor) -> bool:
     X and the widths count as the next power of two. In bfloat16 all of that fits; other dtypes are
     taken as float32, which fits up to X = 64 at a width of 128, or 128 at 64. Y is free.
     """
-    num_columns, width = q.shape[2], max(q.shape[-1], v.shape[-1])
+    width = max(q.shape[-1], v.shape[-1])
     itemsize = operand_dtype(torch.float32, q, k, v).itemsize
-    return (
-        max(num_columns, width) <= LONGEST_SIDE
-        and block(num_columns) * block(width) * itemsize <= MAX_ROW_BYTES
-    )
+    longest_row = MAX_ROW_BYTES // (block(width) * itemsize)  # compared without padding X, which
+    return width <= LONGEST_SIDE and q.shape[2] <= min(LONGEST_SIDE, longest_row)  # may be symbolic
 
 
 def compiles(q: Tensor, k: Tensor, v: Tensor, corners: tuple[str, ...]) -> bool:
