@@ -54,34 +54,24 @@ def _states(q: Shape, v: Shape, gates: Shape) -> int:
     return math.prod(q) * v[-1] * gates[1]
 
 
-def _grid(
-    q: Shape, k: Shape, v: Shape, gates: Shape, direct: Shape, orders: int, **kwargs: object
-) -> int:
+def _grid(q: Shape, k: Shape, v: Shape, source: Shape, *args: object, **kwargs: object) -> int:
     """The scores and their product with the values."""
-    return 2 * _pairs(q, gates, orders) * (q[-1] + v[-1])
+    *_, orders = args
+    return 2 * _pairs(q, source[0], orders) * (q[-1] + v[-1])
 
 
-def _grid_backward(
-    grad: Shape,
-    q: Shape,
-    k: Shape,
-    v: Shape,
-    gates: Shape,
-    direct: Shape,
-    orders: int,
-    **kwargs: object,
-) -> int:
+def _grid_backward(grad: Shape, *args: object, **kwargs: object) -> int:
     """The two products for the gradient of q, and four for the gradients of the rest."""
-    return 3 * _grid(q, k, v, gates, direct, orders)
+    return 3 * _grid(*args)
 
 
-def _pairs(q: Shape, gates: Shape, orders: int) -> int:
+def _pairs(q: Shape, num_corners: int, orders: int) -> int:
     """Pairs of nodes in rows that a corner connects; two corners with one order of rows share them.
 
     Tiles that cover more than one row are not counted in full.
     """
     batch, rows, columns, heads, _ = q
-    directions = {orders >> (2 * corner + 1) & 1 for corner in range(gates[2])}
+    directions = {orders >> (2 * corner + 1) & 1 for corner in range(num_corners)}
     return len(directions) * batch * heads * columns**2 * rows * (rows + 1) // 2
 
 

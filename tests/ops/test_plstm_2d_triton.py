@@ -157,9 +157,8 @@ def test_empty_batch():
 
 def test_operator(small_tiles):
     """Its schema, shapes, gradients and dynamic sizes, as PyTorch checks them."""
-    q, k, v, *gates = (x.detach().to(DEVICE) for x in grid_inputs(2, 2, batch=1, heads=1).values())
-    packed, direct = triton_2d._pack(*gates[:3]), gates[3].permute(0, 3, 1, 2).contiguous()
-    tensors = (x.requires_grad_() for x in (q, k, v, packed, direct))
+    inputs = grid_inputs(2, 2, batch=1, heads=1)
+    tensors = (x.detach().to(DEVICE).requires_grad_() for x in inputs.values())
     torch.library.opcheck(triton_2d._forward, (*tensors, 0))
 
 

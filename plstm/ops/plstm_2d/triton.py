@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from plstm.checks import accumulation_dtype
 from plstm.ops import kernels
@@ -173,45 +174,83 @@ def _compiles(problem: Problem, device: torch.device) -> bool:
 
 
 @torch.library.custom_op("plstm::grid_triton", mutates_args=())
-def _forward(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, direct: Tensor, orders: int) -> Tensor:
-    """q, k (B, Y, X, H, K), v (B, Y, X, H, V), gates of `_pack`, direct (B, H, Y, X)."""
-    problem = _problem(q, v, gates, orders)
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    orders: int,
+) -> Tensor:
+    """Shapes as in `plstm_2d`; `orders` of `scan_orders`."""
+    problem = problem_of(q, v, source.shape[0], orders, q.dtype, source.dtype)
     out = torch.empty_like(v)
-    launch(read_launch(problem, reverse=False), q, k, v, gates, direct, out)
+    gates = _pack(source, transition, mark), _by_head(direct)
+    launch(read_launch(problem, reverse=False), q, k, v, *gates, out)
     return out
 
 
 @_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, direct: Tensor, orders: int) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, *args: Tensor | int) -> Tensor:
     return torch.empty_like(v)
 
 
 @torch.library.custom_op("plstm::grid_triton_backward", mutates_args=())
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, direct: Tensor, orders: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, gates and direct."""
-    problem = _problem(q, v, gates, orders)
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    orders: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    problem = problem_of(q, v, source.shape[0], orders, q.dtype, source.dtype)
     settings = backward_launch(problem)
+    gates, direct = _pack(source, transition, mark), _by_head(direct)
     dq, dk, dv, ddirect = (torch.empty_like(x) for x in (q, k, v, direct))
-    launch(read_launch(problem, reverse=True), grad, v, k, gates, direct, dq)
-    batch, heads, *gate_sizes = gates.shape
-    dgates = gates.new_zeros(batch, heads, problem.shares, *gate_sizes)
+    batch, heads, *sizes = gates.shape
+    dgates = gates.new_zeros(batch, heads, problem.shares, *sizes)
     tile, columns = settings.constants["P"], settings.constants["BLOCK_X"]
     states = gates.new_empty(batch, heads, problem.shares, 2, problem.rows, tile, columns)
+
+    launch(read_launch(problem, reverse=True), grad, v, k, gates, direct, dq)
     launch(settings, q, k, v, grad, gates, direct, dk, dv, ddirect, dgates, states)
-    return dq, dk, dv, dgates.sum(2), ddirect
+    ddirect = rearrange(ddirect, "b h y x -> b y x h").contiguous()
+    return dq, dk, dv, *_unpack(dgates.sum(2), problem.columns), ddirect
 
 
 @_backward.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, direct: Tensor, orders: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tuple(torch.empty_like(x) for x in (q, k, v, gates, direct))
+def _(grad: Tensor, *args: Tensor | int) -> tuple[Tensor, ...]:
+    *tensors, _orders = args
+    return tuple(torch.empty_like(x) for x in tensors)
 
 
-def _problem(q: Tensor, v: Tensor, gates: Tensor, orders: int) -> Problem:
-    return problem_of(q, v, gates.shape[2], orders, q.dtype, gates.dtype)
+def _pack(source: Tensor, transition: Tensor, mark: Tensor) -> Tensor:
+    """Gates as the kernels read them, (B, H, C, Y, 8, X), with zeros up to the side of a tile.
+
+    The distance of the gates of a row is a constant to the compiler: one address serves them all.
+    """
+    gates = rearrange(
+        torch.cat([source, transition.flatten(-2), mark], -1), "c b y x h g -> b h c y g x"
+    )
+    columns = gates.shape[-1]
+    return F.pad(gates, (0, block(columns) - columns)).contiguous()
+
+
+def _unpack(gates: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Source, transition and mark of `_pack`."""
+    gates = rearrange(gates[..., :columns], "b h c y g x -> c b y x h g")
+    source, transition, mark = (x.contiguous() for x in gates.split((2, 4, 2), -1))
+    return source, transition.unflatten(-1, (2, 2)), mark
+
+
+def _by_head(direct: Tensor) -> Tensor:
+    return rearrange(direct, "b y x h -> b h y x").contiguous()
 
 
 def _setup_context(ctx: object, inputs: tuple[object, ...], output: Tensor) -> None:
@@ -246,15 +285,7 @@ def plstm_2d_triton(
         )
     number = accumulation_dtype(q, k, v, *gates)
     source, transition, mark, direct = (x.to(number) for x in gates)
-    # Linear in mark and direct, so the factor on the output goes into them.
-    direct = rearrange(scale * direct, "b y x h -> b h y x").contiguous()
-    packed = _pack(source, transition, scale * mark)
     dtype = operand_dtype(number, q, k, v)
-    q, k, v = (x.to(dtype).contiguous() for x in (q, k, v))
-    return _forward(q, k, v, packed, direct, scan_orders(corners))
-
-
-def _pack(source: Tensor, transition: Tensor, mark: Tensor) -> Tensor:
-    """Gates of `plstm_2d` as the kernels read them, (B, H, C, 8, Y, X)."""
-    gates = torch.cat([source, transition.flatten(-2), mark], -1)
-    return rearrange(gates, "c b y x h g -> b h c g y x").contiguous()
+    # Linear in mark and direct, so the factor on the output goes into them.
+    inputs = (*(x.to(dtype) for x in (q, k, v)), source, transition, scale * mark, scale * direct)
+    return _forward(*(x.contiguous() for x in inputs), scan_orders(corners))

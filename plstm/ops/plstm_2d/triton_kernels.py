@@ -76,28 +76,28 @@ def _step(entering, new_0, new_1, t00, t01, t10, t11, LEFTWARD: tl.constexpr):
 
 
 @triton.jit
-def _load_gates(gates, corner, y, num_rows, num_columns, x):
+def _load_gates(gates, corner, y, num_rows, x, BLOCK_X: tl.constexpr):
     """S_0, S_1, T_00, T_01, T_10, T_11, M_0, M_1 of one row, each (1, X), zero beyond the grid."""
-    plane = num_rows * num_columns
-    row = gates + corner * 8 * plane + y * num_columns + x[None, :]
-    inside = x[None, :] < num_columns
-    s0 = tl.load(row, mask=inside, other=0.0)
-    s1 = tl.load(row + plane, mask=inside, other=0.0)
-    t00 = tl.load(row + 2 * plane, mask=inside, other=0.0)
-    t01 = tl.load(row + 3 * plane, mask=inside, other=0.0)
-    t10 = tl.load(row + 4 * plane, mask=inside, other=0.0)
-    t11 = tl.load(row + 5 * plane, mask=inside, other=0.0)
-    m0 = tl.load(row + 6 * plane, mask=inside, other=0.0)
-    m1 = tl.load(row + 7 * plane, mask=inside, other=0.0)
+    row = gates + (corner * num_rows + y) * (8 * BLOCK_X) + x[None, :]
+    s0 = tl.load(row)
+    s1 = tl.load(row + BLOCK_X)
+    t00 = tl.load(row + 2 * BLOCK_X)
+    t01 = tl.load(row + 3 * BLOCK_X)
+    t10 = tl.load(row + 4 * BLOCK_X)
+    t11 = tl.load(row + 5 * BLOCK_X)
+    m0 = tl.load(row + 6 * BLOCK_X)
+    m1 = tl.load(row + 7 * BLOCK_X)
     return s0, s1, t00, t01, t10, t11, m0, m1
 
 
 @triton.jit
-def _add_to_gate(gate_grads, corner, gate, y, num_rows, num_columns, x, terms):
-    """Add `terms`, (P, X), summed over the owned nodes, to the gradient of one gate in one row."""
-    row = gate_grads + (corner * 8 + gate) * num_rows * num_columns + y * num_columns + x
-    inside = x < num_columns
-    tl.store(row, tl.load(row, mask=inside, other=0.0) + tl.sum(terms, 0), mask=inside)
+def _add_to_gate(row, terms):
+    """Add `terms`, (P, X), summed over the owned nodes, to the gradient of one gate in one row.
+
+    Several threads hold the same sum: of an atomic operation one of them is left, of a load and a
+    store all load. No other program adds to this place, so the order of the sums is fixed.
+    """
+    tl.atomic_add(row, tl.sum(terms, 0), sem="relaxed", scope="cta")
 
 
 @triton.jit
@@ -121,9 +121,11 @@ def _store_vectors(base, nodes, inside, heads, tile, WIDTH: tl.constexpr, BLOCK:
 
 
 @triton.jit
-def _read_step(entering, here, gates, corner, y, num_rows, num_columns, x, LEFTWARD: tl.constexpr):
+def _read_step(
+    entering, here, gates, corner, y, num_rows, x, LEFTWARD: tl.constexpr, BLOCK_X: tl.constexpr
+):
     """One row of the transposed recurrence: its gating weights onto the outputs, and the state."""
-    s0, s1, t00, t01, t10, t11, m0, m1 = _load_gates(gates, corner, y, num_rows, num_columns, x)
+    s0, s1, t00, t01, t10, t11, m0, m1 = _load_gates(gates, corner, y, num_rows, x, BLOCK_X)
     along, leaving = _step(entering, m0 * here, m1 * here, t00, t10, t01, t11, LEFTWARD)
     return s0 * along + s1 * entering, leaving
 
@@ -150,10 +152,10 @@ def _read_walk(
         here = ((nodes[:, None] == row[None, :]) & inside[None, :]).to(gates.dtype.element_ty)
         weight = here * direct[:, None]
         if LEFT >= 0:
-            read, left = _read_step(left, here, gates, LEFT, y, num_rows, num_columns, x, True)
+            read, left = _read_step(left, here, gates, LEFT, y, num_rows, x, True, BLOCK_X)
             weight += read
         if RIGHT >= 0:
-            read, right = _read_step(right, here, gates, RIGHT, y, num_rows, num_columns, x, False)
+            read, right = _read_step(right, here, gates, RIGHT, y, num_rows, x, False, BLOCK_X)
             weight += read
         others = _load_vectors(other, row, inside, heads, D, BLOCK_D)
         values = _load_vectors(value, row, inside, heads, E, BLOCK_E)
@@ -189,7 +191,7 @@ def read_kernel(
     other += (image * num_nodes * heads + head) * D
     value += (image * num_nodes * heads + head) * E
     out += (image * num_nodes * heads + head) * E
-    gates += image_head * (CORNERS * 8 * num_nodes)
+    gates += image_head * (CORNERS * 8 * BLOCK_X * num_rows)
     own_tile = _load_vectors(own, nodes, owned, heads, D, BLOCK_D)
     direct_tile = tl.load(direct + image_head * num_nodes + nodes, mask=owned, other=0.0)
     result = tl.zeros((P, BLOCK_E), gates.dtype.element_ty)
@@ -211,12 +213,12 @@ def read_kernel(
 
 @triton.jit
 def _spread_step(
-    entering, here, gates, states, corner, y, num_rows, num_columns, x,
+    entering, here, gates, states, corner, y, num_rows, x,
     LEFTWARD: tl.constexpr, P: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
     """Keep the state that enters a row, and return the one that leaves it."""
     tl.store(_state_row(states, y, x, P, BLOCK_X), entering)
-    s0, s1, t00, t01, t10, t11, _, _ = _load_gates(gates, corner, y, num_rows, num_columns, x)
+    s0, s1, t00, t01, t10, t11, _, _ = _load_gates(gates, corner, y, num_rows, x, BLOCK_X)
     _, leaving = _step(entering, s0 * here, s1 * here, t00, t01, t10, t11, LEFTWARD)
     return leaving
 
@@ -229,20 +231,20 @@ def _state_row(states, y, x, P: tl.constexpr, BLOCK_X: tl.constexpr):
 
 @triton.jit
 def _load_step(
-    here, gates, states, corner, y, num_rows, num_columns, x,
+    here, gates, states, corner, y, num_rows, x,
     LEFTWARD: tl.constexpr, P: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
     """The kept states that enter a row, a_0 and a_1, and the gating weights of the row, (P, X)."""
     down = tl.load(_state_row(states, y, x, P, BLOCK_X))
-    s0, s1, t00, t01, t10, t11, m0, m1 = _load_gates(gates, corner, y, num_rows, num_columns, x)
+    s0, s1, t00, t01, t10, t11, m0, m1 = _load_gates(gates, corner, y, num_rows, x, BLOCK_X)
     along, _ = _step(down, s0 * here, s1 * here, t00, t01, t10, t11, LEFTWARD)
     return along, down, m0 * along + m1 * down
 
 
 @triton.jit
 def _gradient_step(
-    leaving, along, down, weight_grad, here, gates, gate_grads, corner, y,
-    num_rows, num_columns, x, LEFTWARD: tl.constexpr,
+    leaving, along, down, weight_grad, here, gates, gate_grads, corner, y, num_rows, x,
+    LEFTWARD: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the gates of one row, and of the states that enter it along y.
 
@@ -252,18 +254,19 @@ def _gradient_step(
         down: a_1 of the row, (P, X).
         weight_grad: Gradient of the gating weights of the row, (P, X).
     """
-    _, _, t00, t01, t10, t11, m0, m1 = _load_gates(gates, corner, y, num_rows, num_columns, x)
+    _, _, t00, t01, t10, t11, m0, m1 = _load_gates(gates, corner, y, num_rows, x, BLOCK_X)
     onward, entering = _step(
         leaving, m0 * weight_grad, m1 * weight_grad, t00, t10, t01, t11, not LEFTWARD
     )
-    _add_to_gate(gate_grads, corner, 0, y, num_rows, num_columns, x, onward * here)
-    _add_to_gate(gate_grads, corner, 1, y, num_rows, num_columns, x, leaving * here)
-    _add_to_gate(gate_grads, corner, 2, y, num_rows, num_columns, x, onward * along)
-    _add_to_gate(gate_grads, corner, 3, y, num_rows, num_columns, x, onward * down)
-    _add_to_gate(gate_grads, corner, 4, y, num_rows, num_columns, x, leaving * along)
-    _add_to_gate(gate_grads, corner, 5, y, num_rows, num_columns, x, leaving * down)
-    _add_to_gate(gate_grads, corner, 6, y, num_rows, num_columns, x, along * weight_grad)
-    _add_to_gate(gate_grads, corner, 7, y, num_rows, num_columns, x, down * weight_grad)
+    row = gate_grads + (corner * num_rows + y) * (8 * BLOCK_X) + x
+    _add_to_gate(row, onward * here)
+    _add_to_gate(row + BLOCK_X, leaving * here)
+    _add_to_gate(row + 2 * BLOCK_X, onward * along)
+    _add_to_gate(row + 3 * BLOCK_X, onward * down)
+    _add_to_gate(row + 4 * BLOCK_X, leaving * along)
+    _add_to_gate(row + 5 * BLOCK_X, leaving * down)
+    _add_to_gate(row + 6 * BLOCK_X, along * weight_grad)
+    _add_to_gate(row + 7 * BLOCK_X, down * weight_grad)
     return entering
 
 
@@ -290,13 +293,10 @@ def _backward_walk(
         row = y * num_columns + x
         here = ((nodes[:, None] == row[None, :]) & inside[None, :]).to(gates.dtype.element_ty)
         if LEFT >= 0:
-            left = _spread_step(
-                left, here, gates, states, LEFT, y, num_rows, num_columns, x, True, P, BLOCK_X
-            )
+            left = _spread_step(left, here, gates, states, LEFT, y, num_rows, x, True, P, BLOCK_X)
         if RIGHT >= 0:
             right = _spread_step(
-                right, here, gates, right_states, RIGHT, y, num_rows, num_columns, x, False,
-                P, BLOCK_X,
+                right, here, gates, right_states, RIGHT, y, num_rows, x, False, P, BLOCK_X,
             )  # fmt: skip
     tl.debug_barrier()  # other threads of the program may read back what one has kept
 
@@ -315,21 +315,21 @@ def _backward_walk(
         weight = here * direct[:, None]
         if LEFT >= 0:
             along, down, read = _load_step(
-                here, gates, states, LEFT, y, num_rows, num_columns, x, True, P, BLOCK_X
+                here, gates, states, LEFT, y, num_rows, x, True, P, BLOCK_X
             )
             weight += read
             left = _gradient_step(
                 left, along, down, weight_grad, here, gates, gate_grads, LEFT, y,
-                num_rows, num_columns, x, True,
+                num_rows, x, True, BLOCK_X,
             )  # fmt: skip
         if RIGHT >= 0:
             along, down, read = _load_step(
-                here, gates, right_states, RIGHT, y, num_rows, num_columns, x, False, P, BLOCK_X
+                here, gates, right_states, RIGHT, y, num_rows, x, False, P, BLOCK_X
             )
             weight += read
             right = _gradient_step(
                 right, along, down, weight_grad, here, gates, gate_grads, RIGHT, y,
-                num_rows, num_columns, x, False,
+                num_rows, x, False, BLOCK_X,
             )  # fmt: skip
         if ADD_DIRECT:
             direct_grad += tl.sum(weight_grad * here, 1)
@@ -365,8 +365,8 @@ def backward_kernel(
     v += (image * num_nodes * heads + head) * V
     v_grad += (image * num_nodes * heads + head) * V
     out_grad += (image * num_nodes * heads + head) * V
-    gates += image_head * (CORNERS * 8 * num_nodes)
-    gate_grads += program * (CORNERS * 8 * num_nodes)
+    gates += image_head * (CORNERS * 8 * BLOCK_X * num_rows)
+    gate_grads += program * (CORNERS * 8 * BLOCK_X * num_rows)
     states += program * (2 * num_rows * P * BLOCK_X)
 
     for tile in range(tl.program_id(0) % num_shares, num_tiles, num_shares):
