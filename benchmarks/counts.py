@@ -112,19 +112,14 @@ def plstm_dag_cost(
 ) -> Cost:
     """The recurrence on `graphs` DAGs of equal size, counts per graph, K = V = width.
 
-    "naive" and "levels" carry a state per edge; "solve" has the gating matrices of all graphs;
-    "reach" has their entries at the `joined` pairs of nodes, by `products` of transitions.
+    "naive" and "levels" carry a state per edge; "reach" has the entries of the gating matrices at
+    the `joined` pairs of nodes, by `products` of transitions.
     """
     state, n = width * width, graphs * heads
     recurrent = (n * (2 * edges + 2 * pairs + 2 * edges) * state, n * edges * state)
     flops, kept = {
         "naive": recurrent,
         "levels": recurrent,
-        # (I - T)^-1 S by substitution, M times it, then scores and values
-        "solve": (
-            n * nodes * (edges**2 + 2 * nodes * edges + 4 * nodes * width),
-            n * (edges**2 + 2 * edges * nodes + 2 * nodes**2),
-        ),
         "reach": (n * (2 * products + 4 * joined * width), n * (products + joined)),
     }[form]
     inputs = n * (nodes * (3 * width + 1) + 2 * edges + pairs)

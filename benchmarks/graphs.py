@@ -57,4 +57,5 @@ def _epoch(setting: Setting, root: Path, name: str, net: str, order: str) -> Wor
 
 def _build(root: Path, name: str, net: str, order: str) -> CLI:
     data = [f"--data.name={name}", f"--data.root={root}", f"--data.order={order}"]
+    data.append(f"--data.plans={net == 'plstm_tu'}")
     return build("tu", net, *data, f"--data.batch_size={BATCH}")

@@ -107,7 +107,7 @@ def _graph(setting: Setting, mode: str, batch: int, nodes: int) -> Work:
     graph = molecules(batch, nodes).to(setting.device)
     itemsize = setting.dtype.itemsize
     sizes = (batch, GRAPH_HEADS, GRAPH_DIM // GRAPH_HEADS, itemsize)
-    forms = [graph_cost(form, graph, *sizes) for form in ("levels", "solve", "reach")]
+    forms = [graph_cost(form, graph, *sizes) for form in ("levels", "reach")]
     gates = 8 * GRAPH_HEADS  # of every node, and of it as an end of its edges
     cost = counts.layer_cost(graph.num_nodes, GRAPH_DIM, gates, forms, itemsize)
     layer = partial(PLSTMGraph, GRAPH_DIM, GRAPH_HEADS, mode=mode)

@@ -16,7 +16,6 @@ from benchmarks.case import Case, Inputs, Setting, Work, differentiated
 from plstm import LineGraph
 from plstm.ops import plstm_1d, plstm_2d, plstm_dag
 from plstm.ops.plstm_2d import CORNERS
-from plstm.ops.plstm_dag.reach import reach_plan
 
 LOOP_TOKENS = 512  # the loop is only measured up to here, it takes seconds beyond
 
@@ -111,7 +110,7 @@ def graph_cases(
 ) -> Iterator[Case]:
     group = f"graph op, {batch} molecules of {nodes} nodes, {heads} heads of {width}"
     case = partial(Case, "ops", "graph", group, batch=batch, tokens=nodes)
-    for form in ("naive", "levels", "solve", "reach"):
+    for form in ("naive", "levels", "reach"):
         long = form == "naive" and batch * nodes > 4 * LOOP_TOKENS
         make = partial(_graph, setting, form, batch, nodes, heads, width)
         yield case(form, make=make, long=long)
@@ -135,9 +134,9 @@ def graph_cost(
     form: str, graph: LineGraph, batch: int, heads: int, width: int, itemsize: int
 ) -> counts.Cost:
     """Cost of a form on a batch of graphs; "reach" depends on what their paths join."""
-    plan = reach_plan(graph) if form == "reach" else None
-    reach = (len(plan.src) / batch, sum(plan.sizes) / batch) if plan else (0, 0)
-    sizes = (graph.num_nodes, graph.num_edges, graph.line_index.shape[1])
+    plan = graph.reach_plan() if form == "reach" else None
+    reach = (plan.nodes.shape[1] / batch, plan.num_products / batch) if plan else (0, 0)
+    sizes = (graph.num_nodes, graph.num_edges, graph.num_pairs)
     return counts.plstm_dag_cost(
         form, batch, *(n / batch for n in sizes), heads, width, itemsize, *reach
     )

@@ -1,5 +1,6 @@
 """Input checks and precision rules shared by recurrences, layers and models."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -68,6 +69,15 @@ def check_choice(function: str, name: str, value: object, choices: tuple[object,
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{function}: {name} must be one of {listed}, got {value!r}")
+
+
+def check_valid(function: str, valid: Tensor, shape: Sequence[int], device: torch.device) -> None:
+    """Raise a ValueError unless `valid`, where tokens are, is boolean, of this shape and device."""
+    if valid.dtype != torch.bool or valid.shape != tuple(shape) or valid.device != device:
+        raise ValueError(
+            f"{function}: valid must be a torch.bool tensor {tuple(shape)} on {device}, True where "
+            f"a token is, got {valid.dtype} {tuple(valid.shape)} on {valid.device}"
+        )
 
 
 def check_positive(function: str, **sizes: int) -> None:

@@ -5,7 +5,6 @@ put the same shapes on larger canvases, farther apart than any training image.
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 from matplotlib.figure import Figure
@@ -14,11 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from tasks.arrow_errors import arrow_errors
 from tasks.arrow_scenes import Scene, check_placement, sample_scenes, unit
-from tasks.data import DataModule, ShuffledSampler
+from tasks.data import SPLITS, DataModule, FreshSampler, ShuffledSampler, as_is
 
 HEAD_LENGTH = 1 / 2.5  # of the head strokes over that of the arrow
 HEAD_ANGLE = 0.5  # radians between head strokes and shaft
-SPLITS = ("train", "val", "test")
 
 
 def draw_arrows(
@@ -163,13 +161,6 @@ class ArrowDataset(Dataset):
         return Drawing(scene, self.image_size, **self.shapes), scene.label
 
 
-class FreshSampler(ShuffledSampler):
-    """The next `size` indices in every epoch, so that no image comes twice."""
-
-    def __iter__(self) -> Iterator[int]:
-        yield from range(self.epoch * self.size, (self.epoch + 1) * self.size)
-
-
 class ArrowData(DataModule):
     """Arrow-pointing images: train at one size, validate and test there and at larger sizes.
 
@@ -225,7 +216,6 @@ class ArrowData(DataModule):
                 )
         if not 0 <= seed < 2**32:
             raise ValueError(f"ArrowData: seed must lie in 0..{2**32 - 1}, got {seed}")
-        self.sizes = [image_size, *extrapolation_sizes]
         check_placement(min(self.sizes), padding, radius[1], arrow_length[1], placement)
 
     @property
@@ -239,6 +229,14 @@ class ArrowData(DataModule):
     @property
     def class_names(self) -> list[str]:
         return ["misses", "meets"]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [self.hparams.image_size, *self.hparams.extrapolation_sizes]
+
+    @property
+    def size_name(self) -> str:
+        return "image size in pixels"
 
     @property
     def eval_names(self) -> list[str]:
@@ -283,7 +281,7 @@ class ArrowData(DataModule):
         sampler_class = FreshSampler if self.hparams.fresh else ShuffledSampler
         sampler = sampler_class(len(dataset), self.hparams.seed, self.train_epoch())
         batches = self.train_batches(sampler, drop_last=True)
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_is)
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=as_is)
 
     def val_dataloader(self) -> list[DataLoader]:
         return self._eval_loaders("val")
@@ -294,11 +292,6 @@ class ArrowData(DataModule):
     def _eval_loaders(self, split: str) -> list[DataLoader]:
         datasets = [self.dataset(split, size) for size in self.sizes]
         return [
-            DataLoader(x, batch_sampler=self.eval_batches(len(x)), collate_fn=_as_is)
+            DataLoader(x, batch_sampler=self.eval_batches(len(x)), collate_fn=as_is)
             for x in datasets
         ]
-
-
-def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """`__getitems__` returns whole batches."""
-    return batch

@@ -10,39 +10,12 @@ import torch
 from torch import Tensor
 
 from plstm.checks import check_choice
+from tasks.draws import uniform
 
 CLEAR = 1.2  # nothing is drawn between hits of a circle of radius r / CLEAR and misses of CLEAR * r
 PLACEMENTS = ("balanced", "published")
 CANDIDATES = 16  # balanced placements drawn at once for an image; about one in five is accepted
 FIRST_CANDIDATE = 8  # draws before those of the candidates
-
-
-def uniform(seed: int, index: Tensor, draws: int, first: int = 0) -> Tensor:
-    """Random numbers in [0, 1) that depend on (seed, index, draw) only, (B, draws) in float64.
-
-    A counter-based generator (the finaliser of SplitMix64), so a whole batch is drawn at once; the
-    draws are number `first` and those after it.
-    """
-    draw = torch.arange(first, first + draws, device=index.device)
-    golden = _signed(0x9E3779B97F4A7C15)
-    x = _mix(torch.full_like(index, seed) * golden + golden)[:, None]
-    x = _mix(_mix(x + index[:, None] * golden) + draw * golden)
-    return _shift(x, 11).double() / 2**53
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(x: int) -> int:
-    return x - (1 << 64) if x >= 1 << 63 else x
 
 
 class Scene(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from tasks.optim import WarmupCosine, parameter_groups
@@ -66,11 +66,23 @@ class Classification(LightningModule):
     def setup(self, stage: str) -> None:
         self.eval_names = getattr(self.trainer.datamodule, "eval_names", [""])
         for name in self.eval_names:
-            self.metrics[f"loss{name}"] = MeanMetric()
-            self.metrics[f"accuracy{name}"] = self._accuracy()
+            for metric, new in self.new_metrics().items():
+                self.metrics[f"{metric}{name}"] = new
 
-    def _accuracy(self) -> MulticlassAccuracy:
-        return MulticlassAccuracy(self.out_dim, average="micro")
+    def new_metrics(self) -> dict[str, Metric]:
+        """Metrics of an evaluation set by name, without values."""
+        accuracy = MulticlassAccuracy(self.out_dim, average="micro")
+        return {"loss": MeanMetric(), "accuracy": accuracy}
+
+    def labelled(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, C) and targets (n,) of everything that has a label."""
+        return logits.flatten(0, -2), targets.flatten()
+
+    def measure(self, logits: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """What every metric is updated with by logits and targets of a batch."""
+        logits, targets = self.labelled(logits, targets)
+        losses = cross_entropy(logits, targets, reduction="none")
+        return {"loss": (losses,), "accuracy": (logits, targets)}
 
     def forward(self, inputs: object) -> Tensor:
         """Logits of a batch of inputs."""
@@ -87,11 +99,11 @@ class Classification(LightningModule):
         return hash((seed, batches, self.global_rank)) & (2**63 - 1)
 
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
-        logits, targets = self._predict(batch)
-        logits, size = logits.flatten(0, -2), len(targets)
+        logits, targets = self.labelled(*self._predict(batch))
+        size = len(targets)
         weight = self._share(size)
-        loss = weight * cross_entropy(logits, targets.flatten())
-        accuracy = weight * (logits.argmax(-1) == targets.flatten()).float().mean()
+        loss = weight * cross_entropy(logits, targets)
+        accuracy = weight * (logits.argmax(-1) == targets).float().mean()
         self._log("train/loss", loss, size, prog_bar=True, sync_dist=True)
         self._log("train/lr", self.optimizers().param_groups[0]["lr"], size)
         self._log("train/accuracy", accuracy, size, sync_dist=True)
@@ -116,11 +128,9 @@ class Classification(LightningModule):
 
     def _evaluate(self, split: str, batch: object, dataloader_idx: int) -> None:
         logits, targets = self._predict(batch)
-        logits, size = logits.flatten(0, -2).float(), len(targets)
-        losses = cross_entropy(logits, targets.flatten(), reduction="none")
-        name = self.eval_names[dataloader_idx]
-        for metric, update in (("loss", (losses,)), ("accuracy", (logits, targets.flatten()))):
-            self.metrics[f"{metric}{name}"](*update)
+        size, name = len(targets), self.eval_names[dataloader_idx]
+        for metric, values in self.measure(logits.float(), targets).items():
+            self.metrics[f"{metric}{name}"](*values)
             self._log(
                 f"{split}/{metric}{name}", self.metrics[f"{metric}{name}"], size, prog_bar=True
             )

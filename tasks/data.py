@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -13,6 +13,10 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from plstm.checks import check_positive
+
+T = TypeVar("T")
+SPLITS = ("train", "val", "test")
+UNLABELLED = -100  # target of a position that nothing is asked of; PyTorch's losses leave it out
 
 
 class Shard(NamedTuple):
@@ -52,6 +56,16 @@ class DataModule(LightningDataModule, ABC):
     def eval_names(self) -> list[str]:
         """Suffix of the metric names, one per validation (and test) loader."""
         return [""]
+
+    @property
+    def sizes(self) -> list[int]:
+        """What tells the sets of `eval_names` apart, for a picture; the first one is trained at."""
+        return []
+
+    @property
+    def size_name(self) -> str:
+        """What `sizes` are."""
+        return "size"
 
     def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
         """Further pictures of what was predicted, by name; a task may have some.
@@ -124,6 +138,13 @@ class ShuffledSampler(Sampler[int]):
         yield from torch.randperm(self.size, generator=generator)[: self.count].tolist()
 
 
+class FreshSampler(ShuffledSampler):
+    """The next `size` indices in every epoch, so that no sample comes twice."""
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(self.epoch * self.size, (self.epoch + 1) * self.size)
+
+
 class ShardedBatches(Sampler[list[int]]):
     """Batches of one of several processes: together they are those of one process, larger ones.
 
@@ -174,3 +195,8 @@ class ShardedBatches(Sampler[list[int]]):
         order = list(self.sampler)
         for start, stop in list(pairwise(self.bounds))[self.skip() :]:
             yield order[start + rank : stop : count]
+
+
+def as_is(batch: T) -> T:
+    """Collates what `__getitems__` of a data set returns as whole batches."""
+    return batch

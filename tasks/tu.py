@@ -137,6 +137,7 @@ class TUData(DataModule):
             training graphs get a new order at every access, evaluation keeps one fixed order.
         seed: Seed of the folds, of the order of the samples and of random node orders.
         num_workers: Processes that batch.
+        plans: Let batches carry the plans of plstm_dag, for nets that run it.
 
     Raises:
         ValueError: fold or number of folds out of range; damaged files.
@@ -153,6 +154,7 @@ class TUData(DataModule):
         order: str = "bfs",
         seed: int = 0,
         num_workers: int = 0,
+        plans: bool = True,
     ) -> None:
         super().__init__()
         if num_folds < 2:
@@ -204,7 +206,7 @@ class TUData(DataModule):
         graphs, h = self.splits["train"].tolist(), self.hparams
         sampler = EpochSampler(len(graphs), h.seed, self.train_epoch())
         seed = h.seed if h.order == "random" else None
-        batcher = TrainingBatcher(GraphBatcher(self.dataset), graphs, seed)
+        batcher = TrainingBatcher(self._batcher(), graphs, seed)
         numbers = range(sys.maxsize)  # sample i is number i
         return self._loader(numbers, batcher, batch_sampler=self.train_batches(sampler))
 
@@ -217,7 +219,16 @@ class TUData(DataModule):
     def _eval_loader(self, split: str) -> DataLoader:
         graphs = self.splits[split].tolist()
         batches = self.eval_batches(len(graphs))
-        return self._loader(graphs, GraphBatcher(self.dataset), batch_sampler=batches)
+        return self._loader(graphs, self._batcher(), batch_sampler=batches)
+
+    def transfer_batch_to_device(
+        self, batch: DagData, device: torch.device, dataloader_idx: int
+    ) -> DagData:
+        """Pinned batches are copied while the host goes on."""
+        return batch.to(device, non_blocking=True)
+
+    def _batcher(self) -> GraphBatcher:
+        return GraphBatcher(self.dataset, plans=self.hparams.plans)
 
     def _loader(
         self,
@@ -230,5 +241,6 @@ class TUData(DataModule):
             collate_fn=batcher,
             num_workers=self.hparams.num_workers,
             persistent_workers=self.hparams.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
             **options,
         )

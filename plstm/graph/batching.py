@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_geometric.data import InMemoryDataset
 
 from plstm.graph.orientation import drawn_rank
+from plstm.graph.prepared import add_plans
 from plstm.graph.pyg import DAG_KEYS, PAIR_KEYS, DagData, prepare
 
 
@@ -19,9 +20,11 @@ class GraphBatcher:
     Args:
         dataset: Graphs prepared by ToDag as pre_transform, as PyG keeps them in memory; an
             index_select of it will not do.
+        plans: Let batches carry the plans of plstm_dag, made where the batches are made.
     """
 
-    def __init__(self, dataset: InMemoryDataset) -> None:
+    def __init__(self, dataset: InMemoryDataset, plans: bool = False) -> None:
+        self.plans = plans
         self.data, self.slices = dataset._data, dataset.slices
         self.keys = [k for k in self.slices if isinstance(self.data[k], Tensor)]
         if "x" in self.slices:
@@ -44,10 +47,10 @@ class GraphBatcher:
         for key in self.keys:
             if order_seeds is None or key not in DAG_KEYS:
                 out[key] = self._cut(key, graphs)
-        if order_seeds is None:
-            return out
-        nodes = _ranges(torch.zeros_like(counts), counts).numpy()
-        return prepare(out, drawn_rank(np.asarray(order_seeds)[out.batch.numpy()], nodes))
+        if order_seeds is not None:
+            nodes = _ranges(torch.zeros_like(counts), counts).numpy()
+            out = prepare(out, drawn_rank(np.asarray(order_seeds)[out.batch.numpy()], nodes))
+        return add_plans(out) if self.plans else out
 
     def _cut(self, key: str, graphs: Tensor) -> Tensor:
         """The entries of all graphs side by side; indices count on from graph to graph."""

@@ -1,15 +1,24 @@
 """The graph a pLSTM runs on: DAG edges, their consecutive pairs, and what follows from them."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from plstm.graph.grid import grid_index
 from plstm.graph.multitree import prune_to_multitree
+from plstm.graph.plans import (
+    ReachPlan,
+    apply_to_plan,
+    largest_number_of_products,
+    make_reach_plan,
+)
 from plstm.graph.topology import consecutive_edges, find_cycle, node_levels
 
 T = TypeVar("T")
+_NO_PLANNING = -1  # limit of a plan
 _LISTED = 8  # nodes or pairs named in a message
 
 
@@ -69,6 +78,36 @@ class LineGraph:
         return cls(edge_index, pairs, num_nodes, batch, num_graphs=num_graphs)
 
     @classmethod
+    def grid(
+        cls, shape: Sequence[int], signs: Sequence[int] | None = None, *, num_graphs: int = 1
+    ) -> "LineGraph":
+        """Regular grids with an edge along every axis, away from one corner, and all pairs.
+
+        Nodes are numbered row-major, grid after grid. Edges are ordered by src, then by direction,
+        the last axis first; pairs by the node in the middle, then by the direction of the outgoing
+        edge, then by that of the incoming one. `plstm.graph.grid.grid_gates` brings gates of
+        (nodes, N) and (nodes, N, N) into this order.
+
+        Args:
+            shape: Nodes along each of N axes, for example (Y, X) or (T, Y, X).
+            signs: Of every axis 1 if its edges point along it, -1 against it; all 1 if None.
+            num_graphs: Number of such grids.
+
+        Raises:
+            ValueError: an empty grid; signs that do not fit.
+        """
+        index = grid_index(shape, signs, num_graphs)
+        nodes = math.prod(shape)
+        return cls.prepared(
+            index.edge_index,
+            index.line_index,
+            num_graphs * nodes,
+            torch.arange(num_graphs).repeat_interleave(nodes),
+            edge_level=index.edge_level,
+            num_graphs=num_graphs,
+        )
+
+    @classmethod
     def prepared(
         cls,
         edge_index: Tensor,
@@ -77,25 +116,14 @@ class LineGraph:
         batch: Tensor | None = None,
         *,
         edge_level: Tensor,
-        reverse_edge_level: Tensor | None = None,
-        tree_index: Tensor | None = None,
         num_graphs: int | None = None,
     ) -> "LineGraph":
-        """Build from arrays known to be right (data prepared by ToDag): no checks, no computation.
+        """Build from arrays known to be right: no checks, no computation.
 
-        Args:
-            edge_index: As in the constructor.
-            line_index: As in the constructor.
-            num_nodes: As in the constructor.
-            batch: As in the constructor.
-            edge_level: As in the constructor.
-            reverse_edge_level: Levels of the same edges with all directions flipped, (E,).
-            tree_index: Pairs that stay in the multitree, (2, A').
-            num_graphs: Number of graphs in the batch.
+        Arguments as for the constructor.
         """
         graph = cls.__new__(cls)
         graph._fill(edge_index, line_index, num_nodes, batch, edge_level, num_graphs)
-        graph._reverse_level, graph._both["tree_index"] = reverse_edge_level, tree_index
         return graph
 
     def _fill(
@@ -105,20 +133,24 @@ class LineGraph:
         num_nodes: int,
         batch: Tensor | None,
         edge_level: Tensor,
-        num_graphs: int | None = None,
+        num_graphs: int | None,
     ) -> None:
-        self.edge_index, self.line_index = edge_index, line_index
-        self.num_nodes, self.num_edges = int(num_nodes), edge_index.shape[1]
         if num_graphs is None:
             num_graphs = 1 if batch is None else int(batch[-1]) + 1 if batch.numel() else 0
-        self.batch, self.num_graphs, self.edge_level = batch, num_graphs, edge_level
-        self._reverse_level: Tensor | None = None
+        self.edge_index, self.line_index, self.edge_level = edge_index, line_index, edge_level
+        self.num_nodes, self.batch, self.num_graphs = num_nodes, batch, num_graphs
+        self.flipped = False
         self._reverse: LineGraph | None = None
         self._is_multitree = False
-        self.flipped = False
-        self.forward_arrays = (edge_index, line_index, edge_level)
-        self._cache: dict[str, object] = {}  # of this direction
-        self._both: dict[str, Any] = {"tree_index": None}  # of both, in the forward direction
+        self._plans: dict[str, Any] = {}  # of the forward direction
+
+    @property
+    def num_edges(self) -> int:
+        return self.edge_index.shape[1]
+
+    @property
+    def num_pairs(self) -> int:
+        return self.line_index.shape[1]
 
     @property
     def device(self) -> torch.device:
@@ -131,127 +163,156 @@ class LineGraph:
             return self.batch
         return self.edge_index.new_zeros(self.num_nodes)
 
-    def cached(self, key: str, build: Callable[["LineGraph"], T], *, both_ways: bool = False) -> T:
-        """build(self), kept under `key` as long as this object lives.
+    @property
+    def forward(self) -> "LineGraph":
+        """The graph itself, or what it is the reverse of."""
+        return self._reverse if self.flipped else self
+
+    def cached(self, key: str, build: Callable[["LineGraph"], T]) -> T:
+        """build(self.forward), kept under `key` for both directions as long as the graph lives."""
+        plans = self.forward._plans
+        if key not in plans:
+            plans[key] = build(self.forward)
+        return plans[key]
+
+    def reach_plan(self, limit: int | None = None) -> ReachPlan | None:
+        """The plan of the sparse parallel form for both directions; made once and kept.
 
         Args:
-            key: Name of the result.
-            build: Called when there is none.
-            both_ways: Share the result with the reverse: build looks at `forward_arrays` only.
+            limit: Make it if it has at most this many products.
+
+        Returns:
+            None if there is no plan and it is too large for the limit.
         """
-        cache = self._both if both_ways else self._cache
-        if key not in cache:
-            cache[key] = build(self)
-        return cache[key]
+        plans = self.forward._plans
+        if "reach" not in plans and (
+            limit is None or limit > plans.get("reach limit", _NO_PLANNING)
+        ):
+            plan = _plan(self.forward, limit)
+            if plan is None:
+                plans["reach limit"] = limit
+            else:
+                plans["reach"] = plan
+        return plans.get("reach")
+
+    def paying_reach_plan(self, qk_dim: int, v_dim: int, planning: bool = True) -> ReachPlan | None:
+        """The plan of the sparse parallel form if that form is no slower than the recurrent one.
+
+        Args:
+            qk_dim: Width of queries and keys per head.
+            v_dim: Width of values per head.
+            planning: Make the plan if there is none; else take what is there.
+        """
+        moves = self.num_edges + self.num_pairs
+        limit = largest_number_of_products(moves, qk_dim, v_dim) if planning else _NO_PLANNING
+        plan = self.reach_plan(limit)
+        return plan if plan is not None and plan.pays(moves, qk_dim, v_dim) else None
+
+    def take_reach_plan(self, plan: ReachPlan | None, qk_dim: int, v_dim: int) -> None:
+        """Keep a plan that came with a batch; None if it does not pay at these widths."""
+        if plan is None:
+            moves = self.num_edges + self.num_pairs
+            self._plans["reach limit"] = largest_number_of_products(moves, qk_dim, v_dim)
+        else:
+            self._plans["reach"] = plan
+
+    def take_multitree(self, tree: "LineGraph") -> None:
+        """Keep a multitree that came with a batch."""
+        self._plans["multitree"], tree._is_multitree = tree, True
 
     def reverse(self) -> "LineGraph":
-        """The same graph with all edges and pairs flipped; edges and pairs keep their numbers."""
+        """The same graph with all edges and pairs flipped; edges and pairs keep their numbers.
+
+        Its levels are the negative ones of this graph.
+        """
         if self._reverse is None:
-            if self._reverse_level is None:
-                self._reverse_level = _levels(self.edge_index.flip(0), self.num_nodes)
-            self._reverse = LineGraph.prepared(
+            back = LineGraph.prepared(
                 self.edge_index.flip(0),
                 self.line_index.flip(0),
                 self.num_nodes,
                 self.batch,
-                edge_level=self._reverse_level,
-                reverse_edge_level=self.edge_level,
+                edge_level=-self.edge_level,
                 num_graphs=self.num_graphs,
             )
-            self._reverse._both, self._reverse.forward_arrays = self._both, self.forward_arrays
-            self._reverse.flipped = not self.flipped
-            self._reverse._is_multitree = self._is_multitree
+            back.flipped, back._reverse, back._is_multitree = True, self, self._is_multitree
+            self._reverse = back
         return self._reverse
 
     def multitree(self) -> "LineGraph":
         """The same edges with pairs left out until any two edges are joined by at most one path.
 
-        The multitree of the reverse is the reverse of the multitree.
+        The multitree of the reverse is the reverse of the multitree. Memory grows as the square of
+        the edges of the largest graph; see `plstm.graph.multitree`.
+
+        Raises:
+            ValueError: a graph is too large.
         """
         if self._is_multitree:
             return self
-        tree = self.cached("multitree", LineGraph._forward_multitree, both_ways=True)
+        tree = self.cached("multitree", _pruned)
         return tree.reverse() if self.flipped else tree
 
-    def to(self, device: torch.device | str) -> "LineGraph":
-        """Copy to another device, self if it is there already.
-
-        Levels and multitree come along; plans of ops are made there when they are asked for.
-        """
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "LineGraph":
+        """Copy to another device with all plans, self if it is there already."""
         if torch.device(device) == self.device:
             return self
+        return self.apply(lambda x: x.to(device, non_blocking=non_blocking))
 
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device)
+    def pin_memory(self) -> "LineGraph":
+        """Copy in pinned memory, from where `to` need not block."""
+        return self.apply(Tensor.pin_memory)
 
+    def apply(self, function: Callable[[Tensor], Tensor]) -> "LineGraph":
+        """Copy with a function applied to every tensor, those of plans included."""
+        if self.flipped:
+            return self.forward.apply(function).reverse()
         graph = LineGraph.prepared(
-            move(self.edge_index),
-            move(self.line_index),
+            function(self.edge_index),
+            function(self.line_index),
             self.num_nodes,
-            move(self.batch),
-            edge_level=move(self.edge_level),
-            reverse_edge_level=move(self._reverse_level),
+            None if self.batch is None else function(self.batch),
+            edge_level=function(self.edge_level),
             num_graphs=self.num_graphs,
         )
-        graph.flipped, graph._is_multitree = self.flipped, self._is_multitree
-        tree = self._both.get("multitree")
-        tree_index = self._both["tree_index"] if tree is None else tree.line_index
-        graph._both = {"tree_index": move(tree_index)}
-        graph.forward_arrays = tuple(move(x) for x in self.forward_arrays)
+        graph._is_multitree = self._is_multitree
+        graph._plans = {key: _applied(plan, function) for key, plan in self._plans.items()}
         return graph
 
     def __repr__(self) -> str:
         return (
             f"LineGraph(num_graphs={self.num_graphs}, num_nodes={self.num_nodes}, "
-            f"num_edges={self.num_edges}, num_pairs={self.line_index.shape[1]})"
+            f"num_edges={self.num_edges}, num_pairs={self.num_pairs})"
         )
 
-    def _forward_multitree(self) -> "LineGraph":
-        edge_index, line_index, edge_level = self.forward_arrays
-        tree_index = self._both["tree_index"]
-        if tree_index is None:
-            edge_graph = self.node_graph[edge_index[0]]
-            arrays = (line_index, edge_level, edge_index[0], edge_graph)
-            keep = prune_to_multitree(*(x.cpu().numpy() for x in arrays))
-            tree_index = line_index[:, torch.from_numpy(keep).to(line_index.device)]
-        tree = LineGraph.prepared(
-            edge_index,
-            tree_index,
-            self.num_nodes,
-            self.batch,
-            edge_level=edge_level,
-            reverse_edge_level=self.edge_level if self.flipped else self._reverse_level,
-            num_graphs=self.num_graphs,
-        )
-        tree._is_multitree = True
-        return tree
+
+def _plan(graph: LineGraph, limit: int | None) -> ReachPlan | None:
+    edge_graph = graph.node_graph.index_select(0, graph.edge_index[0])
+    tensors = graph.edge_index, graph.line_index, graph.edge_level, edge_graph
+    plan = make_reach_plan(*(x.cpu().numpy() for x in tensors), graph.num_nodes, limit)
+    return plan and apply_to_plan(plan, lambda x: x.to(graph.device))
 
 
-def line_graph(data: Any) -> LineGraph:
-    """The LineGraph of a DagData or of a PyG batch of them, without computing anything.
-
-    Args:
-        data: Object with the fields of DagData; `batch` and `num_graphs` too if it is a batch.
-
-    Raises:
-        ValueError: the data have not been prepared.
-    """
-    if getattr(data, "dag_edge_index", None) is None:
-        raise ValueError(
-            f"line_graph: data must be a DagData or a batch of them, got "
-            f"{type(data).__name__} without dag_edge_index; apply plstm.graph.ToDag first"
-        )
-    batch = getattr(data, "batch", None)
-    return LineGraph.prepared(
-        data.dag_edge_index,
-        data.line_index,
-        data.num_nodes,
-        batch,
-        edge_level=data.edge_level,
-        reverse_edge_level=data.reverse_edge_level,
-        tree_index=data.tree_index,
-        num_graphs=1 if batch is None else getattr(data, "num_graphs", None),
+def _pruned(graph: LineGraph) -> LineGraph:
+    edge_graph = graph.node_graph[graph.edge_index[0]]
+    arrays = (graph.line_index, graph.edge_level, graph.edge_index[0], edge_graph)
+    keep = prune_to_multitree(*(x.cpu().numpy() for x in arrays))
+    tree = LineGraph.prepared(
+        graph.edge_index,
+        graph.line_index[:, torch.from_numpy(keep).to(graph.device)],
+        graph.num_nodes,
+        graph.batch,
+        edge_level=graph.edge_level,
+        num_graphs=graph.num_graphs,
     )
+    tree._is_multitree = True
+    return tree
+
+
+def _applied(plan: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """What `LineGraph._plans` holds, moved."""
+    if isinstance(plan, LineGraph):
+        return plan.apply(function)
+    return apply_to_plan(plan, function) if isinstance(plan, tuple) else plan
 
 
 def _levels(edge_index: Tensor, num_nodes: int) -> Tensor:
@@ -333,9 +394,9 @@ def _check_level(edge_index: Tensor, line_index: Tensor, edge_level: Tensor) -> 
             "and it is computed"
         )
     flat = edge_level[line_index[0]] >= edge_level[line_index[1]]
-    if bool(flat.any()) or bool((edge_level < 0).any()):
+    if bool(flat.any()):
         shown = line_index[:, flat][:, :_LISTED].T.tolist()
         raise ValueError(
-            f"LineGraph: edge_level must be 0 or more and rise along every pair, got pairs {shown} "
+            f"LineGraph: edge_level must rise along every pair, got pairs {shown} "
             "where it does not; leave it out, and it is computed"
         )

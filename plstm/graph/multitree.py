@@ -5,6 +5,7 @@ import numpy as np
 from plstm.graph.topology import IntArray, positions_in_group
 
 _WORD = 64  # bits per word of an ancestor set
+MAX_BYTES = 2**32  # of all ancestor sets
 
 
 def prune_to_multitree(
@@ -22,6 +23,9 @@ def prune_to_multitree(
     source node, so that sibling edges prefer different incoming ones and together carry more of
     them on.
 
+    An ancestor set has a bit for every edge of its graph: E^2 / 8 bytes for one graph of E edges,
+    at most MAX_BYTES.
+
     Args:
         line_index: Pairs [incoming edge, outgoing edge], (2, A).
         edge_level: Topological level of every edge, (E,); rises along every pair.
@@ -30,6 +34,9 @@ def prune_to_multitree(
 
     Returns:
         Mask of the pairs to keep, (A,) bool.
+
+    Raises:
+        ValueError: the ancestor sets need more memory than MAX_BYTES.
     """
     num_edges, num_pairs = edge_level.size, line_index.shape[1]
     keep = np.zeros(num_pairs, dtype=bool)
@@ -76,6 +83,13 @@ def _singletons(num_edges: int, edge_graph: IntArray | None) -> np.ndarray:
         bit = np.arange(num_edges, dtype=np.int64)
     else:
         bit = positions_in_group(edge_graph, int(edge_graph.max()) + 1)
-    sets = np.zeros((num_edges, int(bit.max()) // _WORD + 1), dtype=np.uint64)
+    words = int(bit.max()) // _WORD + 1
+    if num_edges * words * 8 > MAX_BYTES:
+        raise ValueError(
+            f"prune_to_multitree: ancestor sets must fit into {MAX_BYTES:,} bytes, got "
+            f"{num_edges * words * 8:,} bytes for {num_edges:,} edges, {int(bit.max()) + 1:,} of "
+            'them in one graph; use mode "P", which needs no multitree, or smaller graphs'
+        )
+    sets = np.zeros((num_edges, words), dtype=np.uint64)
     sets[np.arange(num_edges), bit // _WORD] = np.uint64(1) << (bit % _WORD).astype(np.uint64)
     return sets

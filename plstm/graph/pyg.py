@@ -1,5 +1,6 @@
 """PyTorch Geometric side: a Data class that batches line graphs, and its transform."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,25 +10,29 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from plstm.checks import check_choice
-from plstm.graph.line_graph import line_graph
 from plstm.graph.multitree import prune_to_multitree
 from plstm.graph.orientation import ORDERS, node_rank, orient
+from plstm.graph.prepared import HOST_KEYS, line_graph
 from plstm.graph.topology import consecutive_edges, node_levels
 
 __all__ = ["DAG_KEYS", "PAIR_KEYS", "VERSION", "DagData", "ToDag", "line_graph"]
 
-VERSION = 1  # raise whenever ToDag makes other arrays: cached data sets are made anew
+VERSION = 2  # raise whenever ToDag makes other arrays: cached data sets are made anew
 PAIR_KEYS = ("line_index", "tree_index")  # count edges of dag_edge_index, not nodes
-DAG_KEYS = (*PAIR_KEYS, "dag_edge_index", "dag_edge_attr", "edge_level", "reverse_edge_level")
+DAG_KEYS = (*PAIR_KEYS, "dag_edge_index", "dag_edge_attr", "edge_level")
 
 
 class DagData(Data):
     """Data plus an oriented copy of its edges and their line graph; the PyG DataLoader batches it.
 
     dag_edge_index (2, E), dag_edge_attr (E, F), line_index (2, A), tree_index (2, A'), edge_level
-    (E,), reverse_edge_level (E,); edge_index and edge_attr stay the undirected ones of the data
-    set.
+    (E,); edge_index and edge_attr stay the undirected ones of the data set. A batch may carry plans
+    too, see `plstm.graph.prepared.add_plans`.
     """
+
+    def apply(self, function: Callable, *args: str) -> "DagData":
+        """Change the given attributes, or all but those that stay on the host."""
+        return super().apply(function, *(args or [k for k in self.keys() if k not in HOST_KEYS]))
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
         if key in PAIR_KEYS:
@@ -42,7 +47,7 @@ torch.serialization.add_safe_globals([DagData])  # cached data sets load with we
 
 
 class ToDag(BaseTransform):
-    """Orient an undirected graph by a node order and prepare its line graph, both directions.
+    """Orient an undirected graph by a node order and prepare its line graph.
 
     Works as pre_transform (once, cached) and as transform (at every access, for random orders).
 
@@ -79,12 +84,11 @@ def prepare(data: Data, rank: np.ndarray) -> DagData:
     edges, column = orient(_edges(data), rank)
     pairs = consecutive_edges(edges, num_nodes)
     level = node_levels(edges, num_nodes)[edges[0]]
-    reverse_level = node_levels(edges[::-1], num_nodes)[edges[1]]
     batch = None if data.get("batch") is None else data.batch.cpu().numpy()[edges[0]]
     tree = pairs[:, prune_to_multitree(pairs, level, edges[0], batch)]
     out.dag_edge_index, out.line_index = _tensor(edges), _tensor(pairs)
     out.tree_index = _tensor(tree)
-    out.edge_level, out.reverse_edge_level = _tensor(level), _tensor(reverse_level)
+    out.edge_level = _tensor(level)
     if data.edge_attr is not None:
         out.dag_edge_attr = data.edge_attr[_tensor(column)]
     return out

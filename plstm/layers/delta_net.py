@@ -11,6 +11,7 @@ from plstm.modules.conv import CausalConv1d
 from plstm.modules.norm import RMSNorm
 from plstm.modules.widths import head_widths
 from plstm.ops.delta_rule import delta_rule
+from plstm.ops.packed import CuSeqlens, Packing, as_packing
 
 
 class DeltaNetState(NamedTuple):
@@ -82,12 +83,20 @@ class DeltaNet(nn.Module):
                 part.reset_parameters()
 
     def forward(
-        self, x: Tensor, state: DeltaNetState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: DeltaNetState | None = None,
+        return_state: bool = False,
+        cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, DeltaNetState]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
+        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+
+        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        """
         check_shapes(type(self).__name__, x=(x, f"B L {self.out_proj.out_features}"))
+        packing = as_packing(type(self).__name__, cu_seqlens, x)
         memory, window = state if state is not None else (None, None)
-        q, k, v, window = self._qkv(x, window)
+        q, k, v, window = self._qkv(x, window, packing)
         beta = torch.sigmoid(self.beta_proj(x))
         y, memory = delta_rule(
             q,
@@ -98,6 +107,7 @@ class DeltaNet(nn.Module):
             state=memory,
             return_state=True,
             backend=self.backend,
+            cu_seqlens=packing,
         )
         y = self.norm(y).flatten(2)
         if self.gate_proj is not None:
@@ -114,9 +124,11 @@ class DeltaNet(nn.Module):
         """Numbers carried per sequence."""
         return self.num_heads * self.qk_dim * self.v_dim + self.conv.window_size()
 
-    def _qkv(self, x: Tensor, window: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _qkv(
+        self, x: Tensor, window: Tensor | None, packing: Packing | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k and v (B, L, H, width), q and k of norm 1, and the next window."""
-        qkv, window = self.conv(self.qkv_proj(x), window)
+        qkv, window = self.conv(self.qkv_proj(x), window, packing)
         q, k, v = (
             rearrange(part, "b l (h w) -> b l h w", h=self.num_heads)
             for part in nn.functional.silu(qkv).split(self.qkv_sizes, -1)

@@ -90,5 +90,8 @@ class Decay(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Log decays (B, L, H) of x (B, L, dim), at most 0; float32 or wider."""
         logits = self.dt_proj(x)
-        dtype = accumulation_dtype(logits)
-        return -self.A_log.to(dtype).exp() * nn.functional.softplus(logits.to(dtype))
+        logits = logits.to(accumulation_dtype(logits))
+        # log(e^x + e^0), not softplus: torch.compile is told other strides of softplus's gradient
+        # than it has, where the incoming gradient is a permuted one.
+        step = torch.logaddexp(logits, logits.new_zeros(()))
+        return -self.A_log.to(logits.dtype).exp() * step

@@ -8,6 +8,7 @@ from plstm.modules.causal import MemoryState
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.widths import head_widths
 from plstm.ops.gated_linear_attention import gated_linear_attention
+from plstm.ops.packed import CuSeqlens
 
 
 class GLA(nn.Module):
@@ -73,9 +74,16 @@ class GLA(nn.Module):
         self.norm.reset_parameters()
 
     def forward(
-        self, x: Tensor, state: MemoryState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: MemoryState | None = None,
+        return_state: bool = False,
+        cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, MemoryState]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
+        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+
+        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        """
         check_shapes("GLA", x=(x, f"B L {self.out_proj.out_features}"))
         logits = self.decay_up(self.decay_down(x))
         log_decay = nn.functional.logsigmoid(logits.to(accumulation_dtype(logits)))
@@ -91,6 +99,7 @@ class GLA(nn.Module):
             state=state.memory if state is not None else None,
             return_state=True,
             backend=self.backend,
+            cu_seqlens=cu_seqlens,
         )
         y = self.out_proj(self.norm(out) * nn.functional.silu(self.gate_proj(x)))
         return (y, MemoryState(memory)) if return_state else y

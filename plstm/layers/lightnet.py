@@ -7,13 +7,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from plstm.checks import accumulation_dtype, check_choice, check_shapes, without_autocast
-from plstm.modules.causal import check_causal_call
+from plstm.modules.causal import check_causal_call, token_positions
 from plstm.modules.lrpe import apply_lrpe
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.rotary import coordinates
 from plstm.modules.tpe import ToeplitzPosition
 from plstm.modules.widths import head_widths
 from plstm.ops.gated_linear_attention import gated_linear_attention
+from plstm.ops.packed import CuSeqlens, as_packing, run_packed
 
 
 class LightNetState(NamedTuple):
@@ -22,7 +23,7 @@ class LightNetState(NamedTuple):
     memory: Tensor  # (B, H, K, V), 2 K with the cosine code
     z: Tensor  # logarithm of the sum of exp(kappa), (B, H, K)
     code: Tensor | None  # sums of the Toeplitz code, (B, H, 1, dim / H)
-    position: int  # positions seen
+    seen: Tensor  # positions so far, (B,)
 
 
 class LightNet(nn.Module):
@@ -103,13 +104,20 @@ class LightNet(nn.Module):
             self.code.reset_parameters()
 
     def forward(
-        self, x: Tensor, state: LightNetState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: LightNetState | None = None,
+        return_state: bool = False,
+        cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, LightNetState]:
-        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state."""
+        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state.
+
+        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        """
         check_shapes("LightNet", x=(x, f"B ... {self.out_proj.out_features}"))
-        self._check_call(x, return_state or state is not None)
+        self._check_call(x, return_state or state is not None, cu_seqlens)
         if self.causal:
-            y, state = self._causal(x, state)
+            y, state = self._causal(x, state, cu_seqlens)
             return (y, state) if return_state else y
         x = self.code(x) if self.code is not None else x
         q, kappa, v = self._qkv(x.flatten(1, -2))
@@ -135,17 +143,27 @@ class LightNet(nn.Module):
         memory = keys * self.v_dim * (2 if self.lrpe == "cosine" else 1)
         return memory + keys + (self.code.dim if self.code is not None else 0)
 
-    def _causal(self, x: Tensor, state: LightNetState | None) -> tuple[Tensor, LightNetState]:
-        memory, z, code, start = state if state is not None else (None, None, None, 0)
+    def _causal(
+        self, x: Tensor, state: LightNetState | None, cu_seqlens: CuSeqlens | None
+    ) -> tuple[Tensor, LightNetState]:
+        packing = as_packing("LightNet", cu_seqlens, x)
+        memory, z, code, seen = state if state is not None else (None, None, None, None)
+        positions, seen = token_positions("LightNet", x, seen, packing)
         if self.code is not None:
-            x, code = self.code.forward_with_state(x, code)
+            x, code = self.code.forward_with_state(x, code, packing)
         q, kappa, v = self._qkv(x)
         if z is None:
-            z = torch.full_like(kappa[:, 0], 0.0 if self.phantom else -torch.inf)
-        k, log_decay, z = additive_decay(kappa, z)
+            rows = (*seen.shape, *kappa.shape[2:])
+            z = kappa.new_full(rows, 0.0 if self.phantom else -torch.inf)
+        if packing is None:
+            (k, log_decay), z = additive_decay(kappa, z)
+        else:
+            neutral = {"kappa": -torch.inf}
+            (k, log_decay), z = run_packed(
+                "LightNet", additive_decay, packing, {"kappa": kappa}, z, neutral
+            )
         if self.lrpe != "none":
-            positions = coordinates(x.shape[1:2], x.device, start)
-            q, k = (apply_lrpe(part, positions, self.lrpe) for part in (q, k))
+            q, k = (apply_lrpe(part, positions[..., None], self.lrpe) for part in (q, k))
             if self.lrpe == "cosine":
                 log_decay = torch.cat([log_decay, log_decay], -1)
         out, memory = gated_linear_attention(
@@ -157,9 +175,9 @@ class LightNet(nn.Module):
             return_state=True,
             scale=1.0,
             backend=self.backend,
+            cu_seqlens=packing,
         )
-        state = LightNetState(memory, z, code, start + x.shape[1])
-        return self._output(out, x), state
+        return self._output(out, x), LightNetState(memory, z, code, seen)
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, kappa and v, (B, L, H, width); q and kappa in float32 or wider."""
@@ -187,8 +205,8 @@ class LightNet(nn.Module):
                 f"lrpe={self.lrpe!r} and qk_dim={self.qk_dim}; change one of them"
             )
 
-    def _check_call(self, x: Tensor, has_state: bool) -> None:
-        check_causal_call("LightNet", self.causal, x, has_state)
+    def _check_call(self, x: Tensor, has_state: bool, cu_seqlens: CuSeqlens | None) -> None:
+        check_causal_call("LightNet", self.causal, x, has_state, cu_seqlens)
         if self.tpe_axes not in (0, x.ndim - 2):
             raise ValueError(
                 f"LightNet: x must have tpe_axes={self.tpe_axes} position axes, got "
@@ -196,16 +214,16 @@ class LightNet(nn.Module):
             )
 
 
-def additive_decay(kappa: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def additive_decay(kappa: Tensor, state: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Normalised keys exp(kappa_t - z_t) and log decays z_{t-1} - z_t, both exponents at most 0.
 
     Args:
         kappa: Logarithms of the weights of the positions, (B, L, H, K).
-        z: Logarithm of the sum of the earlier weights, (B, H, K); -inf for none.
+        state: z, the logarithm of the sum of the earlier weights, (B, H, K); -inf for none.
 
     Returns:
-        Keys and log decays (B, L, H, K), and the next z.
+        Keys and log decays, (B, L, H, K) both, and the next z.
     """
-    after = torch.logaddexp(torch.logcumsumexp(kappa, 1), z[:, None])
-    before = torch.cat([z[:, None], after[:, :-1]], 1)
-    return (kappa - after).exp(), before - after, after[:, -1]
+    after = torch.logaddexp(torch.logcumsumexp(kappa, 1), state[:, None])
+    before = torch.cat([state[:, None], after[:, :-1]], 1)
+    return ((kappa - after).exp(), before - after), after[:, -1]

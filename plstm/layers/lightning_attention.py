@@ -10,6 +10,7 @@ from plstm.checks import check_choice, check_shapes
 from plstm.modules.causal import MemoryState
 from plstm.modules.widths import head_widths
 from plstm.ops.gated_linear_attention import gated_linear_attention
+from plstm.ops.packed import CuSeqlens
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
@@ -105,9 +106,16 @@ class LightningAttention(nn.Module):
             module.reset_parameters()
 
     def forward(
-        self, x: Tensor, state: MemoryState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: MemoryState | None = None,
+        return_state: bool = False,
+        cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, MemoryState]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
+        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+
+        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        """
         check_shapes("LightningAttention", x=(x, f"B L {self.out_proj.out_features}"))
         q, k, v = (
             rearrange(nn.functional.silu(proj(x)), "b l (h w) -> b l h w", h=self.num_heads)
@@ -122,6 +130,7 @@ class LightningAttention(nn.Module):
             return_state=True,
             scale=1.0,
             backend=self.backend,
+            cu_seqlens=cu_seqlens,
         )
         y = self.norm(out.flatten(2)) * torch.sigmoid(self.gate_up(self.gate_down(x)))
         y = self.out_proj(y)

@@ -8,6 +8,7 @@ from plstm.checks import accumulation_dtype, check_shapes, without_autocast
 from plstm.modules.causal import MemoryState, check_causal_call
 from plstm.modules.widths import head_widths
 from plstm.ops.gated_linear_attention import gated_linear_attention
+from plstm.ops.packed import CuSeqlens
 
 
 class LinearAttention(nn.Module):
@@ -60,17 +61,25 @@ class LinearAttention(nn.Module):
             linear.reset_parameters()
 
     def forward(
-        self, x: Tensor, state: MemoryState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: MemoryState | None = None,
+        return_state: bool = False,
+        cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, MemoryState]:
-        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state."""
+        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state.
+
+        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        """
         check_shapes("LinearAttention", x=(x, f"B ... {self.out_proj.out_features}"))
         axes = x.shape[1:-1]
-        check_causal_call("LinearAttention", self.causal, x, return_state or state is not None)
+        has_state = return_state or state is not None
+        check_causal_call("LinearAttention", self.causal, x, has_state, cu_seqlens)
         q, k, v = (
             rearrange(proj(x).flatten(1, -2), "b l (h w) -> b l h w", h=self.num_heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        y, memory = self._attend(q, k, v, state.memory if state is not None else None)
+        y, memory = self._attend(q, k, v, state.memory if state is not None else None, cu_seqlens)
         y = self.out_proj(y.to(v.dtype).flatten(2)).unflatten(1, axes)
         return (y, MemoryState(memory)) if return_state else y
 
@@ -84,7 +93,12 @@ class LinearAttention(nn.Module):
         return self.num_heads * self.qk_dim * (self.v_dim + 1)
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        memory: Tensor | None,
+        cu_seqlens: CuSeqlens | None,
     ) -> tuple[Tensor, Tensor]:
         """Normalised sums (B, L, H, V), and the sums of phi(k) [v, 1]^T, (B, H, K, V + 1)."""
         dtype = accumulation_dtype(q, k, v)
@@ -92,8 +106,9 @@ class LinearAttention(nn.Module):
             q, k = _features(q.to(dtype)), _features(k.to(dtype))
             v = nn.functional.pad(v.to(dtype), (0, 1), value=1.0)  # the ones sum up the weights
             if self.causal:
+                options = {"scale": 1.0, "backend": self.backend, "cu_seqlens": cu_seqlens}
                 y, memory = gated_linear_attention(
-                    q, k, v, state=memory, return_state=True, scale=1.0, backend=self.backend
+                    q, k, v, state=memory, return_state=True, **options
                 )
             else:
                 memory = torch.einsum("blhk,blhv->bhkv", k, v)

@@ -11,6 +11,7 @@ from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import step_size_bias_
 from plstm.modules.norm import RMSNorm
 from plstm.ops.gated_linear_attention import gated_linear_attention
+from plstm.ops.packed import CuSeqlens, as_packing
 
 A_RANGE = (1.0, 16.0)  # of -A at the start, uniform
 
@@ -87,12 +88,20 @@ class Mamba2(nn.Module):
         nn.init.ones_(self.D)
 
     def forward(
-        self, x: Tensor, state: Mamba2State | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: Mamba2State | None = None,
+        return_state: bool = False,
+        cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, Mamba2State]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
+        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+
+        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        """
         check_shapes("Mamba2", x=(x, f"B L {self.out_proj.out_features}"))
+        packing = as_packing("Mamba2", cu_seqlens, x)
         z, mixed, dt = self.in_proj(x).split(self.sizes, -1)
-        mixed, window = self.conv(mixed, state.window if state is not None else None)
+        mixed, window = self.conv(mixed, state.window if state is not None else None, packing)
         v, k, q = nn.functional.silu(mixed).split([self.sizes[0], self.qk_dim, self.qk_dim], -1)
         v = rearrange(v, "b l (h v) -> b l h v", h=self.num_heads)
         q, k = (part[:, :, None].expand(-1, -1, self.num_heads, -1) for part in (q, k))
@@ -107,6 +116,7 @@ class Mamba2(nn.Module):
             return_state=True,
             scale=1.0,
             backend=self.backend,
+            cu_seqlens=packing,
         )
         out = (out + self.D[:, None] * v).flatten(2) * nn.functional.silu(z)
         y = self.out_proj(self.norm(out.to(z.dtype)))

@@ -11,6 +11,7 @@ from plstm.checks import check_shapes
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import small_init_
 from plstm.ops.mlstm import MLSTMState, mlstm
+from plstm.ops.packed import CuSeqlens, as_packing
 
 
 class MLSTMLayerState(NamedTuple):
@@ -102,12 +103,20 @@ class MLSTM(nn.Module):
         nn.init.normal_(self.down_proj.weight, std=2 / (self.num_blocks * math.sqrt(self.dim)))
 
     def forward(
-        self, x: Tensor, state: MLSTMLayerState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: MLSTMLayerState | None = None,
+        return_state: bool = False,
+        cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, MLSTMLayerState]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
+        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+
+        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        """
         check_shapes("MLSTM", x=(x, f"B L {self.dim}"))
+        packing = as_packing("MLSTM", cu_seqlens, x)
         u, z = self.up_proj(x).chunk(2, -1)
-        mixed, window = self.conv(u, state.window if state is not None else None)
+        mixed, window = self.conv(u, state.window if state is not None else None, packing)
         mixed = nn.functional.silu(mixed)
         qkv = [self.q_proj(mixed), self.k_proj(mixed), self.v_proj(u)]
         h, cell = mlstm(
@@ -116,6 +125,7 @@ class MLSTM(nn.Module):
             state=MLSTMState(*state[:3]) if state is not None else None,
             return_state=True,
             backend=self.backend,
+            cu_seqlens=packing,
         )
         y = self.norm(h) + self.skip.to(mixed.dtype) * mixed
         y = self.down_proj(y * nn.functional.silu(z))

@@ -7,10 +7,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from plstm.checks import accumulation_dtype, check_shapes, without_autocast
-from plstm.modules.causal import check_causal_call
+from plstm.modules.causal import check_causal_call, token_positions
 from plstm.modules.rotary import coordinates, rotate
 from plstm.modules.widths import head_widths
 from plstm.ops.gated_linear_attention import gated_linear_attention
+from plstm.ops.packed import CuSeqlens, Packing, as_packing, run_packed
 
 KEY_POWER, TAU = 3, 0.5  # lambda and tau of the paper
 EPS = 1e-6
@@ -21,7 +22,7 @@ class NaLaFormerState(NamedTuple):
 
     memory: Tensor  # (B, H, 2 K, K)
     normalizer: Tensor  # sum of the keys before rotation, (B, H, 2 K)
-    position: int  # positions seen
+    seen: Tensor  # positions so far, (B,)
 
 
 class NaLaFormerAttention(nn.Module):
@@ -85,12 +86,21 @@ class NaLaFormerAttention(nn.Module):
             nn.init.zeros_(self.lepe.bias)
 
     def forward(
-        self, x: Tensor, state: NaLaFormerState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: NaLaFormerState | None = None,
+        return_state: bool = False,
+        cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, NaLaFormerState]:
-        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state."""
+        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state.
+
+        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        """
         check_shapes("NaLaFormerAttention", x=(x, f"B ... {self.out_proj.out_features}"))
         axes = x.shape[1:-1]
-        check_causal_call("NaLaFormerAttention", self.causal, x, return_state or state is not None)
+        has_state = return_state or state is not None
+        check_causal_call("NaLaFormerAttention", self.causal, x, has_state, cu_seqlens)
+        packing = as_packing("NaLaFormerAttention", cu_seqlens, x)
         self._check_axes(axes)
         *qkv, gate = self.in_proj(x).chunk(4, -1)
         v = qkv[2]
@@ -99,11 +109,11 @@ class NaLaFormerAttention(nn.Module):
         )
         with without_autocast(x.device):
             q, k = norm_aware_features(q, k)
-            start = state.position if state is not None else 0
-            turned = [self._turn(part, axes, start) for part in (q, k)]
             if self.causal:
-                y, state = self._look_back(q, k, *turned, heads, state)
+                y, state = self._look_back(q, k, heads.to(q.dtype), state, packing)
             else:
+                positions = coordinates(axes, x.device)
+                turned = [self._turn(part, positions) for part in (q, k)]
                 y = _whole(q, k, *turned, heads.to(q.dtype))
         y = y.to(v.dtype).flatten(2).view(v.shape)
         if self.lepe is not None:
@@ -127,27 +137,34 @@ class NaLaFormerAttention(nn.Module):
         self,
         q: Tensor,
         k: Tensor,
-        turned_q: Tensor,
-        turned_k: Tensor,
         v: Tensor,
         state: NaLaFormerState | None,
+        packing: Packing | None,
     ) -> tuple[Tensor, NaLaFormerState]:
-        memory, normalizer, start = state if state is not None else (None, None, 0)
-        options = {"state": memory, "return_state": True, "scale": 1.0, "backend": self.backend}
-        out, memory = gated_linear_attention(turned_q, turned_k, v.to(q.dtype), **options)
-        sums = k.cumsum(1) if normalizer is None else k.cumsum(1) + normalizer[:, None]
+        memory, normalizer, seen = state if state is not None else (None, None, None)
+        positions, seen = token_positions("NaLaFormerAttention", q, seen, packing)
+        turned = (self._turn(part, positions[..., None]) for part in (q, k))
+        options = {"scale": 1.0, "backend": self.backend, "cu_seqlens": packing}
+        out, memory = gated_linear_attention(*turned, v, state=memory, return_state=True, **options)
+        if packing is None:
+            sums, normalizer = _running_sum(k, normalizer)
+        else:
+            sums, normalizer = run_packed(
+                "NaLaFormerAttention", _running_sum, packing, {"x": k}, normalizer
+            )
         total = (q * sums).sum(-1, keepdim=True)
-        return out / (total + EPS), NaLaFormerState(memory, sums[:, -1], start + q.shape[1])
+        return out / (total + EPS), NaLaFormerState(memory, normalizer, seen)
 
-    def _turn(self, features: Tensor, axes: torch.Size, start: int) -> Tensor:
-        """Rotary code of both halves of features (B, L, H, 2 K)."""
+    def _turn(self, features: Tensor, positions: Tensor) -> Tensor:
+        """Rotary code of both halves of features (B, L, H, 2 K) at positions ([B,] L, axes)."""
         if not self.rope:
             return features
-        pairs = self.width // (2 * len(axes))
+        axes = positions.shape[-1]
+        pairs = self.width // (2 * axes)
         exponents = torch.linspace(0, 1, pairs, device=features.device, dtype=features.dtype)
-        positions = coordinates(axes, features.device, start).to(features.dtype)
-        angles = positions[:, None, None, :, None] * 10_000.0**-exponents  # (L, 1, 1, axes, pairs)
-        parts = features.unflatten(-1, (2, len(axes), 2 * pairs))
+        positions = positions.to(features.dtype)[..., None, None, :, None]
+        angles = positions * 10_000.0**-exponents  # (L, 1, 1, axes, pairs)
+        parts = features.unflatten(-1, (2, axes, 2 * pairs))
         return rotate(parts, angles).flatten(-3)
 
     def _check_axes(self, sizes: torch.Size) -> None:
@@ -189,6 +206,12 @@ def norm_aware_features(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     q = q / norm
     q = torch.cat([q.relu(), (-q).relu()], -1).pow(power)
     return q, torch.cat([k.relu(), (-k).relu()], -1).pow(KEY_POWER)
+
+
+def _running_sum(x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sums of x (B, L, ...) from `state` on, and the last one."""
+    sums = x.cumsum(1) if state is None else x.cumsum(1) + state[:, None]
+    return sums, sums[:, -1]
 
 
 def _whole(q: Tensor, k: Tensor, turned_q: Tensor, turned_k: Tensor, v: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm
 from plstm.modules.widths import head_widths
+from plstm.ops.packed import CuSeqlens, as_packing
 from plstm.ops.plstm_1d import plstm_1d
 
 
@@ -103,21 +104,31 @@ class PLSTM1d(nn.Module):
         self.norm.reset_parameters()
 
     def forward(
-        self, x: Tensor, state: PLSTM1dState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: PLSTM1dState | None = None,
+        return_state: bool = False,
+        cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, PLSTM1dState]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
+        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+
+        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        """
         check_shapes("PLSTM1d", x=(x, f"B L {self.out_proj.out_features}"))
-        window = state.window if state is not None else x[:, :0]
-        mixed = x
+        packing = as_packing("PLSTM1d", cu_seqlens, x)
+        mixed, window = x, state.window if state is not None else None
         if self.conv is not None:
-            mixed, window = self.conv(x, window if state is not None else None)
+            mixed, window = self.conv(x, window, packing)
         y, memory = plstm_1d(
             *self._inputs(x, mixed),
             state=state.memory if state is not None else None,
             return_state=True,
             backend=self.backend,
+            cu_seqlens=packing,
         )
         y = self.out_proj(self.norm(y.flatten(3) if self.lanes > 1 else y))
+        if window is None:  # without a convolution
+            window = x.new_empty(memory.shape[0], 0, x.shape[2])
         return (y, PLSTM1dState(memory, window)) if return_state else y
 
     def step(self, x: Tensor, state: PLSTM1dState | None = None) -> tuple[Tensor, PLSTM1dState]:

@@ -4,10 +4,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from plstm.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.checks import accumulation_dtype, check_choice, check_shapes, check_valid
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm, MergedRMSNorm
 from plstm.modules.widths import head_widths
+from plstm.ops.gates import Gates
 from plstm.ops.plstm_2d import CORNERS, check_corners, plstm_2d, runs_compiled
 from plstm.ops.plstm_2d.gates import compiled_gates
 
@@ -84,11 +85,12 @@ class PLSTM2d(nn.Module):
         self.out_proj = nn.Linear(num_heads * self.v_dim, dim, bias=False)
         scans = len(self.corners) * num_heads
         sources, marks, transitions = (1, 1, 1) if mode == "P" else (2, 2, 3)
-        self.source_proj = nn.Linear(dim, scans * sources)
-        self.mark_proj = nn.Linear(dim, scans * marks)
-        self.transition_proj = nn.Linear(dim, scans * transitions)
-        self.angle_proj = nn.Linear(dim, scans) if mode == "P" else None
-        self.direct_proj = nn.Linear(dim, num_heads)
+        # source, mark, direct and transition in one product
+        self.gate_sizes = [scans * sources, scans * marks, num_heads, scans * transitions]
+        self.gate_proj = nn.Linear(dim, sum(self.gate_sizes))
+        # By itself: only the weights are scaled, so that their steps are as small as published.
+        self.angle_proj = nn.Linear(dim, scans, bias=False) if mode == "P" else None
+        self.angle_bias = nn.Parameter(torch.empty(scans)) if mode == "P" else None
         self.norm = NORMS[norm](num_heads, self.v_dim)
         self.biases = (source_bias, mark_bias, direct_bias, transition_bias)
         self.reset_parameters()
@@ -97,63 +99,58 @@ class PLSTM2d(nn.Module):
         """Draw new initial values."""
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             small_init_(linear)
-        gates = (self.source_proj, self.mark_proj, self.direct_proj, self.transition_proj)
-        for linear, bias in zip(gates, self.biases, strict=True):
-            constant_gate_(linear, bias)
+        constant_gate_(self.gate_proj)
+        for part, bias in zip(self.gate_proj.bias.split(self.gate_sizes), self.biases, strict=True):
+            nn.init.constant_(part, bias)
         if self.angle_proj is not None:
             constant_gate_(self.angle_proj)
             spread = ANGLE_RANGE if self.num_heads > 1 else 0.0
             angles = torch.linspace(-spread, spread, self.num_heads)
             with torch.no_grad():
-                self.angle_proj.bias.copy_(angles.repeat(len(self.corners)))
+                self.angle_bias.copy_(angles.repeat(len(self.corners)))
         self.norm.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, Y, X, dim) to the same shape."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Map x (B, Y, X, dim) to the same shape.
+
+        Where valid (B, Y, X) is False there is no token: nothing of x there is used, NaN included,
+        and the output is 0.
+        """
         check_shapes("PLSTM2d", x=(x, f"B Y X {self.dim}"))
+        if valid is not None:
+            check_valid("PLSTM2d", valid, x.shape[:3], x.device)
+            x = x.masked_fill(~valid[..., None], 0)  # the gradients of the maps multiply it
         q, k, v = (
             rearrange(proj(x), "b y x (h w) -> b y x h w", h=self.num_heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        y = plstm_2d(q, k, v, *self.gates(x), corners=self.corners, backend=self.backend)
+        y = plstm_2d(
+            q, k, v, *self.gates(x), corners=self.corners, valid=valid, backend=self.backend
+        )
         return self.out_proj(self.norm(y))
 
-    def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Activated source, transition, mark and direct of x (B, Y, X, dim), as in the op."""
-        logits = self._logits(x)
+    def gates(self, x: Tensor) -> Gates:
+        """Activated gates of x (B, Y, X, dim), as in the op."""
+        logits, angle = self.gate_proj(x), None
+        logits = logits.to(accumulation_dtype(logits))  # bfloat16 cannot tell 0.999 from 1
+        if self.angle_proj is not None:
+            angle = torch.add(self.angle_bias, self.angle_proj(x), alpha=0.5 / self.dim)
+            angle = angle.to(logits.dtype)
         if runs_compiled(self.backend, x.device):
             scans = len(self.corners), self.num_heads
-            return compiled_gates(logits, *scans, self.mode, self.chirality)
-        sizes = [linear.out_features for linear in self._gate_maps()]
-        source, mark, direct, *angle, transition = logits.split(sizes, -1)
+            return compiled_gates(logits, angle, *scans, self.chirality)
+        source, mark, direct, transition = logits.split(self.gate_sizes, -1)
         source = torch.sigmoid(self._per_corner(source))
         mark = torch.sigmoid(self._per_corner(mark))
         transition = torch.tanh(5 * self._per_corner(transition))
         direct = torch.sigmoid(direct)
-        if self.mode == "P":
-            first = torch.sigmoid(self._per_corner(*angle))
-            split = torch.cat([first, 1 - first], -1)
-            both_in = (*split.shape, 2)  # the same factor for both incoming edges
-            transition = (split * transition).unsqueeze(-1).expand(both_in)
-            return source * split, transition, mark.expand(split.shape), direct
-        return source, self._with_turn(*transition.split([2, 1], -1)), mark, direct
-
-    def _gate_maps(self) -> list[nn.Linear]:
-        """Maps of source, mark, direct, in mode P the angle, and transition."""
-        angle = [] if self.angle_proj is None else [self.angle_proj]
-        sigmoids = [self.source_proj, self.mark_proj, self.direct_proj, *angle]
-        return [*sigmoids, self.transition_proj]
-
-    def _logits(self, x: Tensor) -> Tensor:
-        """Logits of all gates in one product."""
-        maps = self._gate_maps()
-        weights = [
-            linear.weight * (0.5 / self.dim) if linear is self.angle_proj else linear.weight
-            for linear in maps
-        ]
-        biases = torch.cat([linear.bias for linear in maps])
-        logits = nn.functional.linear(x, torch.cat(weights), biases)
-        return logits.to(accumulation_dtype(logits))  # bfloat16 cannot tell 0.999 from 1
+        if angle is None:
+            return Gates(source, self._with_turn(*transition.split([2, 1], -1)), mark, direct)
+        first = torch.sigmoid(self._per_corner(angle))
+        split = torch.cat([first, 1 - first], -1)
+        both_in = (*split.shape, 2)  # the same factor for both incoming edges
+        transition = (split * transition).unsqueeze(-1).expand(both_in)
+        return Gates(source * split, transition, mark.expand(split.shape), direct)
 
     def _per_corner(self, logits: Tensor) -> Tensor:
         """(B, Y, X, corners * H * n) to (corners, B, Y, X, H, n)."""

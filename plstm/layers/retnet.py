@@ -7,16 +7,18 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from plstm.checks import check_shapes
+from plstm.modules.causal import token_positions
 from plstm.modules.rotary import rotate_positions
 from plstm.modules.widths import head_widths
 from plstm.ops.gated_linear_attention import gated_linear_attention
+from plstm.ops.packed import CuSeqlens, as_packing
 
 
 class RetNetState(NamedTuple):
     """What the layer carries from one position to the next."""
 
     memory: Tensor  # (B, H, K, V)
-    position: int  # positions seen, for the rotation
+    seen: Tensor  # positions so far, for the rotation, (B,)
 
 
 class RetNet(nn.Module):
@@ -74,32 +76,40 @@ class RetNet(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
 
     def forward(
-        self, x: Tensor, state: RetNetState | None = None, return_state: bool = False
+        self,
+        x: Tensor,
+        state: RetNetState | None = None,
+        return_state: bool = False,
+        cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, RetNetState]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request."""
+        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+
+        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        """
         check_shapes("RetNet", x=(x, f"B L {self.out_proj.out_features}"))
+        packing = as_packing("RetNet", cu_seqlens, x)
         q, k, v = (
             rearrange(proj(x), "b l (h w) -> b h l w", h=self.num_heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        start = state.position if state is not None else 0
-        end = start + x.shape[1]
+        memory, seen = state if state is not None else (None, None)
+        positions, seen = token_positions("RetNet", x, seen, packing)
         if self.rotary:
-            positions = torch.arange(start, end, device=x.device)[:, None]
-            q, k = rotate_positions(q, positions), rotate_positions(k, positions)
+            q, k = (rotate_positions(part, positions[..., None]) for part in (q, k))
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         out, memory = gated_linear_attention(
             q,
             k,
             v,
             self.log_decay.expand(q.shape[:3]),
-            state=state.memory if state is not None else None,
+            state=memory,
             return_state=True,
             backend=self.backend,
+            cu_seqlens=packing,
         )
         out = nn.functional.rms_norm(out, (self.v_dim,), eps=1e-5).flatten(2)
         y = self.out_proj(out * nn.functional.silu(self.gate_proj(x)))
-        return (y, RetNetState(memory, end)) if return_state else y
+        return (y, RetNetState(memory, seen)) if return_state else y
 
     def step(self, x: Tensor, state: RetNetState | None = None) -> tuple[Tensor, RetNetState]:
         """Decode one position x (B, dim); the same numbers as forward, in constant time."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from plstm.checks import check_positive
-from plstm.graph.line_graph import line_graph
+from plstm.graph.prepared import line_graph
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.graph import GraphEncoder, GraphReadout
 from plstm.modules.init import reset_children

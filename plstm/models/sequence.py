@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from plstm.checks import check_positive
 from plstm.modules.block import MixerFactory, build_blocks
+from plstm.modules.causal import check_takes_packed
 from plstm.modules.init import reset_children
 from plstm.modules.norm import RMSNorm
 from plstm.modules.position import LearnedPosition1d
+from plstm.ops.packed import CuSeqlens, Packing, as_packing
 
 
 class SequenceModel(nn.Module):
@@ -75,11 +77,24 @@ class SequenceModel(nn.Module):
         else:
             nn.init.normal_(self.head.weight, std=0.02)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits (B, L, out_dim) of tokens (B, L), integers below in_dim."""
-        x = self._embed(tokens)
+    def forward(self, tokens: Tensor, cu_seqlens: CuSeqlens | None = None) -> Tensor:
+        """Logits (B, L, out_dim) of tokens (B, L), integers below in_dim.
+
+        With cu_seqlens, borders (S + 1,), tokens (1, total) are S sequences one after another, each
+        read by itself; see `plstm.ops.packed`.
+
+        Raises:
+            ValueError: tokens are no such integers; wrong cu_seqlens, or a mixer that takes none.
+        """
+        if cu_seqlens is None:
+            x, options = self._embed(tokens), {}
+        else:
+            packing = as_packing("SequenceModel", cu_seqlens, tokens)
+            for block in self.blocks:
+                check_takes_packed(block.mixer)
+            x, options = self._embed(tokens, packing=packing), {"cu_seqlens": packing}
         for block in self.blocks:
-            x = block(x)
+            x = block(x, **options)
         return self._logits(x)
 
     @torch.no_grad()
@@ -143,7 +158,7 @@ class SequenceModel(nn.Module):
             x = x[:, None]
         return tokens
 
-    def _embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+    def _embed(self, tokens: Tensor, start: int = 0, packing: Packing | None = None) -> Tensor:
         if tokens.ndim != 2 or tokens.is_floating_point():
             raise ValueError(
                 f"SequenceModel: tokens must be integers (B, L), got {tokens.dtype} of shape "
@@ -158,7 +173,7 @@ class SequenceModel(nn.Module):
                 f"{int(low)}..{int(high)}; in_dim is the size of the vocabulary"
             ) from None
         if self.position is not None:
-            x = self.position(x, start)
+            x = self.position(x, start, packing)
         return self.dropout(x)
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from plstm.checks import check_choice, check_positive
+from plstm.checks import check_choice, check_positive, check_valid
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.init import reset_children, small_init_
 from plstm.modules.norm import RMSNorm
+from plstm.modules.pooling import POOLINGS
 from plstm.modules.position import LearnedPosition2d
 from plstm.modules.stem import ConvStem
 
@@ -64,7 +64,7 @@ class VisionModel(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        check_choice("VisionModel", "pooling", pooling, ("corners", "mean", "max"))
+        check_choice("VisionModel", "pooling", pooling, tuple(POOLINGS))
         check_positive(
             "VisionModel", in_dim=in_dim, out_dim=out_dim, dim=dim, patch_size=patch_size
         )
@@ -94,22 +94,42 @@ class VisionModel(nn.Module):
         reset_children(self)
         small_init_(self.head)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, out_dim) of images (B, in_dim, height, width)."""
-        x = self.embed(self._checked(images)).movedim(1, -1)  # (B, Y, X, dim)
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Logits (B, out_dim) of images (B, in_dim, height, width).
+
+        Images of different sizes share a batch on canvases of one size: valid (B, Y, X),
+        torch.bool, is True at the patches of the image, at least one of them. The logits are those
+        of the image by itself, with mixers that take `valid`, patches that do not overlap and no
+        position code.
+
+        Raises:
+            ValueError: images do not fit, or valid is given and the model does not allow for it.
+        """
+        self._check_images(images)
+        blocks = {}
+        if valid is not None:
+            images = self._without_margins(images, valid)
+            blocks["valid"] = valid
+        x = self.embed(images).movedim(1, -1)  # (B, Y, X, dim)
         if self.position is not None:
             x = self.position(x)
         for block in self.blocks:
-            x = block(x)
-        x = self.norm(x)
-        if self.pooling == "mean":
-            return self.head(x.mean((1, 2)))
-        if self.pooling == "max":
-            return self.head(x.amax((1, 2)))
-        corner_tokens = [x[:, y, column] for y in (0, -1) for column in (0, -1)]
-        return self.head(torch.cat(corner_tokens, -1))
+            x = block(x, **blocks)
+        return self.head(POOLINGS[self.pooling](self.norm(x), valid))
 
-    def _checked(self, images: Tensor) -> Tensor:
+    def _without_margins(self, images: Tensor, valid: Tensor) -> Tensor:
+        """Zeros at the pixels of all patches that are not valid."""
+        if self.position is not None or isinstance(self.embed, ConvStem):
+            raise ValueError(
+                "VisionModel: valid needs patches that see no pixel of others and no position "
+                "code, which follow the canvas, not the image; set stem=() and position_grid=None"
+            )
+        patches = images.shape[0], *(n // self.patch_size for n in images.shape[2:])
+        check_valid("VisionModel", valid, patches, images.device)
+        pixels = valid.repeat_interleave(self.patch_size, 1).repeat_interleave(self.patch_size, 2)
+        return images.masked_fill(~pixels[:, None], 0)
+
+    def _check_images(self, images: Tensor) -> None:
         fits = images.ndim == 4 and images.shape[1] == self.in_dim
         if not fits or any(n % self.patch_size or n == 0 for n in images.shape[2:]):
             raise ValueError(
@@ -117,4 +137,3 @@ class VisionModel(nn.Module):
                 f"divisible by the patch size {self.patch_size}, got {tuple(images.shape)}; "
                 "resize or pad them"
             )
-        return images

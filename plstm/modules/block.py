@@ -1,5 +1,6 @@
 """Pre-norm residual block around any mixer."""
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -82,6 +83,7 @@ class Block(nn.Module):
         super().__init__()
         self.mixer_norm = RMSNorm(dim, eps=1e-5)
         self.mixer = mixer(dim)
+        self.mixer_arguments = tuple(inspect.signature(self.mixer.forward).parameters)
         self.has_feed_forward = feed_forward_ratio > 0
         if self.has_feed_forward:
             self.feed_forward_norm = RMSNorm(dim, eps=1e-5)
@@ -102,7 +104,17 @@ class Block(nn.Module):
             nn.init.constant_(scale, self.layer_scale)
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """Map x (B, *positions, dim), or (N, dim) for graphs; further arguments go to the mixer."""
+        """Map x (B, *positions, dim), or (N, dim) for graphs; further arguments go to the mixer.
+
+        Raises:
+            ValueError: the mixer takes no such argument.
+        """
+        for name in kwargs:
+            if name not in self.mixer_arguments:
+                raise ValueError(
+                    f"Block: the mixer {type(self.mixer).__name__} takes no {name}; leave it out, "
+                    "or choose a mixer that does"
+                )
         return self._feed_forward(self._add(x, self.mixer(self.mixer_norm(x), *args, **kwargs), 0))
 
     def forward_with_state(self, x: Tensor, state: object = None) -> tuple[Tensor, object]:

@@ -1,8 +1,12 @@
 """What causal mixers share: the state of a plain recurrence, and the check of their calls."""
 
+import inspect
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from plstm.ops.packed import CuSeqlens, Packing, check_states
 
 
 class MemoryState(NamedTuple):
@@ -11,7 +15,9 @@ class MemoryState(NamedTuple):
     memory: Tensor  # (B, H, K, V)
 
 
-def check_causal_call(layer: str, causal: bool, x: Tensor, has_state: bool) -> None:
+def check_causal_call(
+    layer: str, causal: bool, x: Tensor, has_state: bool, cu_seqlens: CuSeqlens | None
+) -> None:
     """Check a call of a mixer that is causal on request.
 
     Args:
@@ -19,9 +25,10 @@ def check_causal_call(layer: str, causal: bool, x: Tensor, has_state: bool) -> N
         causal: Whether the mixer only looks back.
         x: Its input, (B, *positions, dim).
         has_state: Whether a state comes in or is asked for.
+        cu_seqlens: Borders of packed sequences, if x holds such.
 
     Raises:
-        ValueError: causal over several position axes; a state without causal.
+        ValueError: causal over several position axes; a state or packed sequences without causal.
     """
     axes = x.ndim - 2
     if (causal and axes != 1) or (has_state and not causal):
@@ -29,3 +36,46 @@ def check_causal_call(layer: str, causal: bool, x: Tensor, has_state: bool) -> N
             f"{layer}: a state and causal=True go together, over one position axis, "
             f"got causal={causal}, {axes} position axes and {'a' if has_state else 'no'} state"
         )
+    if cu_seqlens is not None and not causal:
+        raise ValueError(
+            f"{layer}: packed sequences need causal=True, got cu_seqlens and causal=False; pad them"
+            " to one length and run lengths apart, or set causal to true"
+        )
+
+
+def check_takes_packed(mixer: nn.Module) -> None:
+    """Raise a ValueError unless a mixer runs on packed sequences."""
+    if "cu_seqlens" not in inspect.signature(mixer.forward).parameters:
+        raise ValueError(
+            f"{type(mixer).__name__}: this mixer takes no packed sequences, got cu_seqlens; use a "
+            "causal mixer, or give one sequence at a time"
+        )
+
+
+def token_positions(
+    layer: str, x: Tensor, seen: Tensor | None, packing: Packing | None
+) -> tuple[Tensor, Tensor]:
+    """Positions within their sequences, and how many have been seen after them.
+
+    Args:
+        layer: Name put in front of the message.
+        x: What lies there, (B, L, ...), or (1, total, ...) packed.
+        seen: Positions before, one number per sequence, (B,), or (S,) packed; None for 0.
+        packing: Where packed sequences lie.
+
+    Returns:
+        Positions (L,), or (B, L) with `seen` if not packed, and seen, (B,) or (S,).
+
+    Raises:
+        ValueError: `seen` is of another number of sequences.
+    """
+    if packing is None:
+        positions = torch.arange(x.shape[1], device=x.device)
+        lengths = torch.full(x.shape[:1], x.shape[1], device=x.device)
+    else:
+        positions, lengths = packing.positions, packing.lengths
+    if seen is None:
+        return positions, lengths
+    check_states(layer, seen, len(lengths))
+    offset = seen[:, None] if packing is None else seen[packing.sequence]
+    return positions + offset, seen + lengths

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from plstm.checks import check_not_empty
+from plstm.ops.packed import CuSeqlens, Packing, as_packing, check_states
 
 
 class CausalConv1d(nn.Module):
@@ -28,20 +29,44 @@ class CausalConv1d(nn.Module):
         """Draw new initial values, those of PyTorch."""
         self.conv.reset_parameters()
 
-    def forward(self, x: Tensor, window: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, window: Tensor | None = None, cu_seqlens: CuSeqlens | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Convolve x (B, L, dim) after `window` (B, width - 1, dim), zeros if None.
+
+        Packed sequences, x (1, total, dim), have a window each, (S, width - 1, dim).
 
         Returns:
             The result, (B, L, dim), and the next window.
 
         Raises:
-            ValueError: an empty sequence.
+            ValueError: no positions; wrong cu_seqlens, or windows for another number of sequences.
         """
         check_not_empty("CausalConv1d", x)
+        packing = as_packing("CausalConv1d", cu_seqlens, x)
         if window is None:
-            window = x.new_zeros(x.shape[0], self.width - 1, self.dim)
+            sequences = x.shape[0] if packing is None else packing.num_sequences
+            window = x.new_zeros(sequences, self.width - 1, self.dim)
+        if packing is not None:
+            return self._packed(x, window.to(x.dtype), packing)
         x = torch.cat([window.to(x.dtype), x], 1)
         return self.conv(x.mT).mT, x[:, x.shape[1] - self.width + 1 :]
+
+    def _packed(self, x: Tensor, window: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+        """One convolution over all sequences, each after its window."""
+        check_states("CausalConv1d", window, packing.num_sequences)
+        before = self.width - 1
+        numbers = torch.arange(packing.num_sequences, device=x.device)
+        ends = packing.cu_seqlens[1:] + before * (numbers + 1)  # of window and sequence together
+        after = ends[:, None] + torch.arange(-before, 0, device=x.device)
+        windows = after - packing.lengths[:, None]
+        starts = torch.arange(x.shape[1], device=x.device) + before * packing.sequence
+        rows = x.new_zeros(x.shape[1] + windows.numel(), self.dim)
+        rows = rows.index_copy(0, windows.flatten(), window.flatten(0, 1))
+        rows = rows.index_copy(0, starts + before, x[0])
+        mixed = self.conv(rows.mT[None]).mT
+        # The other results span two sequences.
+        return mixed.index_select(1, starts), rows.index_select(0, after.flatten()).view_as(window)
 
     def window_size(self) -> int:
         """Numbers carried per sequence."""

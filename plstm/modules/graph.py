@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from plstm.checks import check_choice
+from plstm.graph.prepared import count_nodes
 from plstm.modules.init import small_init_
 from plstm.modules.norm import BatchNorm
 
@@ -29,7 +30,7 @@ def node_features(data: Any, in_dim: int) -> Tensor:
     """
     x = getattr(data, "x", None)
     if x is None:
-        return torch.ones(data.num_nodes, in_dim, device=data.edge_index.device)
+        return torch.ones(count_nodes(data), in_dim, device=data.edge_index.device)
     if x.ndim != 2 or x.shape[1] != in_dim:
         raise ValueError(
             f"node_features: data.x must have shape (N, {in_dim}), got {tuple(x.shape)}; "
@@ -67,7 +68,7 @@ class GraphEncoder(nn.Module):
     def forward(self, data: Any) -> Tensor:
         """Node features of the model, (N, dim); edge_index has both directions of every edge."""
         x = self.node(node_features(data, self.in_dim).to(self.node.weight.dtype))
-        degree = torch.bincount(data.edge_index[1], minlength=data.num_nodes)
+        degree = _count(data.edge_index[1], x.shape[0])
         return x + self.degree(degree_code(degree, self.dim).to(x.dtype))
 
     def edges(self, edge_attr: Tensor | None) -> Tensor | None:
@@ -112,6 +113,11 @@ class GraphReadout(nn.Module):
             batch = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         pooled = x.new_zeros(num_graphs, x.shape[1]).index_add(0, batch, x)
         if self.pooling == "mean":
-            count = torch.bincount(batch, minlength=num_graphs).clamp(min=1)
+            count = _count(batch, num_graphs).clamp(min=1)
             pooled = pooled / count[:, None].to(pooled.dtype)
         return self.out(self.dropout(nn.functional.gelu(self.hidden(self.norm(pooled)))))
+
+
+def _count(index: Tensor, size: int) -> Tensor:
+    """How often every number 0..size - 1 comes, (size,); torch.compile cannot follow bincount."""
+    return index.new_zeros(size).index_add(0, index, torch.ones_like(index))

@@ -19,7 +19,7 @@ def apply_lrpe(x: Tensor, positions: Tensor, form: str, base: float = 10_000.0) 
 
     Args:
         x: Queries or keys, (..., L, H, W); W even to rotate.
-        positions: Coordinates n of the L positions, (L, axes).
+        positions: Coordinates n of the L positions, (L, axes), or of each sample, (B, L, axes).
         form: "cosine" or "rotate".
         base: Slowest wavelength over 2 pi.
 
@@ -30,10 +30,10 @@ def apply_lrpe(x: Tensor, positions: Tensor, form: str, base: float = 10_000.0) 
     """
     width = x.shape[-1]
     number = width if form == "cosine" else width // 2
-    per_axis = -(-number // positions.shape[1])
+    per_axis = -(-number // positions.shape[-1])
     theta = base ** (-2 * torch.arange(per_axis, device=x.device, dtype=x.dtype) / width)
-    angles = (positions.to(x.dtype)[..., None] * theta).flatten(-2)  # (L, axes * per_axis)
-    angles = angles[:, None, :number]  # (L, 1, number)
+    angles = (positions.to(x.dtype)[..., None] * theta).flatten(-2)
+    angles = angles[..., None, :number]  # (L, 1, number)
     if form == "rotate":
         return rotate(x, angles)
     return torch.cat([x * angles.cos(), x * angles.sin()], -1)

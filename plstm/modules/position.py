@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from plstm.ops.packed import Packing
+
 
 class LearnedPosition2d(nn.Module):
     """A learned vector per grid position, resized bicubically to grids of another size.
@@ -47,12 +49,13 @@ class LearnedPosition1d(nn.Module):
         """Draw new initial values."""
         nn.init.normal_(self.code, std=0.02)
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """Add the codes of positions start, start + 1, ... to x (B, L, dim)."""
-        end = start + x.shape[1]
+    def forward(self, x: Tensor, start: int = 0, packing: Packing | None = None) -> Tensor:
+        """Add the codes of positions start, start + 1, ... to x (B, L, dim), or (1, total, dim)."""
+        end = start + (x.shape[1] if packing is None else packing.longest)
         if end > len(self.code):
             raise ValueError(
                 f"LearnedPosition1d: only {len(self.code)} positions have a code, got a sequence "
                 f"up to position {end}; raise max_length or leave the position code out"
             )
-        return x + self.code[start:end]
+        code = self.code[start:end]
+        return x + (code if packing is None else code[packing.positions])

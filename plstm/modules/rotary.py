@@ -15,7 +15,7 @@ def rotate_positions(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Te
 
     Args:
         x: Queries or keys, (B, H, L, W); W divisible by twice the number of axes.
-        positions: Coordinates of the L positions, (L, axes).
+        positions: Coordinates of the L positions, (L, axes), or of each sample, (B, L, axes).
         base: Slowest wavelength over 2 pi.
 
     Returns:
@@ -23,7 +23,7 @@ def rotate_positions(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Te
 
     Source: arXiv 2104.09864.
     """
-    axes = positions.shape[1]
+    axes = positions.shape[-1]
     width = x.shape[-1] // axes
     if x.shape[-1] % (2 * axes):
         raise ValueError(
@@ -31,7 +31,8 @@ def rotate_positions(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Te
             f"position axes, got {x.shape[-1]}"
         )
     frequencies = base ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
-    angles = positions.to(frequencies)[..., None] * frequencies  # (L, axes, W / (2 axes))
+    angles = positions.to(frequencies)[..., None] * frequencies
+    angles = angles.unsqueeze(-4)  # heads, (1, L, axes, W / (2 axes))
     return rotate(x.unflatten(-1, (axes, width)), angles).flatten(-2)
 
 
@@ -42,11 +43,8 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
-def coordinates(sizes: Sequence[int], device: torch.device, start: int = 0) -> Tensor:
-    """Coordinates of a flattened grid of any number of axes, (product of sizes, axes).
-
-    The coordinates of every axis count from `start`.
-    """
-    axes = (torch.arange(start, start + size, device=device) for size in sizes)
+def coordinates(sizes: Sequence[int], device: torch.device) -> Tensor:
+    """Coordinates of a flattened grid of any number of axes, (product of sizes, axes)."""
+    axes = (torch.arange(size, device=device) for size in sizes)
     grid = torch.meshgrid(*axes, indexing="ij")
     return torch.stack([axis.flatten() for axis in grid], -1)

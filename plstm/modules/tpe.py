@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from plstm.modules.norm import RMSNorm
 from plstm.ops.gated_linear_attention import gated_linear_attention
+from plstm.ops.packed import CuSeqlens
 
 
 class ToeplitzPosition(nn.Module):
@@ -53,12 +54,20 @@ class ToeplitzPosition(nn.Module):
             y = y + code.movedim(-2, axis + 1)
         return y
 
-    def forward_with_state(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward_with_state(
+        self, x: Tensor, state: Tensor | None, cu_seqlens: CuSeqlens | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As forward for a sequence, with the sums (B, H, 1, dim / H) in and out."""
-        code, state = self._code(x, 0, state)
+        code, state = self._code(x, 0, state, cu_seqlens)
         return x + code, state
 
-    def scan(self, x: Tensor, axis: int, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def scan(
+        self,
+        x: Tensor,
+        axis: int,
+        state: Tensor | None = None,
+        cu_seqlens: CuSeqlens | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The sums s along the positions of x (B, L, dim), and the last one without q . k."""
         gain = (self.q[axis] * self.k[axis]).sum(-1)
         log_decay = nn.functional.logsigmoid(self.theta.view(-1, self.num_heads)[axis])
@@ -73,10 +82,17 @@ class ToeplitzPosition(nn.Module):
             state=state,
             return_state=True,
             scale=1.0,
+            cu_seqlens=cu_seqlens,
         )
         return sums.flatten(2), state
 
-    def _code(self, x: Tensor, axis: int, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _code(
+        self,
+        x: Tensor,
+        axis: int,
+        state: Tensor | None = None,
+        cu_seqlens: CuSeqlens | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """W norm(s) along the last position axis of x (B, *positions, dim)."""
-        sums, state = self.scan(x.flatten(0, -3), axis, state)
+        sums, state = self.scan(x.flatten(0, -3), axis, state, cu_seqlens)
         return self.projs[axis](self.norms[axis](sums)).view(x.shape), state

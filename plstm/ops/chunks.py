@@ -1,18 +1,48 @@
-"""Cutting a sequence into chunks, and the scan of states over them."""
+"""Cutting a sequence into chunks, and the scan of states over them.
+
+Letters: B batch, L positions, H heads, N chunks, C positions in a chunk.
+"""
 
 from collections.abc import Callable
 
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from plstm.ops.gates import Gates
 
 
-def split_chunks(x: Tensor, size: int, fill: float = 0.0) -> Tensor:
+def chunk_size(length: int, largest: int) -> int:
+    """Positions in a chunk: as few chunks as `largest` allows, all filled about equally.
+
+    A compiled graph that leaves the length open takes `largest`.
+    """
+    if statically_known_true(length <= largest):
+        return length
+    if torch.compiler.is_compiling():
+        return largest
+    chunks = -(-length // largest)
+    return -(-length // chunks)
+
+
+def split_chunks(x: Tensor, size: int, fill: Tensor | float = 0.0) -> Tensor:
     """(B, L, H, ...) by chunks, (B, H, N, C, ...); the last chunk is filled up with `fill`."""
-    missing = -x.shape[1] % size
-    if missing:
-        x = torch.cat([x, x.new_full((x.shape[0], missing, *x.shape[2:]), fill)], 1)
-    return rearrange(x, "b (n c) h ... -> b h n c ...", c=size)
+    batch, length = x.shape[:2]
+    chunks = (length + size - 1) // size
+    missing = chunks * size - length
+    if not statically_known_true(missing == 0):
+        x = torch.cat([x, x.new_zeros(batch, missing, *x.shape[2:]) + fill], 1)
+    return x.unflatten(1, (chunks, size)).movedim(3, 1)
+
+
+def split_gates(gates: Gates, size: int) -> Gates:
+    """`split_chunks` of gates (B, L, H, ...); positions that fill up leave states as they are."""
+    lanes = gates.transition.shape[3:]
+    like = {"dtype": gates.transition.dtype, "device": gates.transition.device}
+    unchanged = torch.eye(lanes[0], **like) if lanes else 1.0
+    fills = Gates(source=0.0, transition=unchanged, mark=0.0, direct=0.0)
+    return Gates(*(split_chunks(x, size, fill) for x, fill in zip(gates, fills, strict=True)))
 
 
 def join_chunks(x: Tensor, length: int) -> Tensor:
@@ -31,11 +61,11 @@ def scan_chunks(
     Args:
         step: Takes a factor, a state and an update of one chunk.
         factors: What a chunk does to its state, (B, H, N, ...).
-        updates: What it adds, (B, H, N, K, V).
-        state: State that enters the first chunk, (B, H, K, V).
+        updates: What it adds, (B, H, N, ...).
+        state: State that enters the first chunk, (B, H, ...).
 
     Returns:
-        States that enter each chunk, (B, H, N, K, V), and the one that leaves the last.
+        States that enter each chunk, (B, H, N, ...), and the one that leaves the last.
     """
     entering = []
     # unbind, not indexing: the gradient of an index fills all chunks with zeros, at every chunk.

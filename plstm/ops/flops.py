@@ -13,56 +13,84 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
+from plstm.ops.chunks import chunk_size
 from plstm.ops.kernels import HAS_TRITON, ceil_div
-from plstm.ops.plstm_2d import gating, scan  # noqa: F401  # they define the operators
+from plstm.ops.plstm_1d.chunk import largest_chunk
+from plstm.ops.plstm_2d.cpu import chosen_form  # the module defines the operators
 
 Shape = tuple[int, ...]
 
 
-def _gated(q: Shape, k: Shape, v: Shape, *args: object, **kwargs: object) -> int:
-    """Scores and their product with the values, q (P, N, K) and v (P, N, V)."""
-    problems, nodes, key_width = q
-    return 2 * problems * nodes**2 * (key_width + v[-1])
+def _chunkwise(q: Shape, k: Shape, v: Shape, *args: object, **kwargs: object) -> int:
+    """Scores and their product with the values, the update of a state and its reading.
 
-
-def _gated_backward(
-    grad: Shape, q: Shape, k: Shape, v: Shape, *args: object, **kwargs: object
-) -> int:
-    """The scores again, then two products for each of the two of the forward pass."""
-    problems, nodes, key_width = q
-    return 2 * problems * nodes**2 * (3 * key_width + 2 * v[-1])
-
-
-def _scan(q: Shape, k: Shape, v: Shape, gates: Shape, *args: object, **kwargs: object) -> int:
-    """Eight multiply-adds per corner and number of a state.
-
-    They are the outer product k v^T in two directions, the 2 x 2 transition, and the states read in
-    two directions; q (B, Y, X, H, K) and v (B, Y, X, H, V).
+    q (B, L, H, K) and v (B, L, H, V); positions that fill up the last chunk count.
     """
-    return 2 * 8 * _states(q, v, gates)
+    positions, size, state = _chunks(q, v)
+    return 2 * positions * (size * (q[-1] + v[-1]) + 2 * state)
 
 
-def _scan_backward(
-    grad: Shape, q: Shape, k: Shape, v: Shape, gates: Shape, *args: object, **kwargs: object
+def _chunkwise_backward(
+    grad: Shape,
+    state_grad: Shape,
+    q: Shape,
+    k: Shape,
+    v: Shape,
+    *args: object,
+    **kwargs: object,
 ) -> int:
-    """The states again without reading them, then two multiply-adds for each of the eight."""
-    return 2 * (6 + 16) * _states(q, v, gates)
+    """The scores again, then two products for each of the four; states are kept."""
+    positions, size, state = _chunks(q, v)
+    return 2 * positions * (size * (3 * q[-1] + 2 * v[-1]) + 4 * state)
 
 
-def _states(q: Shape, v: Shape, gates: Shape) -> int:
-    """Numbers of all states, one K x V state per node, head and corner."""
-    return math.prod(q) * v[-1] * gates[1]
+def _chunks(q: Shape, v: Shape) -> tuple[int, int, int]:
+    """Positions of all samples and heads, those of a chunk, and the numbers of a state."""
+    batch, length, heads, key_width = q
+    size = chunk_size(length, largest_chunk(key_width, v[-1]))
+    return batch * heads * size * -(-length // size), size, key_width * v[-1]
 
 
 def _grid(q: Shape, k: Shape, v: Shape, source: Shape, *args: object, **kwargs: object) -> int:
+    """Of the whole form, scores and their product with the values; of the scan, eight products.
+
+    Those of the scan are, per corner and number of a state, the outer product k v^T in two
+    directions, the 2 x 2 transition, and the states read in two directions.
+    """
+    whole, states, form = _grid_sizes(q, v, source, args)
+    return 2 * whole * (q[-1] + v[-1]) if form == "gated" else 2 * 8 * states
+
+
+def _grid_backward(
+    grad: Shape, q: Shape, k: Shape, v: Shape, source: Shape, *args: object, **kwargs: object
+) -> int:
+    """The scores, or the states, again, then two products for each of the forward pass."""
+    whole, states, form = _grid_sizes(q, v, source, args)
+    return 2 * whole * (3 * q[-1] + 2 * v[-1]) if form == "gated" else 2 * (6 + 16) * states
+
+
+def _grid_sizes(q: Shape, v: Shape, source: Shape, args: tuple) -> tuple[int, int, str]:
+    """Entries of all gating matrices, numbers of all states, and the form that runs.
+
+    q is (B, H, Y, X, K), v (B, H, Y, X, V), source (B, H, corners, Y, X, 2).
+    """
+    batch, heads, num_rows, num_columns, _ = q
+    whole = batch * heads * (num_rows * num_columns) ** 2
+    states = math.prod(q) * v[-1] * source[2]
+    return whole, states, chosen_form(args[-1], q, v, source)
+
+
+def _grid_by_rows(
+    q: Shape, k: Shape, v: Shape, source: Shape, *args: object, **kwargs: object
+) -> int:
     """The scores and their product with the values."""
     *_, orders = args
     return 2 * _pairs(q, source[0], orders) * (q[-1] + v[-1])
 
 
-def _grid_backward(grad: Shape, *args: object, **kwargs: object) -> int:
+def _grid_by_rows_backward(grad: Shape, *args: object, **kwargs: object) -> int:
     """The two products for the gradient of q, and four for the gradients of the rest."""
-    return 3 * _grid(*args)
+    return 3 * _grid_by_rows(*args)
 
 
 def _pairs(q: Shape, num_corners: int, orders: int) -> int:
@@ -111,10 +139,10 @@ def _attention_backward(
 
 
 FORMULAS: dict[object, Callable[..., int]] = {
-    torch.ops.plstm.grid_gated: _gated,
-    torch.ops.plstm.grid_gated_backward: _gated_backward,
-    torch.ops.plstm.grid_scan: _scan,
-    torch.ops.plstm.grid_scan_backward: _scan_backward,
+    torch.ops.plstm.sequence_chunkwise: _chunkwise,
+    torch.ops.plstm.sequence_chunkwise_backward: _chunkwise_backward,
+    torch.ops.plstm.grid: _grid,
+    torch.ops.plstm.grid_backward: _grid_backward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
@@ -125,6 +153,6 @@ if HAS_TRITON:
     FORMULAS |= {
         torch.ops.plstm.sequence_triton: _sequence,
         torch.ops.plstm.sequence_triton_backward: _sequence_backward,
-        torch.ops.plstm.grid_triton: _grid,
-        torch.ops.plstm.grid_triton_backward: _grid_backward,
+        torch.ops.plstm.grid_triton: _grid_by_rows,
+        torch.ops.plstm.grid_triton_backward: _grid_by_rows_backward,
     }

@@ -1,7 +1,28 @@
 """Gating matrices of a recurrence whose edges carry several states (lanes)."""
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from plstm.ops.gates import Gates
+
+
+def accept_one_lane(form: Callable) -> Callable:
+    """Decorate a form of `plstm_1d` with lanes: it also takes tensors without the axes of lanes."""
+
+    @functools.wraps(form)
+    def wrapper(
+        q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        if v.ndim == 5:
+            return form(q, k, v, gates, state, scale)
+        gates = Gates(*(gate[..., None, None] for gate in gates))
+        out, state = form(q, k, v[..., None], gates, state[..., None], scale)
+        return out.squeeze(-1), state.squeeze(-1)
+
+    return wrapper
 
 
 def lane_rows(

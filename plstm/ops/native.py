@@ -15,7 +15,7 @@ from torch import Tensor
 
 from plstm.ops.fallback import warn_slower
 
-HEADERS = Path(__file__).parent / "native.h"
+HEADERS = Path(__file__).parent  # native.h; others lie beside the source
 # Sums may be reordered, so that dot products vectorise; infinities and NaN keep their meaning.
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp"),
@@ -33,8 +33,9 @@ def load(source: Path) -> ctypes.CDLL:
         RuntimeError: no compiler was found, or it failed.
     """
     compiler, version = find_compiler()
-    command = [compiler, *FLAGS, "-I", str(HEADERS.parent)]
-    parts = (*command, version, _processor(), source.read_text(), HEADERS.read_text())
+    command = [compiler, *FLAGS, "-I", str(HEADERS)]
+    texts = (source, *sorted({*HEADERS.glob("*.h"), *source.parent.glob("*.h")}))
+    parts = (*command, version, _processor(), *(file.read_text() for file in texts))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     library = cache_folder() / f"{source.parent.name}-{key}.so"
     if not library.exists():

@@ -6,7 +6,7 @@ from torch_geometric.data import Batch, Data, InMemoryDataset
 
 from plstm.graph import LineGraph, ToDag
 from plstm.graph.batching import GraphBatcher
-from plstm.graph.line_graph import line_graph
+from plstm.graph.prepared import line_graph
 from plstm.graph.pyg import DagData
 from tests.graph.test_pyg import KINDS, data
 

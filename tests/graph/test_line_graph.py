@@ -63,9 +63,7 @@ def test_reverse_flips_and_is_cached() -> None:
     assert graph.reverse() is back
     assert torch.equal(back.edge_index, graph.edge_index.flip(0))
     assert torch.equal(back.line_index, graph.line_index.flip(0))
-    levels = longest_paths(edges[::-1], 10)
-    assert back.edge_level.tolist() == [levels[dst] for dst in edges[1]]
-    assert torch.equal(back.reverse().edge_level, graph.edge_level)
+    assert back.reverse() is graph
     checked = LineGraph(back.edge_index, back.line_index, 10, edge_level=back.edge_level)
     assert checked.num_edges == back.num_edges
 
@@ -181,7 +179,7 @@ def test_errors() -> None:
         LineGraph(edges, pairs, 3, torch.tensor([1, 0, 0]))
     with pytest.raises(ValueError, match=r"batch must be int64 of shape \(3,\)"):
         LineGraph(edges, pairs, 3, torch.tensor([0, 0]))
-    with pytest.raises(ValueError, match=r"edge_level must be 0 or more and rise"):
+    with pytest.raises(ValueError, match=r"edge_level must rise along every pair"):
         LineGraph(edges, pairs, 3, edge_level=torch.tensor([1, 1]))
     with pytest.raises(ValueError, match=r"edge_level must be int64 of shape \(2,\)"):
         LineGraph(edges, pairs, 3, edge_level=torch.tensor([1]))
@@ -193,7 +191,7 @@ def test_cycle_beside_given_levels() -> None:
         LineGraph(edges, none, 2, edge_level=torch.zeros(2, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("backend", ["naive", "levels", "reach", "solve"])
+@pytest.mark.parametrize("backend", ["naive", "levels", "reach"])
 def test_last_graphs_without_nodes(backend: str) -> None:
     edges, batch = torch.tensor([[0, 1], [1, 2]]), torch.tensor([1, 1, 1])
     graph = LineGraph.from_edges(edges, 3, batch, num_graphs=4)

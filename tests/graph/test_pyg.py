@@ -12,7 +12,7 @@ from torch_geometric.datasets import TUDataset
 from torch_geometric.loader import DataLoader
 
 from plstm.graph import DagData, LineGraph, ToDag
-from plstm.graph.line_graph import line_graph
+from plstm.graph.prepared import line_graph
 from tests.graph.graphs import molecule, real_tu_root
 
 KINDS = ["ring", "node", "apart", "tree", "ring"]

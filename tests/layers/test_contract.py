@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from tests.helpers import TOLERANCE, assert_close
+from tests.helpers import TOLERANCE, assert_close, gradients
 from tests.layers.contract import CASES, CAUSAL, FIRST, LANES
 
 all_mixers = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -165,7 +165,11 @@ def test_compile(case):
     torch._dynamo.reset()
     mixer, x = case.build(seed=1), case.inputs()
     compiled = torch.compile(mixer, backend="aot_eager", fullgraph=True)
-    assert_close("output", compiled(x), mixer(x), 1e-5)
+    y, want, parameters = compiled(x), mixer(x), dict(mixer.named_parameters())
+    assert_close("output", y, want, 1e-5)
+    want = gradients(want, parameters)
+    for name, grad in gradients(y, parameters).items():
+        assert_close(f"gradient of {name}", grad, want[name], 1e-4)
 
 
 @pytest.mark.slow

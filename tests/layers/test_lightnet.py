@@ -87,7 +87,7 @@ def test_shift_of_kappa(causal, phantom):
 def test_constant_kappa_averages():
     """S_t is the mean of the values so far and the decay (t - 1) / t."""
     kappa = torch.randn(2, 1, 2, 6).double().expand(-1, 9, -1, -1)
-    k, log_decay, _ = additive_decay(kappa, torch.full((2, 2, 6), -math.inf).double())
+    (k, log_decay), _ = additive_decay(kappa, torch.full((2, 2, 6), -math.inf).double())
     t = torch.arange(1, 10).double()[:, None, None]
     assert_close("decay", log_decay.exp(), ((t - 1) / t).expand_as(k))
     assert_close("keys", k, (1 / t).expand_as(k))
@@ -103,7 +103,7 @@ def test_constant_kappa_averages():
 @pytest.mark.parametrize("start", [-math.inf, 0.0], ids=["plain", "phantom"])
 def test_keys_and_decays_add_to_one(start):
     kappa = torch.randn(2, 9, 2, 6).double()
-    k, log_decay, _ = additive_decay(kappa, torch.full((2, 2, 6), start).double())
+    (k, log_decay), _ = additive_decay(kappa, torch.full((2, 2, 6), start).double())
     assert (log_decay <= 0).all()
     assert_close("sum", k + log_decay.exp(), torch.ones_like(k))
 
@@ -139,7 +139,7 @@ def test_pieces_with_codes(lrpe):
     for piece in x.split([1, 2, 70, 7], 1):
         y, state = layer(piece, state=state, return_state=True)
         outs.append(y)
-    assert state.position == 80
+    assert state.seen.tolist() == [80, 80]
     assert layer.state_size() == sum(s[0].numel() for s in state[:3])
     assert_close("output", torch.cat(outs, 1), layer(x))
 

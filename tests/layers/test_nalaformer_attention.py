@@ -3,6 +3,7 @@ import torch
 
 from plstm import NaLaFormerAttention
 from plstm.layers.nalaformer_attention import norm_aware_features
+from plstm.modules.rotary import coordinates
 from tests.helpers import assert_close
 
 
@@ -161,7 +162,8 @@ def test_rotation_sees_differences_only():
     f, g = torch.rand(2, 1, 12, 2, 16).double()
 
     def scores(start):
-        turned = (layer._turn(part, (3, 4), start) for part in (f, g))
+        positions = start + coordinates((3, 4), f.device)
+        turned = (layer._turn(part, positions) for part in (f, g))
         return torch.einsum("bthk,bshk->bhts", *turned)
 
     assert_close("shifted", scores(5), scores(0))
@@ -174,7 +176,7 @@ def test_pieces():
     for piece in x.split([1, 2, 70, 7], 1):
         y, state = layer(piece, state=state, return_state=True)
         outs.append(y)
-    assert state.position == 80
+    assert state.seen.tolist() == [80, 80]
     assert_close("output", torch.cat(outs, 1), layer(x))
 
 

@@ -1,7 +1,9 @@
+import copy
 import sys
 
 import pytest
 import torch
+from torch.nn.utils import parametrize
 
 from plstm import PLSTM2d
 from plstm.ops import native
@@ -121,6 +123,37 @@ def test_backends_agree(mode):
         assert_close(backend, layer(x), y)
 
 
+@modes
+def test_every_linear_is_called(mode):
+    """So that hooks, adapters and quantised versions of them take effect."""
+    layer, called = perturbed(mode=mode), set()
+    linears = [m for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+    for linear in linears:
+        linear.register_forward_hook(lambda module, *_: called.add(module))
+    x = torch.randn(1, 3, 4, 12).double()
+    before = layer(x)
+    assert called == set(linears)
+    for linear in linears:
+        twin = copy.deepcopy(layer)
+        (name,) = (name for name, m in layer.named_modules() if m is linear)
+        parametrize.register_parametrization(twin.get_submodule(name), "weight", Doubled())
+        assert not torch.allclose(twin(x), before)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_weights_of_the_angle_are_scaled():
+    """angle = sigmoid(b + w.x / (2 dim))"""
+    layer, x = perturbed(mode="P"), torch.randn(1, 3, 4, 12).double()
+    source = layer.gates(x).source
+    got = (source[..., 0] / source.sum(-1)).movedim(0, 3).flatten(3)
+    want = torch.sigmoid(layer.angle_bias + x @ layer.angle_proj.weight.T / 24)
+    assert_close("angle", got, want)
+
+
 needs_compiler = pytest.mark.skipif(
     not native.available(gates.SOURCE), reason="needs a C++ compiler"
 )
@@ -159,17 +192,18 @@ def test_compiled_gates_lie_where_they_are_read(mode, chirality, monkeypatch):
     layer, used = perturbed(mode=mode, chirality=chirality, backend="gated"), []
     monkeypatch.setattr(gates.native, "call", lambda *args: used.append(args))
     layer(torch.randn(3, 4, 5, 12).double())
-    (_, _, _, *made), (_, _, *read) = (call[:7] for call in used)
-    assert [x.data_ptr() for x in read[:4]] == [x.data_ptr() for x in made]
+    made, read = (call[2:] for call in used)
+    assert [x.data_ptr() for x in read[:4]] == [x.data_ptr() for x in made[2:6]]
 
 
 @needs_compiler
 @kinds
 def test_compiled_gates_are_a_sound_custom_op(mode, chirality):
-    layer = perturbed(mode=mode, chirality=chirality)
-    logits = layer._logits(torch.randn(2, 3, 2, 12).double()).detach().requires_grad_()
+    scans = 2 * len(CORNERS)
+    sizes = (3 * scans + 2, scans) if mode == "P" else (7 * scans + 2, 0)
+    inputs = [torch.randn(2, 3, 2, n, dtype=torch.float64, requires_grad=True) for n in sizes]
     turn = 0 if mode == "P" else gates.TURNS[chirality]
-    torch.library.opcheck(gates._gates, (logits, layer.num_heads, len(CORNERS), turn))
+    torch.library.opcheck(gates._gates, (*inputs, 2, len(CORNERS), turn))
 
 
 @needs_compiler

@@ -60,7 +60,7 @@ def test_gates_by_loop(mode: str, edge_dim: int) -> None:
     assert_close("direct", direct, torch.sigmoid(x @ node_weight[3].T + bias[3]))
 
 
-@pytest.mark.parametrize("backend", ["naive", "levels", "solve", "auto"])
+@pytest.mark.parametrize("backend", ["naive", "levels", "reach", "auto"])
 @pytest.mark.parametrize("mode", ["P", "D"])
 def test_forward_is_the_recurrence_between_projections(mode: str, backend: str) -> None:
     layer, graph = make(mode, backend=backend, qk_dim=5, v_dim=2).double(), random_graph([7, 4])

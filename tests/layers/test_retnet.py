@@ -79,10 +79,10 @@ def test_only_distances_matter():
     """A state from far along the sequence differs by the rotation of its memory only."""
     layer, x = perturbed(), torch.randn(1, 9, 12).double()
     want, state = layer(x, return_state=True)
-    assert state.position == 9
-    empty = state._replace(memory=torch.zeros_like(state.memory), position=1000)
+    assert state.seen.tolist() == [9]
+    empty = state._replace(memory=torch.zeros_like(state.memory), seen=torch.tensor([1000]))
     got, state = layer(x, empty, return_state=True)
-    assert state.position == 1009
+    assert state.seen.tolist() == [1009]
     # Angles are float32: positions near 1000 leave 1e-4 of a turn.
     assert_close("output", got, want, 1e-3)
 
@@ -90,7 +90,7 @@ def test_only_distances_matter():
 def test_wrong_position_would_show():
     layer, x = perturbed(), torch.randn(1, 9, 12).double()
     _, state = layer(x[:, :5], return_state=True)
-    right, wrong = (layer(x[:, 5:], state._replace(position=p)) for p in (5, 0))
+    right, wrong = (layer(x[:, 5:], state._replace(seen=torch.tensor([n]))) for n in (5, 0))
     assert_close("halves", right, layer(x)[:, 5:])
     assert not torch.allclose(right, wrong, rtol=1e-2)
 

@@ -91,8 +91,8 @@ def test_state_keeps_all_keys():
     layer = perturbed(causal=True, rotary=True, qk_dim=4, v_dim=2)
     _, state = layer(torch.randn(2, 5, 12).double(), return_state=True)
     _, state = layer.step(torch.randn(2, 12).double(), state)
-    assert state.k.shape == (2, 3, 6, 4)
-    assert state.v.shape == (2, 3, 6, 2)
+    assert state.k.shape == (2, 6, 3, 4)
+    assert state.v.shape == (2, 6, 3, 2)
 
 
 @pytest.mark.parametrize(

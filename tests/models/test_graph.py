@@ -82,7 +82,7 @@ def test_relabelling_keeps_the_logits() -> None:
 def test_graphs_without_features_and_duck_typing() -> None:
     model, batch = make(in_dim=1), Batch.from_data_list(molecules(x=False, edge_attr=False))
     fields = ("edge_index", "dag_edge_index", "line_index", "tree_index", "edge_level")
-    fields += ("reverse_edge_level", "num_nodes", "num_graphs", "batch")
+    fields += ("num_nodes", "num_graphs", "batch")
     plain = SimpleNamespace(**{name: getattr(batch, name) for name in fields})
     assert torch.equal(model(plain), model(batch))
     assert torch.isfinite(make("GIN", in_dim=1).eval()(batch)).all()

@@ -1,10 +1,11 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
 
-from plstm import SequenceModel
-from tests.helpers import assert_close
+from plstm import FlattenedGrid, PLSTM1d, SequenceModel
+from tests.helpers import assert_close, gradients
 from tests.models.nets import SEQUENCE
 
 VOCABULARY = 11
@@ -180,3 +181,26 @@ def test_dropout_in_training_only():
 def test_depth_error():
     with pytest.raises(ValueError, match="need depth >= 1"):
         model(depth=0)
+
+
+LENGTHS = [4, 0, 40, 1]
+BORDERS = torch.tensor([0, *LENGTHS]).cumsum(0)
+
+
+@all_mixers
+@pytest.mark.parametrize("max_length", [None, 40])
+def test_packed_sequences(mixers, max_length):
+    net, x = model(mixers, max_length=max_length).double(), tokens(sum(LENGTHS), batch=1)
+    logits = net(x, cu_seqlens=BORDERS)
+    alone = torch.cat([net(part) for part in x.split(LENGTHS, 1) if part.shape[1]], 1)
+    assert_close("logits", logits, alone, 1e-12)
+    parameters = dict(net.named_parameters())
+    want = gradients(alone, parameters)
+    for name, grad in gradients(logits, parameters).items():
+        assert_close(name, grad, want[name], 1e-12)
+
+
+def test_packed_sequences_need_a_mixer_that_takes_them():
+    mixers = [partial(FlattenedGrid, mixer=partial(PLSTM1d, num_heads=2))]
+    with pytest.raises(ValueError, match=r"^FlattenedGrid: this mixer takes no packed sequences"):
+        model(mixers)(tokens(9, batch=1), cu_seqlens=torch.tensor([0, 9]))

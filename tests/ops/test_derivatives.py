@@ -74,7 +74,7 @@ OPS = {  # op, its inputs, its backends of plain operations, and its kernels
     "plstm_1d": (plstm_1d, lambda: sequence_inputs(5, batch=1), ("auto", "chunk"), ("triton",)),
     "lanes": (plstm_1d, lambda: sequence_inputs(5, (2, 1, 2)), ("auto", "chunk"), ()),
     "plstm_2d": (plstm_2d, grid, ("auto", "rows", "chunk"), ("gated", "scan", "triton")),
-    "plstm_dag": (plstm_dag, dag, ("auto", "solve"), ("levels", "reach")),
+    "plstm_dag": (plstm_dag, dag, ("auto", "levels"), ("reach",)),
     "no decay": (gated_linear_attention, attention, ("auto", "chunk"), ()),
     "decay": (gated_linear_attention, lambda: attention("log_decay"), ("auto", "chunk"), ()),
     "decays": (gated_linear_attention, per_channel, ("auto", "chunk"), ()),

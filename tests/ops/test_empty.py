@@ -73,7 +73,7 @@ CASES = {
         lambda **sizes: grid_inputs(2, 3, 2, **sizes) | {"corners": CORNER_PAIR},
         ("auto", "rows", "chunk", "gated", "scan"),
     ),
-    "plstm_dag": (plstm_dag, dag, ("auto", "levels", "reach", "solve")),
+    "plstm_dag": (plstm_dag, dag, ("auto", "levels", "reach")),
     "no decay": (gated_linear_attention, attention(), SEQUENCE),
     "decay": (gated_linear_attention, attention("log_decay"), SEQUENCE),
     "decays": (gated_linear_attention, per_channel, SEQUENCE),

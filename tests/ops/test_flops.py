@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from plstm.ops import native, plstm_1d, plstm_2d
 from plstm.ops.flops import FORMULAS
 from plstm.ops.kernels import HAS_TRITON, INTERPRETED
-from plstm.ops.plstm_2d import CORNERS, gating, scan
+from plstm.ops.plstm_1d import chunk
+from plstm.ops.plstm_2d import CORNERS, cpu, gating, scan
 from tests.ops.inputs import grid_inputs, sequence_inputs
 
 needs_compiler = pytest.mark.skipif(
@@ -38,17 +39,18 @@ def forward_and_backward(function):
 
 @needs_compiler
 def test_gated_form():
+    """What PyTorch counts of the products inside, and what the formula says."""
     nodes, problems = 15, 6
-    q, k, v, direct = (torch.randn(problems, nodes, *width) for width in ((4,), (4,), (7,), ()))
-    gates = (torch.randn(problems, 2, 3, 5, *edges) for edges in ((2,), (2, 2), (2,)))
-    operands = (q, k, v, *gates, direct, gating.scan_orders(CORNERS[:2]), 0.5)
-    for operator, arguments in (
-        (gating._gated, operands),
-        (gating._gated_backward, (torch.ones_like(v), *operands)),
+    q, k, v = (torch.randn(2, 3, 3, 5, width) for width in (4, 4, 7))
+    gates = (torch.randn(2, 3, 2, 3, 5, *edges) for edges in ((2,), (2, 2), (2,)))
+    operands = (q, k, v, *gates, torch.randn(2, 3, 3, 5), 0b0100, 0.5)
+    for operator, inside, arguments in (
+        (cpu._grid, gating.forward, operands),
+        (cpu._grid_backward, gating.backward, (torch.ones_like(v), *operands)),
     ):
-        inside, _ = counted(lambda f=operator, x=arguments: f._init_fn(*x))
-        assert inside > 0
-        assert counted(lambda f=operator, x=arguments: f(*x))[0] == inside
+        want, _ = counted(lambda f=inside, x=arguments: f(*x))
+        assert want > 0
+        assert counted(lambda f=operator, x=arguments: f(*x, "gated"))[0] == want
     got = forward_and_backward(lambda: plstm_2d(**INPUTS, corners=CORNERS[:2], backend="gated"))
     assert got[0] == 2 * problems * nodes**2 * (4 + 7)
     assert got[1] == 2 * problems * nodes**2 * (3 * 4 + 2 * 7)
@@ -56,11 +58,40 @@ def test_gated_form():
 
 @needs_compiler
 def test_scan():
-    """Eight multiply-adds forwards and 22 backwards; the kernel pads v to 64 bytes."""
+    """Eight multiply-adds forwards and 22 backwards."""
     got = forward_and_backward(lambda: plstm_2d(**INPUTS, corners=CORNERS[:2], backend="scan"))
-    states = prod((2, 3, 5, 3, 4)) * 2
-    padded = 64 // INPUTS["v"].element_size()
-    assert got == (16 * states * padded, 44 * states * padded)
+    states = prod((2, 3, 5, 3, 4)) * 2 * 7
+    assert got == (16 * states, 44 * states)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("work", "form"), [(7, "gated"), (0, "scan")])
+def test_the_form_that_runs_is_counted(work, form, monkeypatch):
+    monkeypatch.setattr(cpu, "GATED_WORK", work)
+    auto, named = (
+        forward_and_backward(lambda b=b: plstm_2d(**INPUTS, corners=CORNERS[:2], backend=b))
+        for b in ("auto", form)
+    )
+    assert auto == named
+
+
+def test_sequence(monkeypatch):
+    """Inside the operator the states are moved along the chunks too, by products of gates."""
+    monkeypatch.setattr(chunk, "CHUNK_SIZES", (4,))
+    inputs = sequence_inputs(11, batch=2, heads=3, key_width=5, value_width=7)
+    chunks, problems, size, state = 3, 6, 4, 5 * 7  # one position more than there are
+    operands = (*inputs.values(), 0.5)
+    inside, (out, last, states) = counted(lambda: chunk._chunkwise._init_fn(*operands))
+    forward = 2 * problems * chunks * size * (size * (5 + 7) + 2 * state)
+    along_chunks = 2 * problems * (chunks + 1) ** 2 * state
+    assert inside == forward + along_chunks
+
+    operands = (out, last, *operands[:7], states, 0.5)
+    inside, _ = counted(lambda: chunk._chunkwise_backward._init_fn(*operands))
+    backward = 2 * problems * chunks * size * (size * (3 * 5 + 2 * 7) + 4 * state)
+    of_transitions = 2 * problems * chunks * (size + 1) ** 3
+    assert inside == backward + along_chunks + of_transitions
+    assert forward_and_backward(lambda: plstm_1d(**inputs)) == (forward, backward)
 
 
 def counted_without_running(op, inputs, **options):

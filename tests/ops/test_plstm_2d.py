@@ -6,7 +6,8 @@ import torch
 
 from plstm import PLSTM2d
 from plstm.ops import native, plstm_1d, plstm_2d
-from plstm.ops.plstm_2d import CORNERS, gating, plstm_2d_gating, scan
+from plstm.ops.plstm_2d import CORNERS, cpu, gating, plstm_2d_gating, scan
+from plstm.ops.plstm_2d.corners import scan_orders
 from tests.helpers import TOLERANCE, assert_close, gradients
 from tests.ops.inputs import grid_inputs, require_grad
 
@@ -125,9 +126,9 @@ def test_auto_beyond_whole_matrix(monkeypatch):
 @pytest.mark.parametrize(("work", "form"), [(3, "gated"), (2, "scan")])
 def test_auto_scans_large_grids(work, form, monkeypatch):
     """4 nodes times K + V = 7 against G K V = 12."""
-    monkeypatch.setattr(MODULE, "GATED_WORK", work)
+    monkeypatch.setattr(cpu, "GATED_WORK", work)
     other = {"gated": "scan", "scan": "gated"}[form]
-    monkeypatch.setitem(MODULE.FORMS, other, None)  # must not be called
+    monkeypatch.setitem(cpu.FORMS, other, None)  # must not be called
     assert_backends_agree(grid_inputs(1, 4), CORNERS[:1], "auto")
 
 
@@ -139,12 +140,27 @@ def test_gated_in_parts(entries, monkeypatch):
     assert_backends_agree(grid_inputs(2, 3, 2, batch=5, heads=1), CORNERS[:2], "gated")
 
 
-def test_gated_is_a_sound_custom_op():
-    inputs = grid_inputs(2, 3, 1)
-    gates = (gating.by_problem(inputs[name]).detach() for name in GATES)
-    q, k, v, direct = (torch.randn(4, 6, n).double() for n in (2, 2, 3, 1))
-    tensors = [x.requires_grad_() for x in (q, k, v, *gates, direct[..., 0].contiguous())]
-    torch.library.opcheck(gating._gated, (*tensors, 0, 0.3))
+@pytest.mark.parametrize("form", COMPILED)
+def test_compiled_forms_are_a_sound_operator(form):
+    """Without values to pad, and with some."""
+    for value_width in (3, 8):
+        inputs = grid_inputs(2, 3, 2, value_width=value_width)
+        q, k, v, *of_corners, direct = (x.detach() for x in inputs.values())
+        gates = [x.movedim((1, 4), (0, 1)) for x in of_corners]
+        q, k, v, direct = (x.movedim(3, 1) for x in (q, k, v, direct))
+        tensors = [x.contiguous().requires_grad_() for x in (q, k, v, *gates, direct)]
+        torch.library.opcheck(cpu._grid, (*tensors, scan_orders(CORNERS[1:3]), 0.3, form))
+
+
+@pytest.mark.parametrize("form", COMPILED)
+def test_compiles_as_one_operator(form):
+    inputs = grid_inputs(3, 4, 4)
+    run = torch.compile(plstm_2d, fullgraph=True)
+    want, got = (f(**inputs, corners=CORNERS, backend=form) for f in (plstm_2d, run))
+    assert_close("output", got, want)
+    got = gradients(got, inputs)
+    for name, grad in gradients(want, inputs).items():
+        assert_close(f"gradient of {name}", got[name], grad)
 
 
 @all_backends

@@ -54,23 +54,3 @@ def test_widths(key_width, value_width, dtype):
     """Tiles of states with all numbers of vectors, and keys that do not fill the last tile."""
     widths = {"key_width": key_width, "value_width": value_width}
     assert_agrees_with_naive(grid_inputs(3, 4, 4, **widths), dtype=dtype)
-
-
-def operands(inputs):
-    gates = scan.pack_gates(*(inputs[name] for name in ("source", "transition", "mark")))
-    return inputs["q"], inputs["k"], inputs["v"], gates, inputs["direct"]
-
-
-def test_operator_registration():
-    args = [x.detach().requires_grad_() for x in operands(grid_inputs(3, 2, 2, value_width=8))]
-    torch.library.opcheck(scan._scan, (*args, scan.scan_orders(CORNERS[:2])))
-
-
-def test_compiles_as_one_operator():
-    inputs = grid_inputs(3, 4, 4)
-    run = torch.compile(plstm_2d, fullgraph=True)
-    want, got = (f(**inputs, corners=CORNERS, backend="scan") for f in (plstm_2d, run))
-    assert_close("output", got, want)
-    got = gradients(got, inputs)
-    for name, grad in gradients(want, inputs).items():
-        assert_close(f"gradient of {name}", got[name], grad)

@@ -30,8 +30,12 @@ def small_tiles(monkeypatch):
 
 
 def run(inputs, corners):
+    return form(triton_2d.plstm_2d_triton, inputs, corners)
+
+
+def form(function, inputs, corners):
     q, k, v, *gates = inputs.values()
-    return triton_2d.plstm_2d_triton(q, k, v, Gates(*gates), corners, SCALE)
+    return function(q, k, v, Gates(*gates), corners, SCALE)
 
 
 def assert_equals_naive(inputs, corners, tolerance=None):
@@ -39,7 +43,7 @@ def assert_equals_naive(inputs, corners, tolerance=None):
     dtype = inputs["v"].dtype
     rtol, grad_rtol = tolerance or TOLERANCE[dtype]
     exact = require_grad(inputs, torch.float64)
-    want = plstm_2d_naive(*exact.values(), corners, SCALE)
+    want = form(plstm_2d_naive, exact, corners)
     placed = {name: x.detach().to(DEVICE).requires_grad_() for name, x in inputs.items()}
     out = run(placed, corners)
     assert_close("output", out.cpu(), want, rtol)

@@ -1,7 +1,5 @@
 """plstm_dag: every backend against the loop, and the loop against hand and path sums."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -9,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from plstm.graph import LineGraph
-from plstm.ops.plstm_dag import BACKENDS, choose_backend, plstm_dag
-from plstm.ops.plstm_dag.reach import reach_plan
+from plstm.graph import LineGraph, plans
+from plstm.graph.plans import estimated_products, make_reach_plan
+from plstm.ops.plstm_dag import FORMS, choose_backend, plstm_dag, reach
 from tests.graph.graphs import path_counts
 from tests.helpers import TOLERANCE, assert_close, gradients
 
-FAST = sorted(set(BACKENDS) - {"naive"})
+FAST = sorted(set(FORMS) - {"naive"})
 
 
 def random_graph(sizes: list[int], density: float = 0.5, seed: int = 0) -> LineGraph:
@@ -122,7 +120,7 @@ def test_read_out_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, results = random_graph([9, 1, 6]), []
     inputs = random_inputs(graph)
     for chunk in (1, 70, 2**20):
-        monkeypatch.setattr(sys.modules[reach_plan.__module__], "_CHUNK", chunk)
+        monkeypatch.setattr(reach, "_CHUNK", chunk)
         out = plstm_dag(**inputs, graph=graph, backend="reach")
         results.append({"out": out, **gradients(out, inputs)})
     for other in results[1:]:
@@ -130,7 +128,7 @@ def test_read_out_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
             assert_close(name, other[name], value)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FORMS)
 def test_hand_computed(backend: str) -> None:
     """A diamond 0 -> {1, 2} -> 3 with width 1: every number done by hand."""
     edges = torch.tensor([[0, 0, 1, 2], [1, 2, 3, 3]])
@@ -165,7 +163,7 @@ def test_gradcheck_of_naive() -> None:
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FORMS)
 def test_equals_sum_over_paths(backend: str) -> None:
     graph = random_graph([6, 4], 0.6, seed=3)
     inputs = random_inputs(graph)
@@ -175,7 +173,7 @@ def test_equals_sum_over_paths(backend: str) -> None:
     assert_close("out", got, want.transpose(0, 1))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FORMS)
 def test_path_graph_equals_sequence(backend: str) -> None:
     length = 9
     nodes = torch.arange(length - 1)
@@ -194,7 +192,7 @@ def test_path_graph_equals_sequence(backend: str) -> None:
     assert_close("out", plstm_dag(**x, graph=graph, backend=backend), torch.stack(rows))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FORMS)
 def test_packed_equals_one_by_one(backend: str) -> None:
     graph = random_graph([6, 1, 9, 3])
     inputs = random_inputs(graph)
@@ -216,7 +214,7 @@ def test_packed_equals_one_by_one(backend: str) -> None:
         assert_close("out", plstm_dag(**part, graph=alone, backend=backend), packed[node])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FORMS)
 def test_relabelling_permutes_and_edge_order_is_irrelevant(backend: str) -> None:
     graph = random_graph([8])
     x = random_inputs(graph)
@@ -236,7 +234,7 @@ def test_relabelling_permutes_and_edge_order_is_irrelevant(backend: str) -> None
     assert_close("out", got[node], want)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FORMS)
 def test_only_descendants_see_a_node(backend: str) -> None:
     """A long path with transitions of 1 carries the first value to the last node."""
     graph = LineGraph.from_edges(torch.tensor([[0, 1, 2, 3, 1], [1, 2, 3, 4, 5]]), 6)
@@ -278,22 +276,57 @@ def test_low_precision(backend: str, dtype: torch.dtype) -> None:
 
 def test_auto_picks_by_size() -> None:
     assert choose_backend(random_graph([20] * 8, 0.1), 24, 24) == "reach"
-    assert choose_backend(random_graph([16] * 4, 1.0), 4, 4) == "solve"
+    assert choose_backend(random_graph([16] * 4, 1.0), 24, 24) == "reach"
+    assert choose_backend(random_graph([16] * 4, 1.0), 4, 4) == "levels"
     chain = torch.arange(2000)
     path = LineGraph.from_edges(torch.stack([chain, chain + 1]), 2001)
     assert choose_backend(path, 8, 8) == choose_backend(path.reverse(), 8, 8) == "levels"
 
 
+def listed(graph: LineGraph, limit: int | None = None):
+    """Arguments of make_reach_plan."""
+    edge_graph = graph.node_graph[graph.edge_index[0]]
+    arrays = (graph.edge_index, graph.line_index, graph.edge_level, edge_graph)
+    return *(x.numpy() for x in arrays), graph.num_nodes, limit
+
+
 def test_reach_plan_is_shared_by_both_directions_and_bounded() -> None:
     graph = random_graph([9, 4], 0.5)
-    plan = graph.cached("reach_plan", reach_plan, both_ways=True)
-    assert graph.reverse().cached("reach_plan", reach_plan, both_ways=True) is plan
-    products = plan.pair.numel()
-    assert reach_plan(graph, products) is not None and reach_plan(graph, products - 1) is None
+    products = make_reach_plan(*listed(graph)).num_products
+    assert graph.reach_plan(products - 1) is None
+    plan = graph.reverse().reach_plan(products)
+    assert plan.num_products == products
+    assert graph.reach_plan() is graph.reach_plan(0) is plan
     counts = path_counts(graph.line_index.numpy(), graph.num_edges)
-    entries = set(zip(plan.late.tolist(), plan.early.tolist(), strict=True))
+    entries = set(zip(plan.entries[1].tolist(), plan.entries[0].tolist(), strict=True))
     assert entries == set(map(tuple, np.argwhere(counts).tolist()))
-    assert len(entries) == plan.late.numel()
+    assert len(entries) == plan.entries.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "density"), [([6, 1, 9], 0.6), ([40, 3], 0.05), ([10], 1.0), ([3], 0.0)], ids=str
+)
+def test_products_of_graphs_of_64_edges_are_counted(sizes: list[int], density: float) -> None:
+    graph = random_graph(sizes, density)
+    edge_index, line_index, edge_level, edge_graph, num_nodes, _ = listed(graph)
+    plan = make_reach_plan(edge_index, line_index, edge_level, edge_graph, num_nodes)
+    assert estimated_products(line_index, edge_level, edge_graph, 10**9) == plan.num_products
+
+
+@pytest.mark.parametrize(("size", "density"), [(30, 1.0), (60, 0.2), (200, 0.01)])
+def test_products_of_larger_graphs_are_estimated(size: int, density: float) -> None:
+    graph = random_graph([size, 5], density)
+    _, line_index, edge_level, edge_graph, *_ = listed(graph)
+    got = estimated_products(line_index, edge_level, edge_graph, 10**9)
+    assert got == pytest.approx(make_reach_plan(*listed(graph)).num_products, rel=0.25)
+    assert estimated_products(line_index, edge_level, edge_graph, 1) < got  # it gives up
+
+
+def test_nothing_is_listed_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of dense graphs had 5 million products listed before they were rejected."""
+    graph = random_graph([30] * 4, 1.0)
+    monkeypatch.setattr(plans, "_closure", None)
+    assert choose_backend(graph, 8, 8) == "levels"
 
 
 def test_errors() -> None:

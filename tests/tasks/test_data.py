@@ -2,8 +2,7 @@ from itertools import chain
 
 import pytest
 
-from tasks.arrow import FreshSampler
-from tasks.data import DataModule, Shard, ShardedBatches, ShuffledSampler
+from tasks.data import DataModule, FreshSampler, Shard, ShardedBatches, ShuffledSampler
 
 
 def test_sampler_takes_every_sample_once():

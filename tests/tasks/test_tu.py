@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from plstm.graph import LineGraph, ToDag
-from plstm.graph.line_graph import line_graph
+from plstm.graph.prepared import line_graph
 from tasks.tu import DagTUDataset, TUData
 from tests.graph.graphs import real_tu_root
 

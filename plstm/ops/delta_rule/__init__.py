@@ -1,5 +1,7 @@
 """The delta rule: a state that is corrected towards what it should return."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from plstm.checks import (
 from plstm.ops.delta_rule.chunk import delta_rule_chunk
 from plstm.ops.delta_rule.naive import delta_rule_naive
 from plstm.ops.fla import check_fla, delta_rule_fla, prefers_fla
+from plstm.ops.packed import CuSeqlens, run_packed
 
 __all__ = ["delta_rule"]
 
@@ -29,6 +32,7 @@ def delta_rule(
     return_state: bool = False,
     scale: float | None = None,
     backend: str = "auto",
+    cu_seqlens: CuSeqlens | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Gated delta rule: forget, then correct what the state returns at the key towards the value.
 
@@ -52,19 +56,26 @@ def delta_rule(
         backend: "naive" (the loop), "chunk" (linear time, matrix products), "fla" (the kernels of
             flash-linear-attention, where fla-core is installed, on CUDA devices, not in float64,
             K up to 256; decays below exp(-50) count as that), or "auto".
+        cu_seqlens: Borders of S packed sequences, (S + 1,), see `plstm.ops.packed`; B is 1 then, L
+            their total, and states have S in place of B.
 
     Returns:
         Output (B, L, H, V) in the dtype of v; with return_state also the state, in float32 or
         wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend or one
-            that does not run here.
+        ValueError: shapes, dtypes or devices disagree, no positions, wrong cu_seqlens, an unknown
+            backend or one that does not run here.
 
     Source: arXiv 2406.06484 (chunkwise form), 2412.06464 (gated).
     """
     check_choice("delta_rule", "backend", backend, ("auto", "naive", "chunk", "fla"))
-    _check(q, k, v, beta, log_decay, state)
+    _check(q, k, v, beta, log_decay, state, "B" if cu_seqlens is None else "S")
+    if cu_seqlens is not None:
+        op = partial(delta_rule, return_state=True, scale=scale, backend=backend)
+        inputs = {"q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay}
+        out, state = run_packed("delta_rule", op, cu_seqlens, inputs, state)
+        return (out, state) if return_state else out
     scale = output_scale(scale, q.shape[-1])
     decays = () if log_decay is None else (log_decay,)
     dtype = accumulation_dtype(q, k, v, beta, *decays)
@@ -95,6 +106,7 @@ def _check(
     beta: Tensor,
     log_decay: Tensor | None,
     state: Tensor | None,
+    states: str,
 ) -> None:
     tensors = {
         "q": (q, "B L H K"),
@@ -105,6 +117,6 @@ def _check(
     if log_decay is not None:
         tensors["log_decay"] = (log_decay, "B L H")
     if state is not None:
-        tensors["state"] = (state, "B H K V")
+        tensors["state"] = (state, f"{states} H K V")
     check_shapes("delta_rule", **tensors)
     check_not_empty("delta_rule", q)

@@ -16,7 +16,7 @@ Solved for both parts of the right side, e = U - W C_n, and the rest is as in li
 import torch
 from torch import Tensor
 
-from plstm.ops.chunks import join_chunks, scan_chunks, split_chunks
+from plstm.ops.chunks import chunk_size, join_chunks, scan_chunks, split_chunks
 from plstm.ops.products import transition_products
 
 CHUNK_SIZE = 64
@@ -27,7 +27,7 @@ def delta_rule_chunk(
 ) -> tuple[Tensor, Tensor]:
     """Same result as `delta_rule_naive`, in matrix products."""
     length = q.shape[1]
-    size = min(CHUNK_SIZE, length)
+    size = chunk_size(length, CHUNK_SIZE)
     q, k, v, beta = (split_chunks(x, size) for x in (q, k, v, beta[..., None]))
     products = transition_products(split_chunks(decay, size, fill=1.0))
     inside, enter = products[..., 1:, 1:], products[..., 1:, :1]

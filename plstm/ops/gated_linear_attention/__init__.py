@@ -1,5 +1,7 @@
 """Linear attention whose state decays: not at all, per head, or per key channel."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from plstm.checks import (
 from plstm.ops.fla import check_fla, gated_linear_attention_fla, prefers_fla
 from plstm.ops.gated_linear_attention.chunk import gated_linear_attention_chunk
 from plstm.ops.gated_linear_attention.naive import gated_linear_attention_naive
+from plstm.ops.packed import CuSeqlens, run_packed
 from plstm.ops.plstm_1d import plstm_1d
 
 __all__ = ["gated_linear_attention"]
@@ -29,6 +32,7 @@ def gated_linear_attention(
     return_state: bool = False,
     scale: float | None = None,
     backend: str = "auto",
+    cu_seqlens: CuSeqlens | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Causal linear attention over a state that decays.
 
@@ -52,19 +56,26 @@ def gated_linear_attention(
         backend: "naive" (the loop), "chunk" (linear time, matrix products), "fla" (the kernels of
             flash-linear-attention, where fla-core is installed, on CUDA devices, not in float64;
             decays below exp(-50) count as that), or "auto".
+        cu_seqlens: Borders of S packed sequences, (S + 1,), see `plstm.ops.packed`; B is 1 then, L
+            their total, and states have S in place of B.
 
     Returns:
         Output (B, L, H, V) in the dtype of v; with return_state also the state, in float32 or
         wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend or one
-            that does not run here.
+        ValueError: shapes, dtypes or devices disagree, no positions, wrong cu_seqlens, an unknown
+            backend or one that does not run here.
 
     Source: arXiv 2006.16236 (no decay), 2307.08621 (per head), 2312.06635 (per channel).
     """
     check_choice("gated_linear_attention", "backend", backend, ("auto", "naive", "chunk", "fla"))
-    _check(q, k, v, log_decay, state)
+    _check(q, k, v, log_decay, state, "B" if cu_seqlens is None else "S")
+    if cu_seqlens is not None:
+        op = partial(gated_linear_attention, return_state=True, scale=scale, backend=backend)
+        inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay}
+        out, state = run_packed("gated_linear_attention", op, cu_seqlens, inputs, state)
+        return (out, state) if return_state else out
     scale = output_scale(scale, q.shape[-1])
     decays = () if log_decay is None else (log_decay,)
     dtype = accumulation_dtype(q, k, v, *decays)
@@ -95,12 +106,19 @@ def gated_linear_attention(
     return (out, state) if return_state else out
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor | None) -> None:
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor | None,
+    states: str,
+) -> None:
     tensors = {"q": (q, "B L H K"), "k": (k, "B L H K"), "v": (v, "B L H V")}
     if log_decay is not None:
         per_head = isinstance(log_decay, Tensor) and log_decay.ndim == 3
         tensors["log_decay"] = (log_decay, "B L H" if per_head else "B L H K")
     if state is not None:
-        tensors["state"] = (state, "B H K V")
+        tensors["state"] = (state, f"{states} H K V")
     check_shapes("gated_linear_attention", **tensors)
     check_not_empty("gated_linear_attention", q)

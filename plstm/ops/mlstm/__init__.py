@@ -1,5 +1,6 @@
 """The matrix memory of the xLSTM: exponential input gates and a normalizer."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from plstm.checks import (
 )
 from plstm.ops.mlstm.naive import mlstm_naive
 from plstm.ops.mlstm.stabilizer import running_stabilizer
+from plstm.ops.packed import CuSeqlens, run_packed
 from plstm.ops.plstm_1d import plstm_1d
 
 __all__ = ["MLSTMState", "mlstm"]
@@ -40,6 +42,7 @@ def mlstm(
     return_state: bool = False,
     scale: float | None = None,
     backend: str = "auto",
+    cu_seqlens: CuSeqlens | None = None,
 ) -> Tensor | tuple[Tensor, MLSTMState]:
     """Matrix memory with an exponential input gate i and a sigmoid forget gate f, normalised.
 
@@ -64,19 +67,28 @@ def mlstm(
         return_state: Also return the state after the last position.
         scale: Factor on the queries, K^(-1/2) if None.
         backend: "naive" (the loop), "chunk" (linear time, matrix products), or "auto".
+        cu_seqlens: Borders of S packed sequences, (S + 1,), see `plstm.ops.packed`; B is 1 then, L
+            their total, and states have S in place of B.
 
     Returns:
         Output (B, L, H, V) in the dtype of v; with return_state also the state, in float32 or
         wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend.
+        ValueError: shapes, dtypes or devices disagree, no positions, wrong cu_seqlens, an unknown
+            backend.
 
     Source: arXiv 2405.04517, equations (19) to (27); the 0 in m_t is ours: it keeps e^{-m} from
         overflowing, and changes no output.
     """
     check_choice("mlstm", "backend", backend, ("auto", "naive", "chunk"))
-    _check(q, k, v, input_gate, forget_gate, state)
+    _check(q, k, v, input_gate, forget_gate, state, "B" if cu_seqlens is None else "S")
+    if cu_seqlens is not None:
+        op = partial(mlstm, return_state=True, scale=scale, backend=backend)
+        inputs = {"q": q, "k": k, "v": v, "input_gate": input_gate, "forget_gate": forget_gate}
+        neutral = {"input_gate": -torch.inf, "forget_gate": torch.inf}
+        out, state = run_packed("mlstm", op, cu_seqlens, inputs, state, neutral)
+        return (out, state) if return_state else out
     scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, input_gate, forget_gate)
     out_dtype = v.dtype
@@ -135,6 +147,7 @@ def _check(
     input_gate: Tensor,
     forget_gate: Tensor,
     state: MLSTMState | None,
+    states: str,
 ) -> None:
     tensors = {
         "q": (q, "B L H K"),
@@ -149,8 +162,8 @@ def _check(
                 f"mlstm: state must be an MLSTMState(memory, normalizer, stabilizer), got "
                 f"{type(state).__name__}; pass what return_state=True returned"
             )
-        tensors["memory"] = (state.memory, "B H K V")
-        tensors["normalizer"] = (state.normalizer, "B H K")
-        tensors["stabilizer"] = (state.stabilizer, "B H")
+        tensors["memory"] = (state.memory, f"{states} H K V")
+        tensors["normalizer"] = (state.normalizer, f"{states} H K")
+        tensors["stabilizer"] = (state.stabilizer, f"{states} H")
     check_shapes("mlstm", **tensors)
     check_not_empty("mlstm", q)

@@ -1,11 +1,15 @@
 """pLSTM on sequences (path graphs)."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from plstm.checks import (
     accumulation_dtype,
     check_choice,
+    check_not_empty,
     check_shapes,
     output_scale,
     without_autocast,
@@ -13,12 +17,31 @@ from plstm.checks import (
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.gates import Gates
 from plstm.ops.kernels import check_triton, prefers_triton
+from plstm.ops.packed import CuSeqlens, run_packed
 from plstm.ops.plstm_1d.chunk import plstm_1d_chunk
 from plstm.ops.plstm_1d.naive import plstm_1d_naive
 
 __all__ = ["plstm_1d"]
 
 FEW_POSITIONS = 2  # up to here, in decoding above all, the loop is faster than the chunk form
+
+
+def _triton(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    check_triton("plstm_1d", q.device)
+    check_not_transformed("plstm_1d", "triton")
+    if v.ndim == 5:
+        raise ValueError(
+            'plstm_1d: backend "triton" computes one lane, got v with an axis of lanes; '
+            'use backend "chunk"'
+        )
+    from plstm.ops.plstm_1d.triton import plstm_1d_triton  # imports triton
+
+    return plstm_1d_triton(q, k, v, gates, state, scale)
+
+
+FORMS = {"naive": plstm_1d_naive, "chunk": plstm_1d_chunk, "triton": _triton}
 
 
 def plstm_1d(
@@ -34,6 +57,7 @@ def plstm_1d(
     return_state: bool = False,
     scale: float | None = None,
     backend: str = "auto",
+    cu_seqlens: CuSeqlens | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Linear recurrence with source, transition, mark and direct gates along a sequence.
 
@@ -66,109 +90,73 @@ def plstm_1d(
         scale: Factor on the output, K^(-1/2) if None.
         backend: "naive" (the loop), "chunk" (linear time, matrix products; with one lane first
             derivatives only), "triton" (the same in kernels for CUDA devices, one lane), or "auto".
+        cu_seqlens: Borders of S packed sequences, (S + 1,), see `plstm.ops.packed`; B is 1 then, L
+            their total, and states have S in place of B.
 
     Returns:
         Output (B, L, H, V) or (B, L, H, V, O) in the dtype of v; with return_state also the state,
         in float32 or wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, an empty sequence, an unknown backend or one
-            that does not run here.
+        ValueError: shapes, dtypes or devices disagree, no positions, wrong cu_seqlens, an unknown
+            backend or one that does not run here.
         NotImplementedError: gradients of "chunk" or "triton" are differentiated again; torch.func
             can, and so can "naive".
 
     Source: arXiv 2506.11997, the sequence case; lanes after its state-tracking extension.
     """
-    check_choice("plstm_1d", "backend", backend, ("auto", "naive", "chunk", "triton"))
-    lanes = v.ndim == 5
-    _check(q, k, v, source, transition, mark, direct, state, lanes)
+    check_choice("plstm_1d", "backend", backend, ("auto", *FORMS))
+    gates = Gates(source, transition, mark, direct)
+    _check(q, k, v, gates, state, "B" if cu_seqlens is None else "S")
+    if cu_seqlens is not None:
+        op = partial(plstm_1d, return_state=True, scale=scale, backend=backend)
+        neutral = {"transition": torch.eye(transition.shape[-1]) if v.ndim == 5 else 1.0}
+        inputs = {"q": q, "k": k, "v": v, **gates._asdict()}
+        out, state = run_packed("plstm_1d", op, cu_seqlens, inputs, state, neutral)
+        return (out, state) if return_state else out
     scale = output_scale(scale, q.shape[-1])
-    dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
-    out_dtype = v.dtype
-    if backend == "auto" and not lanes and not transformed() and _takes_triton(q, k, v, dtype):
-        backend = "triton"
+    dtype = accumulation_dtype(q, k, v, *gates)
+    if backend == "auto":
+        backend = _choose_backend(q, k, v, dtype)
+    if state is None:
+        batch, _, heads, key_width = q.shape
+        lanes = transition.shape[4:]
+        state = v.new_zeros(batch, heads, key_width, v.shape[3], *lanes, dtype=dtype)
 
+    out_dtype = v.dtype
+    gates, state = Gates(*(gate.to(dtype) for gate in gates)), state.to(dtype)
+    if backend != "triton":  # its kernels multiply bfloat16 as it comes
+        q, k, v = (x.to(dtype) for x in (q, k, v))
     with without_autocast(q.device):
-        if backend == "triton":
-            gates = Gates(source, transition, mark, direct)
-            out, state = _run_triton(q, k, v, gates, state, scale, lanes)
-            out = out.to(out_dtype)
-            return (out, state) if return_state else out
-        q, k, v, source, transition, mark, direct = (
-            x.to(dtype) for x in (q, k, v, source, transition, mark, direct)
-        )
-        if not lanes:
-            v = v[..., None]
-            source, transition, mark, direct = (
-                x[..., None, None] for x in (source, transition, mark, direct)
-            )
-            state = state[..., None] if state is not None else None
-        if state is None:
-            batch, _, heads, key_width = q.shape
-            state = v.new_zeros(batch, heads, key_width, v.shape[3], transition.shape[-1])
-        args = (q, k, v, source, transition, mark, direct, state.to(dtype), scale)
-        if backend == "naive" or (backend == "auto" and q.shape[1] <= FEW_POSITIONS):
-            out, state = plstm_1d_naive(*args)
-        else:
-            out, state = plstm_1d_chunk(*args)
-        out, state = (out, state) if lanes else (out.squeeze(-1), state.squeeze(-1))
+        out, state = FORMS[backend](q, k, v, gates, state, scale)
     out = out.to(out_dtype)
     return (out, state) if return_state else out
 
 
-def _takes_triton(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> bool:
-    if not prefers_triton(q.device, dtype):
-        return False
-    from plstm.ops.plstm_1d.triton import compiles  # imports triton
+def _choose_backend(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> str:
+    if v.ndim == 4 and not transformed() and prefers_triton(q.device, dtype):
+        from plstm.ops.plstm_1d.triton import compiles  # imports triton
 
-    return compiles(q, k, v)
-
-
-def _run_triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Gates,
-    state: Tensor | None,
-    scale: float,
-    lanes: bool,
-) -> tuple[Tensor, Tensor]:
-    check_triton("plstm_1d", q.device)
-    check_not_transformed("plstm_1d", "triton")
-    if lanes:
-        raise ValueError(
-            'plstm_1d: backend "triton" computes one lane, got v with an axis of lanes; '
-            'use backend "chunk"'
-        )
-    from plstm.ops.plstm_1d.triton import plstm_1d_triton  # imports triton
-
-    if state is None:
-        state = v.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-    return plstm_1d_triton(q, k, v, gates, state, scale)
+        if compiles(q, k, v):
+            return "triton"
+    return "naive" if statically_known_true(q.shape[1] <= FEW_POSITIONS) else "chunk"
 
 
 def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    state: Tensor | None,
-    lanes: bool,
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor | None, states: str
 ) -> None:
+    """`states` is the letter of the first axis of `state`."""
+    lanes = v.ndim == 5
     tensors = {
         "q": (q, "B L H K"),
         "k": (k, "B L H K"),
         "v": (v, "B L H V I" if lanes else "B L H V"),
-        "transition": (transition, "B L H J J" if lanes else "B L H"),
-        "source": (source, "B L H J I" if lanes else "B L H"),
-        "mark": (mark, "B L H O J" if lanes else "B L H"),
-        "direct": (direct, "B L H O I" if lanes else "B L H"),
+        "transition": (gates.transition, "B L H J J" if lanes else "B L H"),
+        "source": (gates.source, "B L H J I" if lanes else "B L H"),
+        "mark": (gates.mark, "B L H O J" if lanes else "B L H"),
+        "direct": (gates.direct, "B L H O I" if lanes else "B L H"),
     }
     if state is not None:
-        tensors["state"] = (state, "B H K V J" if lanes else "B H K V")
+        tensors["state"] = (state, f"{states} H K V" + " J" * lanes)
     check_shapes("plstm_1d", **tensors)
-    if q.shape[1] == 0:
-        raise ValueError("plstm_1d: the sequence must have at least one position, got q with L = 0")
+    check_not_empty("plstm_1d", q)

@@ -1,6 +1,6 @@
 """Chunkwise form on a sequence: parallel inside a chunk, recurrent states across chunk borders.
 
-Letters: B batch, N chunks, C positions in a chunk, H heads, K V widths.
+Letters: B batch, L positions, H heads, N chunks, C positions in a chunk, K V widths.
 
 Source and mark scale keys and queries, k' = S k and q' = scale M q. With the products of the
 transitions of a chunk, P[t, s] = T_s ... T_{t-1}, and the state C_n that enters chunk n,
@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
+from plstm.ops.chunks import chunk_size, join_chunks, split_chunks, split_gates
 from plstm.ops.derivatives import first_derivatives_only, transformed
+from plstm.ops.gates import Gates
 from plstm.ops.plstm_1d.chunk_lanes import plstm_1d_chunk_lanes
 from plstm.ops.products import transition_gradient, transition_products
 
@@ -33,96 +33,135 @@ MAX_CHUNKS = 64
 
 
 def plstm_1d_chunk(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    state: Tensor,
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Same result as `plstm_1d_naive`, in matrix products; lane shapes as in `plstm_1d`."""
-    gates = (source, transition, mark, direct)
-    if transformed() or any(lanes > 1 for gate in gates for lanes in gate.shape[-2:]):
-        return plstm_1d_chunk_lanes(q, k, v, *gates, state, scale)
-    gates = (gate.flatten(2) for gate in gates)
-    out, state = _Chunkwise.apply(q, k, v.squeeze(-1), *gates, state.squeeze(-1), scale)
-    return out.unsqueeze(-1), state.unsqueeze(-1)
+    """Same result as `plstm_1d_naive`, in matrix products; one lane is one operator of PyTorch."""
+    if v.ndim == 5 or transformed():
+        return plstm_1d_chunk_lanes(q, k, v, gates, state, scale)
+    out, state, _ = _chunkwise(q, k, v, *gates, state, scale)
+    return out, state
 
 
-class _Chunkwise(torch.autograd.Function):
-    """Keeps its inputs and the states between pieces; all else is computed again backwards."""
+@torch.library.custom_op("plstm::sequence_chunkwise", mutates_args=())
+def _chunkwise(
+    q: Tensor, k: Tensor, v: Tensor, source: Tensor, transition: Tensor, mark: Tensor,
+    direct: Tensor, state: Tensor, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output, last state, and the states before and after every chunk, (B, H, N + 1, K, V)."""
+    gates = Gates(source, transition, mark, direct)
+    out, _, states = _empty_results(q, v, state)
+    for piece in _pieces(q, v):
+        y, piece_states = _piece_forward(*piece.cut(q, k, v, gates), state, scale)
+        piece.paste(y, out)
+        states[:, :, piece.start : piece.stop + 1] = piece_states
+        state = piece_states[:, :, -1].contiguous()
+    return out, state, states
 
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        source: Tensor,
-        transition: Tensor,
-        mark: Tensor,
-        direct: Tensor,
-        state: Tensor,
-        scale: float,
-    ) -> tuple[Tensor, Tensor]:
-        inputs = (q, k, v, source, transition, mark, direct)
-        out, states = torch.empty_like(v, memory_format=torch.contiguous_format), []
-        for piece in _pieces(q, v):
-            states.append(state)
-            y, state = _piece_forward(*(piece.cut(x) for x in inputs), state, scale)
-            piece.paste(y, out)
-        ctx.save_for_backward(*inputs, *states)
-        ctx.scale = scale
-        return out, state
 
-    @staticmethod
-    @first_derivatives_only("plstm_1d")
-    def backward(ctx: FunctionCtx, grad: Tensor, state_grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, states = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
-        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
-        pieces = list(_pieces(inputs[0], inputs[2]))
-        for piece, state in zip(reversed(pieces), reversed(states), strict=True):
-            *piece_grads, state_grad = _piece_backward(
-                *(piece.cut(x) for x in inputs), state, ctx.scale, piece.cut(grad), state_grad
-            )
-            for y, x in zip(piece_grads, grads, strict=True):
-                piece.paste(y, x)
-        return *grads, state_grad, None
+@_chunkwise.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    *_, state, _ = rest  # gates, state and scale
+    return _empty_results(q, v, state)
+
+
+def _empty_results(q: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    size = largest_chunk(q.shape[-1], v.shape[-1])
+    chunks = (q.shape[1] + size - 1) // size
+    states = state.new_empty(*state.shape[:2], chunks + 1, *state.shape[2:])
+    return v.new_empty(v.shape), state.new_empty(state.shape), states
+
+
+@torch.library.custom_op("plstm::sequence_chunkwise_backward", mutates_args=())
+def _chunkwise_backward(
+    grad: Tensor, state_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, source: Tensor,
+    transition: Tensor, mark: Tensor, direct: Tensor, states: Tensor, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of the inputs in their order, the state last; all else is computed again."""
+    inputs = (q, k, v, source, transition, mark, direct)
+    grads = [x.new_empty(x.shape) for x in inputs]
+    for piece in reversed(list(_pieces(q, v))):
+        *piece_grads, state_grad = _piece_backward(
+            *piece.cut(q, k, v, Gates(*inputs[3:])),
+            states[:, :, piece.start : piece.stop],
+            scale,
+            piece.cut_rows(grad),
+            state_grad,
+        )
+        for y, x in zip(piece_grads, grads, strict=True):
+            piece.paste(y, x)
+    return *grads, state_grad
+
+
+@_chunkwise_backward.register_fake
+def _(grad: Tensor, state_grad: Tensor, *inputs: Tensor | float) -> tuple[Tensor, ...]:
+    *inputs, _, _ = inputs  # without states and scale
+    return tuple(x.new_empty(x.shape) for x in (*inputs, state_grad))
+
+
+def _setup_context(ctx: object, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.set_materialize_grads(False)  # there is none for the states
+    ctx.save_for_backward(*tensors, output[2])
+
+
+@first_derivatives_only("plstm_1d")
+def _backward(ctx: object, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, state, states = ctx.saved_tensors
+    grad, state_grad, _ = grads
+    grad = torch.zeros_like(inputs[2]) if grad is None else grad
+    state_grad = torch.zeros_like(state) if state_grad is None else state_grad
+    return *_chunkwise_backward(grad, state_grad, *inputs, states, ctx.scale), None
+
+
+_chunkwise.register_autograd(_backward, setup_context=_setup_context)
 
 
 class Piece(NamedTuple):
-    """Positions from `start` to `stop`, whole chunks of size `chunk_size`."""
+    """Chunks from `start` to `stop`, of `size` positions each."""
 
     start: int
     stop: int
-    chunk_size: int
+    size: int
 
-    def cut(self, x: Tensor) -> Tensor:
-        """This part of x (B, L, H, ...) by chunks, (B, H, N, C, ...)."""
-        part = x[:, self.start : self.stop]
-        return rearrange(part, "b (n c) h ... -> b h n c ...", c=self.chunk_size).contiguous()
+    def cut(
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates
+    ) -> tuple[Tensor, Tensor, Tensor, Gates]:
+        """This part of the inputs (B, L, H, ...) by chunks, (B, H, N, C, ...)."""
+        gates = split_gates(Gates(*(x[:, self.positions] for x in gates)), self.size)
+        gates = Gates(*(x.contiguous() for x in gates))
+        return self.cut_rows(q), self.cut_rows(k), self.cut_rows(v), gates
+
+    def cut_rows(self, x: Tensor) -> Tensor:
+        """The same of a tensor that is filled up with zeros."""
+        return split_chunks(x[:, self.positions], self.size).contiguous()
 
     def paste(self, part: Tensor, x: Tensor) -> None:
         """Write (B, H, N, C, ...) to its place in x (B, L, H, ...)."""
-        x[:, self.start : self.stop] = rearrange(part, "b h n c ... -> b (n c) h ...")
+        x = x[:, self.positions]
+        x.copy_(join_chunks(part, x.shape[1]))
+
+    @property
+    def positions(self) -> slice:
+        return slice(self.start * self.size, self.stop * self.size)
+
+
+def largest_chunk(key_width: int, value_width: int) -> int:
+    """Most positions in a chunk."""
+    sizes = (size for size in CHUNK_SIZES if size**2 <= key_width * value_width)
+    return next(sizes, CHUNK_SIZES[-1])
 
 
 def _pieces(q: Tensor, v: Tensor) -> Iterator[Piece]:
-    """Pieces of several chunks, then what is left as one shorter chunk."""
     batch, length, heads, key_width = q.shape
-    state_size = key_width * v.shape[-1]
-    size = next((size for size in CHUNK_SIZES if size**2 <= state_size), CHUNK_SIZES[-1])
-    numbers = batch * heads * max(size**2, size * key_width, size * v.shape[-1], state_size)
+    value_width = v.shape[-1]
+    size = chunk_size(length, largest_chunk(key_width, value_width))
+    rows, state_size = size * max(size, key_width, value_width), key_width * value_width
+    numbers = batch * heads * max(rows, state_size)
     limit = PIECE_NUMBERS.get(q.device.type, OTHER_PIECE_NUMBERS)
-    step = size * min(max(1, limit // max(1, numbers)), MAX_CHUNKS)
-    whole = length - length % size
-    for start in range(0, whole, step):
-        yield Piece(start, min(start + step, whole), size)
-    if whole < length:
-        yield Piece(whole, length, length - whole)
+    step = min(max(1, limit // max(1, numbers)), MAX_CHUNKS)
+    chunks = -(-length // size)
+    for start in range(0, chunks, step):
+        yield Piece(start, min(start + step, chunks), size)
 
 
 class Gated(NamedTuple):
@@ -135,69 +174,48 @@ class Gated(NamedTuple):
     inside: Tensor  # P[t, s + 1]: input at s to output at t, (B, H, N, C, C)
     enter: Tensor  # P[t, 0]: entering state to output at t, (B, H, N, C, 1)
     leave: Tensor  # P[C, s + 1]: input at s to leaving state, (B, H, N, C, 1)
-    chunk_products: Tensor  # of the factors P[C, 0], (B, H, N + 1, N + 1)
-    states: Tensor  # that enter each chunk, and the one that leaves, (B, H, N + 1, K, V)
+    across: Tensor  # products of the factors P[C, 0] of the chunks, (B, H, N + 1, N + 1)
 
 
-def _gated(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    state: Tensor,
-    scale: float,
-) -> Gated:
-    products = transition_products(transition)
+def _gated(q: Tensor, k: Tensor, gates: Gates, scale: float) -> Gated:
+    products = transition_products(gates.transition)
     inside, enter = products[..., :-1, 1:], products[..., :-1, :1]
     leave = products[..., -1, 1:, None]
     own = (q * k).sum(-1).mul_(scale)
-    q, k = q * (scale * mark)[..., None], k * source[..., None]
-    chunk_products = transition_products(products[..., -1, 0])
-    updates = torch.cat([state[:, :, None], (k * leave).mT @ v], 2)
-    states = (chunk_products @ updates.flatten(3)).view_as(updates)
-    return Gated(q, k, own, products, inside, enter, leave, chunk_products, states)
+    q, k = q * (scale * gates.mark)[..., None], k * gates.source[..., None]
+    across = transition_products(products[..., -1, 0])
+    return Gated(q, k, own, products, inside, enter, leave, across)
 
 
 def _piece_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    state: Tensor,
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    g = _gated(q, k, v, source, transition, mark, state, scale)
+    """Output, and the states before and after every chunk."""
+    g = _gated(q, k, gates, scale)
+    updates = torch.cat([state[:, :, None], (g.k * g.leave).mT @ v], 2)
+    states = (g.across @ updates.flatten(3)).view_as(updates)
     weights = (g.q @ g.k.mT).mul_(g.inside)
-    _diagonal(weights).copy_(direct * g.own)
-    out = (weights @ v).add_((g.q * g.enter) @ g.states[:, :, :-1])
-    return out, g.states[:, :, -1].contiguous()
+    _diagonal(weights).copy_(gates.direct * g.own)
+    out = (weights @ v).add_((g.q * g.enter) @ states[:, :, :-1])
+    return out, states
 
 
 def _piece_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    state: Tensor,
+    gates: Gates,
+    states: Tensor,
     scale: float,
     grad: Tensor,
     state_grad: Tensor,
 ) -> tuple[Tensor, ...]:
     """Gradients of the inputs in their order, the state last."""
-    g = _gated(q, k, v, source, transition, mark, state, scale)
-    states = g.states[:, :, :-1]
+    g = _gated(q, k, gates, scale)
 
-    # Through the states: chunk_products is transposed where it was applied.
+    # Through the states: `across` is transposed where it was applied.
     grad_states = torch.cat([(g.q * g.enter).mT @ grad, state_grad[:, :, None]], 2)
-    grad_updates = (g.chunk_products.mT @ grad_states.flatten(3)).view_as(grad_states)
+    grad_updates = (g.across.mT @ grad_states.flatten(3)).view_as(grad_states)
     grad_state, grad_updates = grad_updates[:, :, 0], grad_updates[:, :, 1:]
     grad_read = grad @ states.mT  # of P[t, 0] q'
     grad_written = v @ grad_updates.mT  # of P[C, s + 1] k'
@@ -205,12 +223,12 @@ def _piece_backward(
 
     # Inside the chunks.
     scores, grad_weights = g.q @ g.k.mT, grad @ v.mT
-    grad_own = _diagonal(grad_weights) * direct
+    grad_own = _diagonal(grad_weights) * gates.direct
     grad_direct = _diagonal(grad_weights) * g.own
     grad_products = torch.empty_like(g.products)
     grad_products[..., :-1, 1:] = grad_weights * scores
     weights = scores.mul_(g.inside)
-    _diagonal(weights).copy_(direct * g.own)
+    _diagonal(weights).copy_(gates.direct * g.own)
     grad_v.add_(weights.mT @ grad)
     grad_scores = grad_weights.mul_(g.inside)
     grad_q = (grad_scores @ g.k).addcmul_(grad_read, g.enter)
@@ -223,10 +241,10 @@ def _piece_backward(
     grad_transition = transition_gradient(g.products, grad_products)
     grad_mark, grad_source = (grad_q * q).sum(-1).mul_(scale), (grad_k * k).sum(-1)
     grad_own = (scale * grad_own)[..., None]
-    grad_q = grad_q.mul_((scale * mark)[..., None]).addcmul_(grad_own, k)
-    grad_k = grad_k.mul_(source[..., None]).addcmul_(grad_own, q)
-    gates = (grad_source, grad_transition, grad_mark, grad_direct)
-    return grad_q, grad_k, grad_v, *gates, grad_state.contiguous()
+    grad_q = grad_q.mul_((scale * gates.mark)[..., None]).addcmul_(grad_own, k)
+    grad_k = grad_k.mul_(gates.source[..., None]).addcmul_(grad_own, q)
+    grad_gates = (grad_source, grad_transition, grad_mark, grad_direct)
+    return grad_q, grad_k, grad_v, *grad_gates, grad_state.contiguous()
 
 
 def _diagonal(x: Tensor) -> Tensor:

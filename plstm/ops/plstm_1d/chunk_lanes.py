@@ -1,7 +1,7 @@
 """Chunkwise form on a sequence whose edges carry several states (lanes).
 
-Letters: B batch, N chunks, C positions in a chunk, H heads, K V widths, J I O lanes of the state,
-the values and the outputs.
+Letters: B batch, L positions, H heads, N chunks, C positions in a chunk, K V widths, J I O lanes of
+the state, the values and the outputs.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from plstm.ops.lanes import lane_products, lane_rows
+from plstm.ops.chunks import chunk_size, join_chunks, scan_chunks, split_chunks, split_gates
+from plstm.ops.derivatives import first_derivatives_only, transformed
+from plstm.ops.gates import Gates
+from plstm.ops.lanes import accept_one_lane, lane_products, lane_rows
 
 CHUNK_LANES = 64  # with J lanes a chunk has 64 / J positions
 
@@ -18,85 +21,105 @@ CHUNK_LANES = 64  # with J lanes a chunk has 64 / J positions
 class ChunkGates(NamedTuple):
     """Everything the gates of one chunk do, collapsed."""
 
-    inside: Tensor  # input at c' to output at c, (B, N, H, C, O, C, I)
-    enter: Tensor  # entering state to output at c, (B, N, H, C, O, J)
-    leave: Tensor  # input at c' to leaving state, (B, N, H, J, C, I)
-    across: Tensor  # entering to leaving state, (B, N, H, J, J)
+    inside: Tensor  # input at c' to output at c, (B, H, N, C, O, C, I)
+    enter: Tensor  # entering state to output at c, (B, H, N, C, O, J)
+    leave: Tensor  # input at c' to leaving state, (B, H, N, J, C, I)
+    across: Tensor  # entering to leaving state, (B, H, N, J, J)
 
 
+@accept_one_lane
 def plstm_1d_chunk_lanes(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    state: Tensor,
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Same result as `plstm_1d_naive`, in matrix products; shapes with lanes as in `plstm_1d`."""
-    chunk_size = max(1, CHUNK_LANES // state.shape[-1])
-    inputs, outs = (q, k, v, source, transition, mark, direct), []
-    whole = q.shape[1] - q.shape[1] % chunk_size
-    for part in (slice(0, whole), slice(whole, None)):  # the rest is one shorter chunk
-        if q[:, part].shape[1] > 0:
-            out, state = _whole_chunks(*(x[:, part] for x in inputs), state, chunk_size)
-            outs.append(out)
-    return scale * torch.cat(outs, 1), state
+    """Same result as `plstm_1d_naive`, in matrix products; one operator in a compiled graph."""
+    if torch.compiler.is_compiling() and not transformed():
+        return _operator(q, k, v, *gates, state, scale)
+    return _chunkwise(q, k, v, gates, state, scale)
 
 
-def _whole_chunks(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    state: Tensor,
-    chunk_size: int,
+@torch.library.custom_op("plstm::sequence_lanes", mutates_args=())
+def _operator(
+    q: Tensor, k: Tensor, v: Tensor, source: Tensor, transition: Tensor, mark: Tensor,
+    direct: Tensor, state: Tensor, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """For graphs: plain operations would be thousands of nodes, and guards on the length."""
+    gates = Gates(source, transition, mark, direct)
+    out, state = _chunkwise(q, k, v, gates, state, scale)
+    return out.contiguous(), state.contiguous()
+
+
+@_operator.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | float) -> tuple[Tensor, Tensor]:
+    *_, direct, state, _ = rest  # gates, state and scale
+    return v.new_empty(*v.shape[:-1], direct.shape[-2]), state.new_empty(state.shape)
+
+
+@torch.library.custom_op("plstm::sequence_lanes_backward", mutates_args=())
+def _operator_backward(
+    grad: Tensor, state_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, source: Tensor,
+    transition: Tensor, mark: Tensor, direct: Tensor, state: Tensor, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Computes all but the inputs again."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *gates: Tensor) -> tuple[Tensor, ...]:
+        return _chunkwise(q, k, v, Gates(*gates), state, scale)
+
+    _, pull_back = torch.func.vjp(run, q, k, v, state, source, transition, mark, direct)
+    grad_q, grad_k, grad_v, grad_state, *grad_gates = pull_back((grad, state_grad))
+    return tuple(x.contiguous() for x in (grad_q, grad_k, grad_v, *grad_gates, grad_state))
+
+
+@_operator_backward.register_fake
+def _(grad: Tensor, state_grad: Tensor, *inputs: Tensor | float) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in inputs[:-1])  # without the scale
+
+
+def _setup_context(ctx: object, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+@first_derivatives_only("plstm_1d")
+def _backward(ctx: object, grad: Tensor, state_grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_operator_backward(grad, state_grad, *ctx.saved_tensors, ctx.scale), None
+
+
+_operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _chunkwise(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    chunk_size = min(chunk_size, q.shape[1])
-    q, k, v, source, transition, mark, direct = (
-        rearrange(x, "b (n c) h ... -> b n h c ...", c=chunk_size)
-        for x in (q, k, v, source, transition, mark, direct)
+    length = q.shape[1]
+    size = chunk_size(length, max(1, CHUNK_LANES // state.shape[-1]))
+    q, k, v = (split_chunks(x, size) for x in (q, k, v))
+    gating = _collapse(split_gates(gates, size))
+
+    gated = torch.einsum("bhnjci,bhncvi->bhncvj", gating.leave, v)
+    states, state = scan_chunks(
+        lambda across, state, update: state @ across.mT + update,
+        gating.across[..., None, :, :],
+        (k.mT @ gated.flatten(-2)).unflatten(-1, gated.shape[-2:]),  # (B, H, N, K, V, J)
+        state,
     )
-    gates = _collapse(source, transition, mark, direct)
-    states, state = _scan_chunks(k, v, gates, state)
-
-    gated = (q @ k.mT)[..., None, :, None] * gates.inside  # (B, N, H, C, O, C, I)
-    values = rearrange(v, "b n h c v i -> b n h (c i) v")
-    out = gated.flatten(-2).flatten(-3, -2) @ values  # (B, N, H, C * O, V)
-    out = rearrange(out, "b n h (c o) v -> b n h c v o", c=chunk_size)
-    read = (q @ states.flatten(-2)).unflatten(-1, states.shape[-2:])  # C^T q, (B, N, H, C, V, J)
-    out = out + torch.einsum("bnhcoj,bnhcvj->bnhcvo", gates.enter, read)
-    return rearrange(out, "b n h c v o -> b (n c) h v o"), state
+    gated = (q @ k.mT)[..., None, :, None] * gating.inside  # (B, H, N, C, O, C, I)
+    values = rearrange(v, "b h n c v i -> b h n (c i) v")
+    out = gated.flatten(-2).flatten(-3, -2) @ values  # (B, H, N, C O, V)
+    out = rearrange(out, "b h n (c o) v -> b h n c v o", c=size)
+    read = (q @ states.flatten(-2)).unflatten(-1, states.shape[-2:])  # C^T q, (B, H, N, C, V, J)
+    out = out + torch.einsum("bhncoj,bhncvj->bhncvo", gating.enter, read)
+    return scale * join_chunks(out, length), state
 
 
-def _collapse(source: Tensor, transition: Tensor, mark: Tensor, direct: Tensor) -> ChunkGates:
-    """A loop over the positions of a chunk, all chunks at once."""
-    chunk_size, lanes_in = source.shape[3], source.shape[-1]
-    a, b, p = (x.unbind(3) for x in (transition, source, mark))
-    rows, leave = lane_rows(a, b, p)
-    enter, across = lane_products(a, p)
+def _collapse(gates: Gates) -> ChunkGates:
+    """A loop over the positions of a chunk, all chunks at once; gates by chunks."""
+    chunk_size, lanes_in = gates.source.shape[3], gates.source.shape[-1]
+    source, transition, mark = (x.unbind(3) for x in gates[:3])
+    rows, leave = lane_rows(transition, source, mark)
+    enter, across = lane_products(transition, mark)
     rows = [
         torch.nn.functional.pad(r, (0, (chunk_size - t) * lanes_in)) for t, r in enumerate(rows)
     ]
     inside = torch.stack(rows, 3).unflatten(-1, (chunk_size, lanes_in))
-    diagonal = torch.diag_embed(direct.movedim(3, -1)).movedim((-2, -1), (3, 5))
+    diagonal = torch.diag_embed(gates.direct.movedim(3, -1)).movedim((-2, -1), (3, 5))
     return ChunkGates(inside + diagonal, enter, leave.unflatten(-1, (chunk_size, lanes_in)), across)
-
-
-def _scan_chunks(k: Tensor, v: Tensor, gates: ChunkGates, state: Tensor) -> tuple[Tensor, Tensor]:
-    """States that enter each chunk, (B, N, H, K, V, J), and the one that leaves the last."""
-    gated = torch.einsum("bnhjci,bnhcvi->bnhcvj", gates.leave, v)
-    updates = (k.mT @ gated.flatten(-2)).unflatten(-1, gated.shape[-2:])
-    entering = []
-    # unbind, not indexing: the gradient of an index fills all chunks with zeros, at every chunk.
-    for across, update in zip(
-        gates.across[..., None, :, :].unbind(1), updates.unbind(1), strict=True
-    ):
-        entering.append(state)
-        state = state @ across.mT + update
-    return torch.stack(entering, 1), state

@@ -3,19 +3,16 @@
 import torch
 from torch import Tensor
 
+from plstm.ops.gates import Gates
+from plstm.ops.lanes import accept_one_lane
 
+
+@accept_one_lane
 def plstm_1d_naive(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    state: Tensor,
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Equation (5) as a loop over positions; lane shapes as in `plstm_1d`."""
+    """Equation (5) as a loop over positions; shapes as in `plstm_1d`."""
+    source, transition, mark, direct = gates
     outs = []
     for t in range(q.shape[1]):
         read = torch.einsum("bhkvj,bhk->bhvj", state, q[:, t])  # C^T q for every lane

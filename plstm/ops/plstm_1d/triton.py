@@ -90,8 +90,8 @@ def output_launch(problem: Problem, *, reverse: bool) -> Launch:
 def query_key_launch(problem: Problem) -> Launch:
     """Gradients of q and k, and parts of those of the gates.
 
-    One stage: with two, Triton 3.7 copies the next states on Hopper into shared memory that products
-    still read.
+    One stage: with two, Triton 3.7 copies the next states into shared memory that products on
+    Hopper still read.
     """
     x, number = problem.dtype, problem.number
     return Launch(

@@ -1,5 +1,7 @@
 """pLSTM on two-dimensional grids."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -7,38 +9,53 @@ from plstm.checks import (
     accumulation_dtype,
     check_choice,
     check_shapes,
+    check_valid,
     output_scale,
     without_autocast,
 )
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.gates import Gates
 from plstm.ops.kernels import check_triton, prefers_triton
-from plstm.ops.plstm_2d.gating import kernels_available, plstm_2d_gated
+from plstm.ops.plstm_2d.corners import CORNERS, check_corners
+from plstm.ops.plstm_2d.cpu import kernels_available, plstm_2d_native
 from plstm.ops.plstm_2d.naive import plstm_2d_naive
 from plstm.ops.plstm_2d.rows import plstm_2d_chunk, plstm_2d_gating, plstm_2d_rows
-from plstm.ops.plstm_2d.scan import plstm_2d_scan
 
-__all__ = ["CORNERS", "plstm_2d", "plstm_2d_gating"]
+__all__ = ["CORNERS", "check_corners", "plstm_2d", "plstm_2d_gating"]
 
-CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 # Entries of all gating matrices, B H (Y X)^2, up to which they are written: 1 GiB in float32, and a
 # training step holds a few such. Where it fits, the whole form was the faster one at every size
 # measured on a CPU (up to 56 x 56 tokens, width 64: 2.7 times).
 WHOLE_ENTRIES = 2**28
 CHUNK_TOKENS = 512  # tokens in a block of rows beyond that
-# The scan takes over where the whole form has more than so many times the products of the scan,
-# N (K + V) against G K V per node (N nodes, G corners). With K = V = 64 and four corners the whole
-# form was the faster one at 24 x 24 tokens, the scan at 32 x 32.
-GATED_WORK = 7
 
 
-def _chunk(*args: Tensor | tuple[str, ...] | float) -> Tensor:
-    return plstm_2d_chunk(*args, max(1, CHUNK_TOKENS // args[0].shape[2]))
+def _chunk(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, corners: tuple[str, ...], scale: float
+) -> Tensor:
+    return plstm_2d_chunk(q, k, v, gates, corners, scale, max(1, CHUNK_TOKENS // q.shape[2]))
 
 
-COMPILED = {"gated": plstm_2d_gated, "scan": plstm_2d_scan}  # by C++, for the CPU
-KERNELS = ("triton", *COMPILED)
-FORMS = {"naive": plstm_2d_naive, "rows": plstm_2d_rows, "chunk": _chunk, **COMPILED}
+def _triton(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, corners: tuple[str, ...], scale: float
+) -> Tensor:
+    check_triton("plstm_2d", q.device)
+    from plstm.ops.plstm_2d.triton import plstm_2d_triton  # imports triton
+
+    return plstm_2d_triton(q, k, v, gates, corners, scale)
+
+
+FORMS = {
+    "naive": plstm_2d_naive,
+    "rows": plstm_2d_rows,
+    "chunk": _chunk,
+    "native": plstm_2d_native,
+    "gated": partial(plstm_2d_native, form="gated"),
+    "scan": partial(plstm_2d_native, form="scan"),
+    "triton": _triton,
+}
+COMPILED = ("native", "gated", "scan")  # by C++, for the CPU
+KERNELS = (*COMPILED, "triton")  # without derivatives beyond one backward pass
 
 
 def plstm_2d(
@@ -52,6 +69,7 @@ def plstm_2d(
     *,
     corners: tuple[str, ...] = ("top_left",),
     scale: float | None = None,
+    valid: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Linear recurrence over a grid, scanned from any of its four corners at once.
@@ -75,12 +93,16 @@ def plstm_2d(
         direct: D, (B, Y, X, H).
         corners: Corner of every leading entry of the gates; gates are in image coordinates.
         scale: Factor on the output, K^(-1/2) if None.
+        valid: Where tokens are, (B, Y, X), torch.bool; everywhere if None. Other places have no
+            edges, whatever they hold, NaN included: nothing comes from them or passes through, and
+            their output is 0. An image on a larger canvas gives what it gives by itself.
         backend: "naive" (the loop), "rows" (whole gating matrix, quadratic memory), "chunk" (blocks
             of rows, memory linear in Y); by C++ kernels, for the CPU, "gated" (whole gating matrix
-            of a few heads at a time) and "scan" (states, time and memory linear in Y X); "triton"
-            (gates one row of the grid at a time, linear memory, in kernels for CUDA devices: X, K,
-            V up to 128); or "auto". The kernels have first derivatives by backward() only; under
-            torch.func and forward-mode differentiation "auto" leaves them out.
+            of a few heads at a time), "scan" (states, time and memory linear in Y X) and "native"
+            (the faster of these two); "triton" (gates one row of the grid at a time, linear memory,
+            in kernels for CUDA devices: X, K, V up to 128); or "auto". The kernels
+            have first derivatives by backward() only; under torch.func and forward-mode
+            differentiation "auto" leaves them out.
 
     Returns:
         Output (B, Y, X, H, V) in the dtype of v.
@@ -89,14 +111,18 @@ def plstm_2d(
         ValueError: shapes, dtypes or devices disagree, the grid is empty, corners are unknown or
             repeated, or the backend is unknown or does not run here.
         NotImplementedError: a derivative that a kernel does not have.
-        RuntimeError: "gated" or "scan" is asked for where no C++ compiler works.
+        RuntimeError: "native", "gated" or "scan" is asked for where no C++ compiler works.
 
     Source: arXiv 2506.11997, the grid case.
     """
-    check_choice("plstm_2d", "backend", backend, ("auto", "triton", *FORMS))
-    _check(q, k, v, source, transition, mark, direct, corners)
+    check_choice("plstm_2d", "backend", backend, ("auto", *FORMS))
+    gates = Gates(source, transition, mark, direct)
+    _check(q, k, v, gates, corners)
+    if valid is not None:
+        check_valid("plstm_2d", valid, q.shape[:3], q.device)
+        q, k, v, gates = _cleared(q, k, v, gates, ~valid)
     scale = output_scale(scale, q.shape[-1])
-    dtype = accumulation_dtype(q, k, v, source, transition, mark, direct)
+    dtype = accumulation_dtype(q, k, v, *gates)
     if backend == "auto":
         backend = _fastest(q, k, v, corners, dtype)
     if backend in KERNELS:
@@ -107,20 +133,26 @@ def plstm_2d(
         )
 
     with without_autocast(q.device):
-        if backend == "triton":
-            check_triton("plstm_2d", q.device)
-            from plstm.ops.plstm_2d.triton import plstm_2d_triton  # imports triton
-
-            gates = Gates(source, transition, mark, direct)
-            out = plstm_2d_triton(q, k, v, gates, corners, scale)
-            return out.to(v.dtype)
-        args = [x.to(dtype) for x in (q, k, v, source, transition, mark, direct)]
-        out = FORMS[backend](*args, corners, scale)
+        gates = Gates(*(x.to(dtype) for x in gates))
+        # Triton kernels take q, k and v in bfloat16.
+        qkv = (q, k, v) if backend == "triton" else (x.to(dtype) for x in (q, k, v))
+        out = FORMS[backend](*qkv, gates, corners, scale)
     return out.to(v.dtype)
 
 
+def _cleared(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, empty: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Gates]:
+    """Zeros at all empty places (B, Y, X), in q, k and v for the sake of NaN there."""
+    q, k, v, source, mark = (
+        x.masked_fill(empty[..., None, None], 0) for x in (q, k, v, gates.source, gates.mark)
+    )
+    transition = gates.transition.masked_fill(empty[..., None, None, None], 0)
+    direct = gates.direct.masked_fill(empty[..., None], 0)
+    return q, k, v, Gates(source, transition, mark, direct)
+
+
 def _fastest(q: Tensor, k: Tensor, v: Tensor, corners: tuple[str, ...], dtype: torch.dtype) -> str:
-    batch, num_rows, num_columns, heads, _ = q.shape
     kernels = not transformed()
     if kernels and prefers_triton(q.device, dtype):
         from plstm.ops.plstm_2d.triton import compiles, supported  # imports triton
@@ -128,8 +160,8 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, corners: tuple[str, ...], dtype: t
         if supported(q, k, v) and compiles(q, k, v, corners):
             return "triton"
     if kernels and q.device.type == "cpu" and kernels_available():
-        nodes, states = num_rows * num_columns, len(corners) * q.shape[-1] * v.shape[-1]
-        return "gated" if nodes * (q.shape[-1] + v.shape[-1]) <= GATED_WORK * states else "scan"
+        return "native"
+    batch, num_rows, num_columns, heads, _ = q.shape
     entries = batch * heads * (num_rows * num_columns) ** 2
     return "rows" if entries <= WHOLE_ENTRIES else "chunk"
 
@@ -141,27 +173,7 @@ def runs_compiled(backend: str, device: torch.device) -> bool:
     return backend in COMPILED or (backend == "auto" and kernels_available())
 
 
-def check_corners(function: str, corners: tuple[str, ...]) -> None:
-    """Raise a ValueError unless the corners are known, distinct and at least one."""
-    for corner in corners:
-        check_choice(function, "every corner", corner, CORNERS)
-    if not corners or len(set(corners)) != len(corners):
-        raise ValueError(
-            f"{function}: corners must be distinct and at least one, got {tuple(corners)}; "
-            f"choose from {', '.join(CORNERS)}"
-        )
-
-
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    corners: tuple[str, ...],
-) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, gates: Gates, corners: tuple[str, ...]) -> None:
     check_corners("plstm_2d", corners)
     leading = str(len(corners))
     check_shapes(
@@ -169,10 +181,10 @@ def _check(
         q=(q, "B Y X H K"),
         k=(k, "B Y X H K"),
         v=(v, "B Y X H V"),
-        direct=(direct, "B Y X H"),
-        source=(source, f"{leading} B Y X H 2"),
-        transition=(transition, f"{leading} B Y X H 2 2"),
-        mark=(mark, f"{leading} B Y X H 2"),
+        direct=(gates.direct, "B Y X H"),
+        source=(gates.source, f"{leading} B Y X H 2"),
+        transition=(gates.transition, f"{leading} B Y X H 2 2"),
+        mark=(gates.mark, f"{leading} B Y X H 2"),
     )
     if q.shape[1] == 0 or q.shape[2] == 0:
         raise ValueError(f"plstm_2d: the grid must not be empty, got q of shape {tuple(q.shape)}")

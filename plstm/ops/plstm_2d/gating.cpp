@@ -1,46 +1,15 @@
 // Scores times the gating matrix of a grid, and gradients. The matrix is the recurrence with one
 // number per edge and source where plstm_2d has a K x V state.
 //
-// Gates of a problem (one image and head), N = Y X nodes in image coordinates:
-//   source, mark (corners, N, 2), transition (corners, N, 4) = t00 t01 t10 t11
-// with direction 0 along x, 1 along y; t[out][in].
-// orders: two bits per corner, whether it scans leftward (1) and upward (2).
+// A problem is an image and a head. Gates (problems, corners, ...) and orders as in grid.h.
 
 #include <algorithm>
 #include <memory>
 
+#include "grid.h"
 #include "native.h"
 
 namespace {
-
-struct Scan {
-  int64_t rows, columns;
-  bool leftward, upward;
-
-  int64_t nodes() const { return rows * columns; }
-  // What the scan meets at its step (row, column).
-  int64_t node(int64_t row, int64_t column) const {
-    return (upward ? rows - 1 - row : row) * columns + (leftward ? columns - 1 - column : column);
-  }
-  // The sources that have been passed at the end of a row.
-  int64_t first(int64_t row) const { return upward ? (rows - 1 - row) * columns : 0; }
-  int64_t last(int64_t row) const { return (upward ? rows : row + 1) * columns; }
-};
-
-Scan scan_of(int64_t rows, int64_t columns, int64_t orders, int64_t corner) {
-  const int64_t order = orders >> (2 * corner);
-  return {rows, columns, bool(order & 1), bool(order & 2)};
-}
-
-// Of one problem and corner.
-template <typename T>
-struct Gates {
-  T *source, *transition, *mark;
-
-  Gates from(int64_t node) const {
-    return {source + 2 * node, transition + 4 * node, mark + 2 * node};
-  }
-};
 
 // What the edges carry of every source: along the current row, and down every column.
 template <typename T>
@@ -161,7 +130,7 @@ void gate(Gates<const T> gates, const T* direct, T* scores, int64_t problems, in
             matrix = std::unique_ptr<T[]>(new T[entries])](int64_t problem) mutable {
       start(matrix.get(), direct + problem * nodes, nodes);
       for (int64_t corner = 0; corner < corners; ++corner)
-        add_reads<false, T>(scan_of(rows, columns, orders, corner),
+        add_reads<false, T>(Scan(rows, columns, orders, corner),
                             gates.from((problem * corners + corner) * nodes), matrix.get(), lanes,
                             nullptr);
       multiply(scores + problem * entries, matrix.get(), entries);
@@ -187,7 +156,7 @@ void gate_backward(Gates<const T> gates, const T* direct, T* scores, T* grad, Ga
         grad_direct[problem * nodes + node] = grad_matrix[node * (nodes + 1)];
       for (int64_t corner = 0; corner < corners; ++corner) {
         const int64_t first = (problem * corners + corner) * nodes;
-        const Scan scan = scan_of(rows, columns, orders, corner);
+        const Scan scan(rows, columns, orders, corner);
         add_reads<true>(scan, gates.from(first), matrix, lanes, arrived);
         gradients(scan, gates.from(first), grad_matrix, grad_gates.from(first), lanes, arrived);
       }

@@ -1,49 +1,77 @@
-"""The definition of the recurrence on a grid: node after node, corner after corner."""
+"""The definition of the recurrence on a grid of any number of axes: node after node."""
+
+from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
 
-# Corners whose scan runs against the column axis, and against the row axis.
-LEFTWARD = ("top_right", "bottom_right")
-UPWARD = ("bottom_left", "bottom_right")
+from plstm.ops.gates import Gates
+from plstm.ops.plstm_2d.corners import SIGNS
 
 
 def plstm_2d_naive(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, corners: tuple[str, ...], scale: float
+) -> Tensor:
+    """Equation (6) as a loop over nodes, summed over corners; shapes as in `plstm_2d`."""
+    return plstm_grid_naive(q, k, v, gates, [SIGNS[corner] for corner in corners], scale)
+
+
+def plstm_grid_naive(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    corners: tuple[str, ...],
+    gates: Gates,
+    signs: Sequence[tuple[int, ...]],
     scale: float,
 ) -> Tensor:
-    """Equation (6) as a loop over nodes, summed over corners; shapes as in `plstm_2d`."""
-    out = direct[..., None] * (q * k).sum(-1, keepdim=True) * v
-    for corner, gates in zip(corners, zip(source, transition, mark, strict=True), strict=True):
-        turned = [axis for axis, names in ((1, UPWARD), (2, LEFTWARD)) if corner in names]
-        turn = [x.flip(turned) for x in (q, k, v, *gates)]
-        out = out + _scan_from_top_left(*turn).flip(turned)
+    """Equation (6) on a grid of N axes: every node has one edge along each of them.
+
+        A_g[n] = C_g[the node before n on the axis of g]
+        C_g[n] = sum_h T[g, h] A_h[n] + S[g] k v^T
+        out[n] = scale * (sum_h M[h] A_h^T q + D (q . k) v)
+
+    summed over corners, the direct term counted once.
+
+    Args:
+        q: Queries, (B, *grid, H, K) with N axes in grid, none of them empty.
+        k: Keys, (B, *grid, H, K).
+        v: Values, (B, *grid, H, V).
+        gates: Source (corners, B, *grid, H, N), transition (corners, B, *grid, H, N, N) [out, in],
+            mark (corners, B, *grid, H, N) [in] and direct (B, *grid, H), in the coordinates of q.
+            Direction 0 is along the last axis of the grid, direction N - 1 along the first.
+        signs: Of every corner, a sign per axis of the grid, first axis first: 1 for a scan along
+            the axis, -1 for one against it.
+        scale: Factor on the output.
+
+    Returns:
+        Output (B, *grid, H, V).
+    """
+    out = gates.direct[..., None] * (q * k).sum(-1, keepdim=True) * v
+    for of_axes, *of_corner in zip(signs, *gates[:3], strict=True):
+        turned = [axis for axis, sign in enumerate(of_axes, start=1) if sign < 0]
+        turn = [x.flip(turned) for x in (q, k, v, *of_corner)]
+        out = out + _scan(*turn).flip(turned)
     return scale * out
 
 
-def _scan_from_top_left(
+def _scan(
     q: Tensor, k: Tensor, v: Tensor, source: Tensor, transition: Tensor, mark: Tensor
 ) -> Tensor:
-    batch, num_rows, num_columns, heads, key_width = q.shape
+    """What every node reads of a scan along all axes, (B, *grid, H, V)."""
+    batch, *grid, heads, key_width = q.shape
     empty = v.new_zeros(batch, heads, key_width, v.shape[-1])
-    down = [empty] * num_columns  # states on the vertical edges that enter the row
-    rows = []
-    for y in range(num_rows):
-        right = empty  # state on the horizontal edge that enters the node
-        row = []
-        for x in range(num_columns):
-            arriving = torch.stack([right, down[x]], -1)  # (B, H, K, V, 2)
-            read = torch.einsum("bhkvg,bhg,bhk->bhv", arriving, mark[:, y, x], q[:, y, x])
-            row.append(read)
-            update = torch.einsum("bhg,bhk,bhv->bhkvg", source[:, y, x], k[:, y, x], v[:, y, x])
-            leaving = torch.einsum("bhgi,bhkvi->bhkvg", transition[:, y, x], arriving) + update
-            right, down[x] = leaving.unbind(-1)
-        rows.append(torch.stack(row, 1))
-    return torch.stack(rows, 1)
+    edges = {}  # states by node that they enter and direction
+    reads = []
+    for node in product(*map(range, grid)):
+        at = (slice(None), *node)
+        # (B, H, K, V, N)
+        arriving = torch.stack([edges.pop((node, g), empty) for g in range(len(grid))], -1)
+        reads.append(torch.einsum("bhkvg,bhg,bhk->bhv", arriving, mark[at], q[at]))
+        update = torch.einsum("bhg,bhk,bhv->bhkvg", source[at], k[at], v[at])
+        leaving = torch.einsum("bhgi,bhkvi->bhkvg", transition[at], arriving) + update
+        for g, state in enumerate(leaving.unbind(-1)):
+            axis = len(grid) - 1 - g
+            after = (*node[:axis], node[axis] + 1, *node[axis + 1 :])
+            edges[after, g] = state  # beyond the border nobody takes it
+    return torch.stack(reads, 1).unflatten(1, grid)

@@ -20,8 +20,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from plstm.ops.gates import Gates
 from plstm.ops.lanes import lane_products, lane_rows
-from plstm.ops.plstm_2d.naive import LEFTWARD, UPWARD
+from plstm.ops.plstm_2d.corners import leftward, upward
 from plstm.ops.products import transition_products
 
 
@@ -35,7 +36,7 @@ class RowMatrices(NamedTuple):
 
 
 def row_matrices(
-    source: Tensor, transition: Tensor, mark: Tensor, leftward: list[bool]
+    source: Tensor, transition: Tensor, mark: Tensor, turned: list[bool]
 ) -> RowMatrices:
     """A, B, P and Q of every row for corners of one row order.
 
@@ -43,14 +44,14 @@ def row_matrices(
         source: (G, B, Y, X, H, 2).
         transition: (G, B, Y, X, H, 2, 2) [out, in].
         mark: (G, B, Y, X, H, 2).
-        leftward: For every corner, whether its scan runs against the column axis.
+        turned: For every corner, whether its scan runs against the column axis.
     """
     # unbind, not indexing: its gradient is one copy instead of a zero-filled tensor per entry.
     s0, s1 = rearrange(source, "g b y x h d -> d b h y g x").unbind()
     m0, m1 = rearrange(mark, "g b y x h d -> d b h y g x").unbind()
     t00, t01, t10, t11 = rearrange(transition, "g b y x h o i -> (o i) b h y g x").unbind()
     between = torch.stack(
-        [_products_between(f, left) for f, left in zip(t00.unbind(-2), leftward, strict=True)], -3
+        [_products_between(f, turn) for f, turn in zip(t00.unbind(-2), turned, strict=True)], -3
     )
     to_column = torch.stack([t10, m0])[:, None, ..., None]  # rows of A and B, rows of P and Q
     from_column = torch.stack([t01, s0])[None, ..., None, :]  # columns of A and P, of B and Q
@@ -63,9 +64,9 @@ def row_matrices(
     )
 
 
-def _products_between(factors: Tensor, leftward: bool) -> Tensor:
+def _products_between(factors: Tensor, turned: bool) -> Tensor:
     """Products of factors (..., X) strictly between two columns, (..., X, X) [to, from]."""
-    if leftward:
+    if turned:
         return _products_between(factors.flip(-1), False).flip(-2, -1)
     return transition_products(factors)[..., :-1, 1:]
 
@@ -80,15 +81,15 @@ def plstm_2d_gating(
     num_rows, num_columns = direct.shape[1:3]
     per_corner = [x.unbind() for x in (source, transition, mark)]
     below, above, inside = [], [], 0
-    for upward in (False, True):
-        chosen = [c for c, name in enumerate(corners) if (name in UPWARD) == upward]
+    for turned in (False, True):
+        chosen = [c for c, corner in enumerate(corners) if upward(corner) == turned]
         if not chosen:
             continue
         gates = (torch.stack([x[c] for c in chosen]) for x in per_corner)
-        row = row_matrices(*gates, leftward=[corners[c] in LEFTWARD for c in chosen])
+        row = row_matrices(*gates, turned=[leftward(corners[c]) for c in chosen])
         inside = inside + row.inside
         a, b, p = (x.unbind(2) for x in row[:3])
-        if upward:
+        if turned:
             above, _ = lane_rows(a[::-1], b[::-1], p[::-1], prepend=True)
             above = above[::-1]
         else:
@@ -109,31 +110,20 @@ def _zeros(like: Tensor, width: int) -> Tensor:
 
 
 def plstm_2d_rows(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    corners: tuple[str, ...],
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, corners: tuple[str, ...], scale: float
 ) -> Tensor:
     """Parallel form: gate q k^T by the whole gating matrix; shapes as in `plstm_2d`."""
-    gating = plstm_2d_gating(source, transition, mark, direct, corners)
+    gating = plstm_2d_gating(*gates, corners)
     q, k, v = (rearrange(x, "b y x h w -> b h (y x) w") for x in (q, k, v))
     out = ((scale * q) @ k.mT * gating) @ v
-    return rearrange(out, "b h (y x) w -> b y x h w", y=direct.shape[1])
+    return rearrange(out, "b h (y x) w -> b y x h w", y=gates.direct.shape[1])
 
 
 def plstm_2d_chunk(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
+    gates: Gates,
     corners: tuple[str, ...],
     scale: float,
     chunk_rows: int,
@@ -143,26 +133,25 @@ def plstm_2d_chunk(
     Memory grows linearly in Y: a block of R rows holds (R X)^2 gates and X states of K x V per
     corner.
     """
-    num_rows = direct.shape[1]
+    num_rows = q.shape[1]
     blocks = [slice(y, min(y + chunk_rows, num_rows)) for y in range(0, num_rows, chunk_rows)]
     outs = [
         plstm_2d_rows(
             *(x[:, block] for x in (q, k, v)),
-            *(x[:, :, block] for x in (source, transition, mark)),
-            direct[:, block],
+            Gates(*(x[:, :, block] for x in gates[:3]), gates.direct[:, block]),
             corners,
             scale=1.0,
         )
         for block in blocks
     ]
     for c, corner in enumerate(corners):
-        upward = corner in UPWARD
+        turned = upward(corner)
         state = None
-        for n in reversed(range(len(blocks))) if upward else range(len(blocks)):
-            gates = (x[c : c + 1, :, blocks[n]] for x in (source, transition, mark))
-            row = row_matrices(*gates, leftward=[corner in LEFTWARD])
+        for n in reversed(range(len(blocks))) if turned else range(len(blocks)):
+            of_corner = (x[c : c + 1, :, blocks[n]] for x in gates[:3])
+            row = row_matrices(*of_corner, turned=[leftward(corner)])
             read, state = _cross_block(
-                q[:, blocks[n]], k[:, blocks[n]], v[:, blocks[n]], row, state, upward
+                q[:, blocks[n]], k[:, blocks[n]], v[:, blocks[n]], row, state, turned
             )
             if read is not None:
                 outs[n] = outs[n] + read
@@ -170,12 +159,12 @@ def plstm_2d_chunk(
 
 
 def _cross_block(
-    q: Tensor, k: Tensor, v: Tensor, row: RowMatrices, state: Tensor | None, upward: bool
+    q: Tensor, k: Tensor, v: Tensor, row: RowMatrices, state: Tensor | None, turned: bool
 ) -> tuple[Tensor | None, Tensor]:
     """What a block reads of the state (B, H, X, K, V) that enters, and the one that leaves."""
-    order = slice(None, None, -1) if upward else slice(None)
+    order = slice(None, None, -1) if turned else slice(None)
     a, b, p = (x[:, :, :, 0].unbind(2)[order] for x in row[:3])
-    _, leave = lane_rows(a, b, p, prepend=upward)  # (B, H, X, R X)
+    _, leave = lane_rows(a, b, p, prepend=turned)  # (B, H, X, R X)
     k, v = (rearrange(x, "b r x h w -> b h (r x) w") for x in (k, v))
     # For every lane, the sum over nodes of leave * k v^T, as one product.
     weighted = torch.einsum("bhxn,bhnk->bhxkn", leave, k)
@@ -184,7 +173,7 @@ def _cross_block(
     if state is None:
         return None, update
     enter, across = lane_products(a, p)  # (B, H, R, X, X), (B, H, X, X)
-    if upward:
+    if turned:
         enter = enter.flip(2)
     per_lane = torch.einsum("brxhk,bhlkv->bhrxlv", q, state)
     read = torch.einsum("bhrxl,bhrxlv->brxhv", enter, per_lane)

@@ -4,12 +4,10 @@
 // until they are read, so that each of them is scanned over the whole grid on its own, and the
 // states of a row of nodes stay in the cache.
 //
-// Layouts: q, k (B, Y, X, H, K), v (B, Y, X, H, V), direct (B, Y, X, H), the same for gradients;
-// gates (B, H, corners, Y, X, 8) in image coordinates,
-//   s0 s1 t00 t01 t10 t11 m0 m1   (direction 0 along x, 1 along y; t[out][in]).
-// A problem is an image and a head, a node a place (y, x) in it, a cell an entry of (B, Y, X, H).
+// Layouts: q, k (problems, Y, X, K), v (problems, Y, X, V), direct (problems, Y, X), the same for
+// gradients; gates (problems, corners, Y, X, ...) and orders as in grid.h.
+// A problem is an image and a head, a node a place (y, x) in it, a cell an entry of (problems, Y, X).
 // V must be a multiple of a vector.
-// orders: two bits per corner, set for a scan that runs leftward, and upward.
 //
 // Letters as in the definition: a0, a1 arrive at a node, c0, c1 leave it; d in front: gradient.
 
@@ -19,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "grid.h"
 #include "native.h"
 
 #if !defined(__clang__)
@@ -77,40 +76,24 @@ class Scratch {
 };
 
 struct Sizes {
-  int64_t batch, rows, columns, heads, corners, key_width, value_width, orders, parts;
+  int64_t problems, rows, columns, corners, key_width, value_width, orders, parts;
 
-  int64_t problems() const { return batch * heads; }
   int64_t nodes() const { return rows * columns; }
-  int64_t cells() const { return batch * nodes() * heads; }
-};
-
-// One scan order over the nodes of a problem.
-struct Scan {
-  int64_t rows, columns;
-  bool leftward, upward;
-
-  Scan(const Sizes& sizes, int64_t corner)
-      : rows(sizes.rows), columns(sizes.columns), leftward(sizes.orders >> (2 * corner) & 1),
-        upward(sizes.orders >> (2 * corner) & 2) {}
-
-  int64_t node(int64_t row, int64_t column) const {
-    return (upward ? rows - 1 - row : row) * columns + (leftward ? columns - 1 - column : column);
-  }
+  int64_t cells() const { return problems * nodes(); }
 };
 
 // Where the numbers of a problem and a corner are.
 struct Places {
-  int64_t first, step, gates, key_width, value_width;
+  int64_t first, gates, key_width, value_width;
 
   Places(const Sizes& sizes, int64_t problem, int64_t corner)
-      : first(problem / sizes.heads * sizes.nodes() * sizes.heads + problem % sizes.heads),
-        step(sizes.heads), gates((problem * sizes.corners + corner) * sizes.nodes()),
+      : first(problem * sizes.nodes()),
+        gates((problem * sizes.corners + corner) * sizes.nodes()),
         key_width(sizes.key_width), value_width(sizes.value_width) {}
 
-  int64_t cell(int64_t node) const { return first + node * step; }
+  int64_t cell(int64_t node) const { return first + node; }
   int64_t key(int64_t node) const { return cell(node) * key_width; }
   int64_t value(int64_t node) const { return cell(node) * value_width; }
-  int64_t gate(int64_t node) const { return (gates + node) * 8; }
 };
 
 // Rows [key, key + rows) of all states of a problem and a corner, and some vectors of columns from
@@ -118,13 +101,14 @@ struct Places {
 template <typename T>
 struct Tile {
   Places at;
-  const T *q, *k, *v, *gates;
+  const T *q, *k, *v;
+  Gates<const T> gates;
   int64_t key, value, rows;
 
   const T* query(int64_t node) const { return q + at.key(node) + key; }
   const T* keys(int64_t node) const { return k + at.key(node) + key; }
   const T* values(int64_t node) const { return v + at.value(node) + value; }
-  const T* gate(int64_t node) const { return gates + at.gate(node); }
+  Gates<const T> gate(int64_t node) const { return gates.from(at.gates + node); }
 };
 
 template <int N>
@@ -157,12 +141,14 @@ template <bool READ, int N, typename T>
 inline void visit(const Tile<T>& tile, int64_t node, const T* a0, const T* a1, T* c0, T* c1,
                   T* out) {
   constexpr int64_t L = LANES<T>;
-  const T *g = tile.gate(node), *q = tile.query(node), *k = tile.keys(node);
-  const T *v = tile.values(node), t00 = g[2], t01 = g[3], t10 = g[4], t11 = g[5];
+  const Gates<const T> g = tile.gate(node);
+  const T *q = tile.query(node), *k = tile.keys(node), *v = tile.values(node);
+  const T t00 = g.transition[0], t01 = g.transition[1];
+  const T t10 = g.transition[2], t11 = g.transition[3];
   Vector<T> v0[N], v1[N], read0[N] = {}, read1[N] = {};
   for (int n = 0; n < N; ++n) {
-    v0[n] = g[0] * load(v + n * L);
-    v1[n] = g[1] * load(v + n * L);
+    v0[n] = g.source[0] * load(v + n * L);
+    v1[n] = g.source[1] * load(v + n * L);
   }
   for (int64_t row = 0; row < tile.rows; ++row) {
     const T key = k[row], query = q[row];
@@ -179,7 +165,7 @@ inline void visit(const Tile<T>& tile, int64_t node, const T* a0, const T* a1, T
   }
   if (READ)
     for (int n = 0; n < N; ++n)
-      store(out + n * L, load(out + n * L) + g[6] * read0[n] + g[7] * read1[n]);
+      store(out + n * L, load(out + n * L) + g.mark[0] * read0[n] + g.mark[1] * read1[n]);
 }
 
 // out += what one tile reads. h: one state, c: a row of states.
@@ -213,15 +199,15 @@ void read_direct(const Tile<T>& all, int64_t nodes, const T* direct, T* out) {
 // out = what q reads of the recurrence with k and v. Part p of `parts` takes the corners p,
 // p + parts, ... and the p-th output; part 0 has the direct term, the other outputs must be zeros.
 template <typename T>
-void scan(const T* q, const T* k, const T* v, const T* gates, const T* direct, T* out, Sizes sizes,
-          int64_t threads) {
-  parallel(sizes.problems() * sizes.parts, threads, [=] {
+void scan(const T* q, const T* k, const T* v, Gates<const T> gates, const T* direct, T* out,
+          Sizes sizes, int64_t threads) {
+  parallel(sizes.problems * sizes.parts, threads, [=] {
     const int64_t state = READ_ROWS * 4 * LANES<T>;
     return [=, h = Scratch<T>(state), c = Scratch<T>(sizes.columns * state)](int64_t job) mutable {
       const int64_t problem = job / sizes.parts, part = job % sizes.parts;
       T* to = out + part * sizes.cells() * sizes.value_width;
       for (int64_t corner = part; corner < sizes.corners; corner += sizes.parts) {
-        const Scan grid(sizes, corner);
+        const Scan grid(sizes.rows, sizes.columns, sizes.orders, corner);
         Tile<T> tile{Places(sizes, problem, corner), q, k, v, gates, 0, 0, 0};
         if (corner == 0) read_direct(tile, sizes.nodes(), direct, to);
         each_tile(tile, READ_ROWS, [&](auto vectors) {
@@ -234,7 +220,8 @@ void scan(const T* q, const T* k, const T* v, const T* gates, const T* direct, T
 
 template <typename T>
 struct Gradients {
-  T *q, *k, *v, *gates;
+  T *q, *k, *v;
+  Gates<T> gates;
 };
 
 // Sums of neighbouring lanes, first those of a, then those of b.
@@ -264,12 +251,15 @@ template <int N, typename T>
 inline void visit_backward(const Tile<T>& tile, int64_t node, const T* a0, const T* a1, T* d0,
                            T* d1, const T* grad, const Gradients<T>& to, Vector<T>* sums) {
   constexpr int64_t L = LANES<T>;
-  const T *g = tile.gate(node), *q = tile.query(node), *k = tile.keys(node);
-  const T *v = tile.values(node), t00 = g[2], t01 = g[3], t10 = g[4], t11 = g[5];
+  const Gates<const T> g = tile.gate(node);
+  const T *q = tile.query(node), *k = tile.keys(node), *v = tile.values(node);
+  const T t00 = g.transition[0], t01 = g.transition[1];
+  const T t10 = g.transition[2], t11 = g.transition[3];
   Vector<T> ds0 = {}, ds1 = {}, dt00 = {}, dt01 = {}, dt10 = {}, dt11 = {}, dm0 = {}, dm1 = {};
   Vector<T> dv0[N] = {}, dv1[N] = {};
   for (int64_t row = 0; row < tile.rows; ++row) {
-    const T key = k[row], query = q[row], query0 = g[6] * query, query1 = g[7] * query;
+    const T key = k[row], query = q[row];
+    const T query0 = g.mark[0] * query, query1 = g.mark[1] * query;
     Vector<T> key0 = {}, key1 = {}, read0 = {}, read1 = {};
     for (int n = 0; n < N; ++n) {
       const int64_t at = (row * N + n) * L;
@@ -292,20 +282,22 @@ inline void visit_backward(const Tile<T>& tile, int64_t node, const T* a0, const
     ds1 += key * key1;
     dm0 += query * read0;
     dm1 += query * read1;
-    sums[8 + 2 * row] = g[6] * read0 + g[7] * read1;
-    sums[9 + 2 * row] = g[0] * key0 + g[1] * key1;
+    sums[8 + 2 * row] = g.mark[0] * read0 + g.mark[1] * read1;
+    sums[9 + 2 * row] = g.source[0] * key0 + g.source[1] * key1;
   }
   T* dv = to.v + tile.at.value(node) + tile.value;
   for (int n = 0; n < N; ++n)
-    store(dv + n * L, load(dv + n * L) + g[0] * dv0[n] + g[1] * dv1[n]);
+    store(dv + n * L, load(dv + n * L) + g.source[0] * dv0[n] + g.source[1] * dv1[n]);
 
   const Vector<T> of_gates[8] = {ds0, ds1, dt00, dt01, dt10, dt11, dm0, dm1};
   std::copy(of_gates, of_gates + 8, sums);
   T totals[SUMS];
   for (int64_t i = 0; i < 8 + 2 * tile.rows; i += L)
     store(totals + i, sum_lanes<T, L>(sums + i));
-  T* dg = to.gates + tile.at.gate(node);
-  for (int64_t i = 0; i < 8; ++i) dg[i] += totals[i];
+  const Gates<T> dg = to.gates.from(tile.at.gates + node);
+  for (int64_t i = 0; i < 2; ++i) dg.source[i] += totals[i];
+  for (int64_t i = 0; i < 4; ++i) dg.transition[i] += totals[2 + i];
+  for (int64_t i = 0; i < 2; ++i) dg.mark[i] += totals[6 + i];
   T *dq = to.q + tile.at.key(node) + tile.key, *dk = to.k + tile.at.key(node) + tile.key;
   for (int64_t row = 0; row < tile.rows; ++row) {
     dq[row] += totals[8 + 2 * row];
@@ -378,13 +370,13 @@ template <typename T>
 void direct_gradients(const Tile<T>& all, int64_t nodes, const T* direct, const T* grad,
                       const Gradients<T>& to, T* ddirect) {
   for (int64_t node = 0; node < nodes; ++node) {
-    const int64_t cell = all.at.cell(node), key = all.at.key(node), value = all.at.value(node);
+    const int64_t at = all.at.cell(node), key = all.at.key(node), value = all.at.value(node);
     const T *q = all.query(node), *k = all.keys(node), *v = all.values(node), *dout = grad + value;
     T score = 0, dgated = 0;
     for (int64_t i = 0; i < all.at.key_width; ++i) score += q[i] * k[i];
     for (int64_t i = 0; i < all.at.value_width; ++i) dgated += dout[i] * v[i];
-    ddirect[cell] = score * dgated;
-    const T dscore = direct[cell] * dgated, gated = direct[cell] * score;
+    ddirect[at] = score * dgated;
+    const T dscore = direct[at] * dgated, gated = direct[at] * score;
     for (int64_t i = 0; i < all.at.key_width; ++i) to.q[key + i] = dscore * k[i];
     for (int64_t i = 0; i < all.at.key_width; ++i) to.k[key + i] = dscore * q[i];
     for (int64_t i = 0; i < all.at.value_width; ++i) to.v[value + i] = gated * dout[i];
@@ -393,16 +385,16 @@ void direct_gradients(const Tile<T>& all, int64_t nodes, const T* direct, const 
 
 // Gradients of scan. Those of q, k, v have one entry per part, as the output there.
 template <typename T>
-void scan_backward(const T* q, const T* k, const T* v, const T* gates, const T* direct,
-                   const T* grad, T* dq, T* dk, T* dv, T* dgates, T* ddirect, Sizes sizes,
+void scan_backward(const T* q, const T* k, const T* v, Gates<const T> gates, const T* direct,
+                   const T* grad, T* dq, T* dk, T* dv, Gates<T> dgates, T* ddirect, Sizes sizes,
                    int64_t threads) {
-  parallel(sizes.problems() * sizes.parts, threads, [=] {
+  parallel(sizes.problems * sizes.parts, threads, [=] {
     return [=, work = Workspace<T>(sizes)](int64_t job) mutable {
       const int64_t problem = job / sizes.parts, part = job % sizes.parts;
       const int64_t keys = part * sizes.cells() * sizes.key_width;
       const int64_t values = part * sizes.cells() * sizes.value_width;
       for (int64_t corner = part; corner < sizes.corners; corner += sizes.parts) {
-        const Scan grid(sizes, corner);
+        const Scan grid(sizes.rows, sizes.columns, sizes.orders, corner);
         Tile<T> tile{Places(sizes, problem, corner), q, k, v, gates, 0, 0, 0};
         const Gradients<T> to{dq + keys, dk + keys, dv + values, dgates};
         if (corner == 0) direct_gradients(tile, sizes.nodes(), direct, grad, to, ddirect);
@@ -417,17 +409,21 @@ void scan_backward(const T* q, const T* k, const T* v, const T* gates, const T* 
 }  // namespace
 
 #define SIZES                                                                              \
-  int64_t batch, int64_t rows, int64_t columns, int64_t heads, int64_t corners, int64_t key_width, \
+  int64_t problems, int64_t rows, int64_t columns, int64_t corners, int64_t key_width, \
       int64_t value_width, int64_t orders, int64_t parts, int64_t threads
 
-#define SCAN(T) (const T* q, const T* k, const T* v, const T* gates, const T* direct, T* out, SIZES)
+#define SCAN(T)                                                                             \
+  (const T* q, const T* k, const T* v, const T* source, const T* transition, const T* mark, \
+   const T* direct, T* out, SIZES)
 EXPORT(scan, SCAN,
-       (q, k, v, gates, direct, out,
-        {batch, rows, columns, heads, corners, key_width, value_width, orders, parts}, threads))
+       (q, k, v, {source, transition, mark}, direct, out,
+        {problems, rows, columns, corners, key_width, value_width, orders, parts}, threads))
 
-#define SCAN_BACKWARD(T)                                                                     \
-  (const T* q, const T* k, const T* v, const T* gates, const T* direct, const T* grad, T* dq, \
-   T* dk, T* dv, T* dgates, T* ddirect, SIZES)
+#define SCAN_BACKWARD(T)                                                                    \
+  (const T* q, const T* k, const T* v, const T* source, const T* transition, const T* mark, \
+   const T* direct, const T* grad, T* dq, T* dk, T* dv, T* dsource, T* dtransition,         \
+   T* dmark, T* ddirect, SIZES)
 EXPORT(scan_backward, SCAN_BACKWARD,
-       (q, k, v, gates, direct, grad, dq, dk, dv, dgates, ddirect,
-        {batch, rows, columns, heads, corners, key_width, value_width, orders, parts}, threads))
+       (q, k, v, {source, transition, mark}, direct, grad, dq, dk, dv,
+        {dsource, dtransition, dmark}, ddirect,
+        {problems, rows, columns, corners, key_width, value_width, orders, parts}, threads))

@@ -10,14 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plstm.ops import native
-from plstm.ops.derivatives import first_derivatives_only
-from plstm.ops.plstm_2d.gating import by_problem, scan_orders
 
 SOURCE = Path(__file__).with_name("scan.cpp")
 VALUE_BYTES = 64  # v is padded to a multiple, the widest vector there is
 
 
-def plstm_2d_scan(
+def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -25,80 +23,59 @@ def plstm_2d_scan(
     transition: Tensor,
     mark: Tensor,
     direct: Tensor,
-    corners: tuple[str, ...],
+    orders: int,
     scale: float,
 ) -> Tensor:
-    """Equation (6) as a scan over states; shapes as in `plstm_2d`."""
-    width = v.shape[-1]
-    v = F.pad(v, (0, -width % (VALUE_BYTES // v.element_size())))
-    gates = pack_gates(source, transition, scale * mark)
-    q, k, v, direct = (x.contiguous() for x in (q, k, v, scale * direct))
-    return _scan(q, k, v, gates, direct, scan_orders(corners))[..., :width]
-
-
-def pack_gates(source: Tensor, transition: Tensor, mark: Tensor) -> Tensor:
-    """Gates of `plstm_2d` as the kernels read them, (B H, corners, Y, X, 8)."""
-    return torch.cat([by_problem(x) for x in (source, transition.flatten(-2), mark)], -1)
-
-
-@torch.library.custom_op("plstm::grid_scan", mutates_args=(), device_types="cpu")
-def _scan(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, direct: Tensor, orders: int) -> Tensor:
-    """q, k (B, Y, X, H, K), v (B, Y, X, H, V), direct (B, Y, X, H), gates of `pack_gates`."""
-    parts = _parts(gates)
+    """Output of the operator `grid`; shapes as there."""
+    width, v = v.shape[-1], _padded(v)
+    parts = _parts(source)
     (out,) = _partial_sums(parts, v)
-    native.call(SOURCE, "scan", q, k, v, gates, direct, out, *_sizes(q, v, gates), orders, parts)
-    return _sum(out)
+    operands = q, k, v, source, transition, scale * mark, scale * direct, out
+    native.call(SOURCE, "scan", *operands, *_sizes(q, v, source), orders, parts)
+    return _sum(out)[..., :width].contiguous()
 
 
-@_scan.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, direct: Tensor, orders: int) -> Tensor:
-    return torch.empty_like(v)
-
-
-@torch.library.custom_op("plstm::grid_scan_backward", mutates_args=(), device_types="cpu")
-def _scan_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, direct: Tensor, orders: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    parts = _parts(gates)
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    orders: int,
+    scale: float,
+) -> tuple[Tensor, ...]:
+    """Gradients of the tensors of `forward`."""
+    width, v, grad = v.shape[-1], _padded(v), _padded(grad)
+    parts = _parts(source)
     partial = _partial_sums(parts, q, k, v)
-    dgates, ddirect = torch.zeros_like(gates), torch.empty_like(direct)
+    dsource, dtransition, dmark = (torch.zeros_like(x) for x in (source, transition, mark))
+    ddirect = torch.empty_like(direct)
     native.call(
-        SOURCE, "scan_backward", q, k, v, gates, direct, grad, *partial, dgates, ddirect,
-        *_sizes(q, v, gates), orders, parts,
+        SOURCE, "scan_backward", q, k, v, source, transition, scale * mark, scale * direct, grad,
+        *partial, dsource, dtransition, dmark, ddirect, *_sizes(q, v, source), orders, parts,
     )  # fmt: skip
     dq, dk, dv = (_sum(x) for x in partial)
-    return dq, dk, dv, dgates, ddirect
+    dv = dv[..., :width].contiguous()
+    return dq, dk, dv, dsource, dtransition, dmark.mul_(scale), ddirect.mul_(scale)
 
 
-@_scan_backward.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, direct: Tensor, orders: int
-) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x) for x in (q, k, v, gates, direct))
+def _padded(v: Tensor) -> Tensor:
+    missing = -v.shape[-1] % (VALUE_BYTES // v.element_size())
+    return F.pad(v, (0, missing)) if missing else v
 
 
-def _setup_context(ctx: object, inputs: tuple[object, ...], output: Tensor) -> None:
-    *tensors, ctx.orders = inputs
-    ctx.save_for_backward(*tensors)
+def _sizes(q: Tensor, v: Tensor, source: Tensor) -> tuple[int, ...]:
+    batch, heads, num_rows, num_columns, key_width = q.shape
+    return batch * heads, num_rows, num_columns, source.shape[2], key_width, v.shape[-1]
 
 
-@first_derivatives_only("plstm_2d")
-def _backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_scan_backward(grad.contiguous(), *ctx.saved_tensors, ctx.orders), None
-
-
-_scan.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _sizes(q: Tensor, v: Tensor, gates: Tensor) -> tuple[int, ...]:
-    batch, num_rows, num_columns, heads, key_width = q.shape
-    return batch, num_rows, num_columns, heads, gates.shape[1], key_width, v.shape[-1]
-
-
-def _parts(gates: Tensor) -> int:
+def _parts(source: Tensor) -> int:
     """Every corner on its own where there are too few images and heads to keep threads busy."""
-    problems, corners = gates.shape[:2]
-    return corners if problems < 4 * torch.get_num_threads() else 1
+    batch, heads, corners = source.shape[:3]
+    return corners if batch * heads < 4 * torch.get_num_threads() else 1
 
 
 def _partial_sums(parts: int, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ from plstm.ops import kernels
 from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.gates import Gates
 from plstm.ops.kernels import Launch, block, ceil_div, launch, operand_dtype
-from plstm.ops.plstm_2d.gating import scan_orders
+from plstm.ops.plstm_2d.corners import scan_orders
 from plstm.ops.plstm_2d.triton_kernels import backward_kernel, read_kernel
 
 LONGEST_SIDE = 128  # of X, K and V

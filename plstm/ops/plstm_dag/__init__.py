@@ -12,28 +12,12 @@ from plstm.checks import (
 )
 from plstm.graph.line_graph import LineGraph
 from plstm.ops.derivatives import check_not_transformed, transformed
+from plstm.ops.gates import Gates
 from plstm.ops.plstm_dag.levels import plstm_dag_levels
 from plstm.ops.plstm_dag.naive import plstm_dag_naive
-from plstm.ops.plstm_dag.reach import plstm_dag_reach, reach_plan
-from plstm.ops.plstm_dag.solve import plstm_dag_solve, solve_cost
+from plstm.ops.plstm_dag.reach import plstm_dag_reach
 
-BACKENDS = {
-    "naive": plstm_dag_naive,
-    "levels": plstm_dag_levels,
-    "solve": plstm_dag_solve,
-    "reach": plstm_dag_reach,
-}
-KERNELS = ("levels", "reach")  # custom autograd functions
-# Switch points, measured on two CPU cores, forward and backward, 4 heads of width 24.
-# Numbers moved by "levels" in the time of one product of "reach", the share of its plan and of the
-# read-out included. "reach" takes 2-6 ms against 20-50 ms of "levels" and 11-20 ms of "solve" on 64
-# molecules (NCI1, HIV), 7-70 against 140-180 and 180-240 ms on 64 proteins (PROTEINS); both are
-# about equal, plan included, at 720,000 products of a batch with a 620-node protein in bfs order,
-# and "levels" is twice as fast on paths of 200 nodes.
-_LEVELS_PER_PRODUCT = 20
-# Multiply-adds of "solve" per number moved by "levels" where both take equally long; left to
-# "solve" are small graphs with nearly all edges.
-_SOLVE_PER_LEVELS = 24
+FORMS = {"naive": plstm_dag_naive, "levels": plstm_dag_levels, "reach": plstm_dag_reach}
 
 
 def plstm_dag(
@@ -71,8 +55,9 @@ def plstm_dag(
         graph: Edges and pairs with N, E and A of the arrays above.
         scale: Factor on the output, K^(-1/2) if None.
         backend: "naive" (loop over edges, the definition), "levels" (recurrent form, memory linear
-            in N), "reach" (parallel form on the pairs of nodes that a path joins), "solve" (dense
-            parallel form, one triangular solve for all graphs) or "auto" (by size).
+            in N), "reach" (parallel form on the pairs of nodes that a path joins) or "auto" (by
+            size; "levels" in what torch.compile or torch.export traces, unless the graph carries
+            its plan, as batches of `plstm.graph.batching` do).
 
     Returns:
         Outputs, (N, H, V), in v's dtype; computed in float32 or wider.
@@ -80,8 +65,8 @@ def plstm_dag(
     Raises:
         ValueError: shapes disagree with each other or with the graph, different devices, unknown
             backend.
-        NotImplementedError: gradients of "levels" or "reach" are differentiated again; torch.func
-            can under "auto", and so can "naive".
+        NotImplementedError: gradients are differentiated again; "naive" can, and torch.func under
+            "auto"; or "reach" under torch.func.
 
     Source:
         arXiv 2506.11997; the linear system over the line graph and its batching are worked out
@@ -98,28 +83,25 @@ def plstm_dag(
         direct=(direct, "N H"),
     )
     _check_graph(sizes, graph, q.device)
-    check_choice("plstm_dag", "backend", backend, ("auto", *BACKENDS))
+    check_choice("plstm_dag", "backend", backend, ("auto", *FORMS))
+    gates = Gates(source, transition, mark, direct)
+    dtype, scale = accumulation_dtype(q, k, v, *gates), output_scale(scale, sizes["K"])
     if backend == "auto":
-        backend = "solve" if transformed() else choose_backend(graph, sizes["K"], sizes["V"])
-    if backend in KERNELS:
+        backend = choose_backend(graph, sizes["K"], sizes["V"])
+    if backend == "reach":
         check_not_transformed("plstm_dag", backend)
-    inputs = (q, k, v, source, transition, mark, direct)
-    dtype, scale = accumulation_dtype(*inputs), output_scale(scale, sizes["K"])
     with without_autocast(q.device):
-        out = BACKENDS[backend](*(x.to(dtype) for x in inputs), graph, scale)
+        q, k, v_, *gates = (x.to(dtype) for x in (q, k, v, *gates))
+        out = FORMS[backend](q, k, v_, Gates(*gates), graph, scale)
     return out.to(v.dtype)
 
 
 def choose_backend(graph: LineGraph, qk_dim: int, v_dim: int) -> str:
-    """Pick "reach" for few joined pairs, else "solve" for small graphs, else "levels"."""
-    moved = (graph.num_edges + graph.line_index.shape[1]) * qk_dim * v_dim
-    limit = moved // _LEVELS_PER_PRODUCT
-    plan = graph.cached(f"reach_plan {limit}", lambda g: reach_plan(g, limit), both_ways=True)
-    if plan is not None:
-        graph.cached("reach_plan", lambda _: plan, both_ways=True)
-        return "reach"
-    cost = graph.cached(f"solve_cost {qk_dim} {v_dim}", lambda g: solve_cost(g, qk_dim, v_dim))
-    return "solve" if cost <= _SOLVE_PER_LEVELS * moved else "levels"
+    """Pick "reach" if it pays, else "levels", which differentiates in every way."""
+    if transformed():
+        return "levels"
+    planning = not torch.compiler.is_compiling() and graph.device.type != "meta"
+    return "levels" if graph.paying_reach_plan(qk_dim, v_dim, planning) is None else "reach"
 
 
 def _check_graph(sizes: dict[str, int], graph: LineGraph, device: torch.device) -> None:
@@ -128,7 +110,7 @@ def _check_graph(sizes: dict[str, int], graph: LineGraph, device: torch.device) 
             f"plstm_dag: graph must be a LineGraph, got {type(graph).__name__}; "
             "see plstm.graph.LineGraph.from_edges"
         )
-    have = {"N": graph.num_nodes, "E": graph.num_edges, "A": graph.line_index.shape[1]}
+    have = {"N": graph.num_nodes, "E": graph.num_edges, "A": graph.num_pairs}
     names = {"N": "q", "E": "source", "A": "transition"}
     for letter, size in have.items():
         if sizes[letter] != size:

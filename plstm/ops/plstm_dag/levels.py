@@ -1,98 +1,127 @@
 """Recurrent form: all edges of one topological level at once, K x V states, memory linear in N."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from plstm.graph.line_graph import LineGraph
-from plstm.ops.derivatives import first_derivatives_only
+from plstm.graph.plans import LevelPlan
+from plstm.ops.derivatives import first_derivatives_only, transformed
+from plstm.ops.gates import Gates
 
 _CHUNK = 2**22  # numbers in a temporary of the transition gradient
 
 
-@dataclass(frozen=True)
-class LevelPlan:
-    """Pairs in the order of their outgoing (forward) or incoming (backward) edges' levels."""
-
-    forward: list[Tensor]  # numbers of the pairs whose outgoing edge is on one level
-    backward: list[Tensor]  # numbers of the pairs whose incoming edge is on one level, last first
-    incoming: Tensor  # (A,)
-    outgoing: Tensor  # (A,)
-
-
-def level_plan(graph: LineGraph) -> LevelPlan:
-    """Group the pairs by level."""
-    incoming, outgoing = graph.line_index
-    backward = _group(graph.edge_level[incoming])[::-1]
-    return LevelPlan(_group(graph.edge_level[outgoing]), backward, incoming, outgoing)
-
-
-def _group(level: Tensor) -> list[Tensor]:
-    """Indices of equal levels, ascending."""
-    if level.numel() == 0:
-        return []
-    counts = torch.bincount(level).tolist()
-    groups = torch.argsort(level, stable=True).split(counts)
-    return [group for group in groups if group.numel()]
-
-
 def plstm_dag_levels(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    graph: LineGraph,
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, graph: LineGraph, scale: float
 ) -> Tensor:
     """Equations (1) and (2), level by level; arguments as in plstm_dag."""
     src, dst = graph.edge_index
-    plan = graph.cached("level_plan", level_plan)
-    own = direct[..., None] * (q * k).sum(-1, keepdim=True) * v
-    k, v_ = (source[..., None] * k.index_select(0, src)), v.index_select(0, src)
-    states = _Propagate.apply(k[..., None] * v_[..., None, :], transition, plan)  # E H K V
-    read = torch.einsum("ehkv,ehk->ehv", states, mark[..., None] * q.index_select(0, dst))
-    return scale * own.index_add(0, dst, read)
+    k_EHK = gates.source[..., None] * k.index_select(0, src)
+    v_EHV = v.index_select(0, src)
+    states_EHKV = _propagated(k_EHK[..., None] * v_EHV[..., None, :], gates.transition, graph)
+    q_EHK = gates.mark[..., None] * q.index_select(0, dst)
+    read_EHV = torch.einsum("ehkv,ehk->ehv", states_EHKV, q_EHK)
+    own_NHV = gates.direct[..., None] * (q * k).sum(-1, keepdim=True) * v
+    return scale * own_NHV.index_add(0, dst, read_EHV)
 
 
-class _Propagate(Function):
-    """C = (I - T)^-1 U over the line graph; the gradient runs the same recurrence backwards."""
-
-    @staticmethod
-    def forward(ctx, inject: Tensor, transition: Tensor, plan: LevelPlan) -> Tensor:
-        states = _run(inject, transition, plan.forward, plan.incoming, plan.outgoing)
-        ctx.save_for_backward(states, transition)
-        ctx.plan = plan
-        return states
-
-    @staticmethod
-    @first_derivatives_only("plstm_dag")
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (states, transition), plan = ctx.saved_tensors, ctx.plan
-        adjoint = _run(grad, transition, plan.backward, plan.outgoing, plan.incoming)
-        return adjoint, _pair_products(adjoint, states, plan), None
+def _propagated(x_EHKV: Tensor, transition: Tensor, graph: LineGraph) -> Tensor:
+    """(I - T)^-1 x over the line graph."""
+    order, sizes = graph.cached("levels", _level_plan)
+    incoming, outgoing = graph.line_index
+    if transformed():
+        for pairs in _groups(order, sizes, graph.flipped):
+            moved = transition[pairs, :, None, None] * x_EHKV[incoming[pairs]]
+            x_EHKV = x_EHKV.index_add(0, outgoing[pairs], moved)
+        return x_EHKV
+    return _propagate(x_EHKV, transition, incoming, outgoing, order, sizes, graph.flipped)
 
 
-def _run(x: Tensor, transition: Tensor, groups: list[Tensor], start: Tensor, end: Tensor) -> Tensor:
-    """x[end] += transition * x[start], group after group."""
+def _level_plan(graph: LineGraph) -> LevelPlan:
+    return LevelPlan(*_sorted_by_level(graph.line_index[1], graph.edge_level))
+
+
+@torch.library.custom_op("plstm::dag_level_plan", mutates_args=())
+def _sorted_by_level(outgoing: Tensor, edge_level: Tensor) -> tuple[Tensor, Tensor]:
+    """The tensors of a LevelPlan; torch.compile needs their shapes without looking at levels."""
+    level, order = edge_level[outgoing].sort(stable=True)
+    counts = level.unique_consecutive(return_counts=True)[1].cpu()
+    sizes = torch.zeros(edge_level.shape, dtype=torch.int64)
+    sizes[: counts.numel()] = counts
+    return order, sizes
+
+
+@_sorted_by_level.register_fake
+def _(outgoing: Tensor, edge_level: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(outgoing), torch.empty_like(edge_level, device="cpu")
+
+
+@torch.library.custom_op("plstm::dag_levels", mutates_args=())
+def _propagate(
+    x: Tensor,
+    transition: Tensor,
+    incoming: Tensor,
+    outgoing: Tensor,
+    order: Tensor,
+    sizes: Tensor,
+    backwards: bool,
+) -> Tensor:
+    """x[outgoing] += transition * x[incoming] in the order of a LevelPlan, (E, H, K, V)."""
     x = x.clone(memory_format=torch.contiguous_format)
-    for pairs in groups:
-        moved = x.index_select(0, start[pairs]).mul_(transition[pairs, :, None, None])
-        x.index_add_(0, end[pairs], moved)
+    for pairs in _groups(order, sizes, backwards):
+        moved = x.index_select(0, incoming[pairs]).mul_(transition[pairs, :, None, None])
+        x.index_add_(0, outgoing[pairs], moved)
     return x
 
 
-def _pair_products(adjoint: Tensor, states: Tensor, plan: LevelPlan) -> Tensor:
-    """<adjoint of the outgoing edge, state of the incoming edge> per pair and head, (A, H)."""
-    step = max(1, _CHUNK // max(1, states[0].numel())) if states.shape[0] else 1
-    starts, ends = plan.incoming.split(step), plan.outgoing.split(step)
-    return torch.cat(
-        [
-            adjoint.index_select(0, end).mul_(states.index_select(0, start)).sum((-1, -2))
-            for start, end in zip(starts, ends, strict=True)
-        ]
-    )
+@_propagate.register_fake
+def _(x: Tensor, *args: object) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("plstm::dag_levels_backward", mutates_args=())
+def _propagate_backward(
+    grad: Tensor,
+    states: Tensor,
+    transition: Tensor,
+    incoming: Tensor,
+    outgoing: Tensor,
+    order: Tensor,
+    sizes: Tensor,
+    backwards: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same recurrence in the other direction, then a product of states per pair."""
+    adjoint = _propagate(grad, transition, outgoing, incoming, order, sizes, not backwards)
+    transition_grad = torch.empty_like(transition, memory_format=torch.contiguous_format)
+    step = max(1, _CHUNK // max(1, states.shape[1:].numel()))
+    parts = (x.split(step) for x in (incoming, outgoing, transition_grad))
+    for start, end, part in zip(*parts, strict=True):
+        products = adjoint.index_select(0, end).mul_(states.index_select(0, start))
+        torch.sum(products, (-1, -2), out=part)
+    return adjoint, transition_grad
+
+
+@_propagate_backward.register_fake
+def _(grad: Tensor, states: Tensor, transition: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+    new = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (grad, transition))
+    return tuple(new)
+
+
+def _setup_context(ctx: object, inputs: tuple[object, ...], output: Tensor) -> None:
+    _, *tensors, ctx.backwards = inputs
+    ctx.save_for_backward(output, *tensors)
+
+
+@first_derivatives_only("plstm_dag")
+def _backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _propagate_backward(grad, *ctx.saved_tensors, ctx.backwards)
+    return *grads, None, None, None, None, None
+
+
+_propagate.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _groups(order: Tensor, sizes: Tensor, backwards: bool) -> list[Tensor]:
+    """Pairs of one level after the other."""
+    groups = order.split(sizes[sizes > 0].tolist())
+    return list(reversed(groups)) if backwards else list(groups)

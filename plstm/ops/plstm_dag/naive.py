@@ -4,20 +4,14 @@ import torch
 from torch import Tensor
 
 from plstm.graph.line_graph import LineGraph
+from plstm.ops.gates import Gates
 
 
 def plstm_dag_naive(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    graph: LineGraph,
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, graph: LineGraph, scale: float
 ) -> Tensor:
     """Equations (1) and (2) as written; arguments as in plstm_dag."""
+    source, transition, mark, direct = gates
     src, dst = graph.edge_index.tolist()
     incoming: list[list[tuple[int, int]]] = [[] for _ in src]  # edge -> (pair, incoming edge)
     for pair, (before, after) in enumerate(graph.line_index.T.tolist()):

@@ -1,179 +1,144 @@
-"""Sparse parallel form: the gating matrix at those pairs of nodes only that a path joins."""
+"""Sparse parallel form: the gating matrix at those pairs of nodes only that a path joins.
 
-from dataclasses import dataclass
+Letters: R entries (pairs of edges that a path joins), P pairs of nodes.
+"""
 
-import numpy as np
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from plstm.graph.line_graph import LineGraph
-from plstm.graph.topology import IntArray, ranges
 from plstm.ops.derivatives import first_derivatives_only
+from plstm.ops.gates import Gates
 
 _CHUNK = 2**19  # numbers in a temporary of the read-out, so that it stays in the cache of a core
 
 
-@dataclass(frozen=True)
-class ReachPlan:
-    """Entries (early edge, late edge) joined by a path along the forward direction of a graph.
-
-    An entry is the sum of products (entry before) * (transition), level after level. The reverse of
-    the graph has the same entries with the two edges in each other's role.
-    """
-
-    early: Tensor  # (R,)
-    late: Tensor  # (R,)
-    pair: Tensor  # line-graph pair of every product
-    before: Tensor  # entry that is multiplied
-    target: Tensor  # entry that the product adds to
-    sizes: list[int]  # products per level
-    slot: Tensor  # (R,) which of the pairs of nodes
-    src: Tensor  # (P,) pairs of nodes: src of early edges
-    dst: Tensor  # (P,) and dst of late ones
-
-
-def reach_plan(graph: LineGraph, limit: int | None = None) -> ReachPlan | None:
-    """List the entries and how they follow from each other; None beyond `limit` products."""
-    edge_index, line_index, edge_level = (x.cpu().numpy() for x in graph.forward_arrays)
-    closure = _closure(line_index, edge_level, limit)
-    if closure is None:
-        return None
-    early, late, products, sizes = closure
-    (src, dst), size = edge_index, max(graph.num_nodes, 1)
-    nodes, slot = np.unique(dst[late] * size + src[early], return_inverse=True)
-    arrays = (early, late, *products, slot, nodes % size, nodes // size)
-    early, late, pair, before, target, slot, src, dst = (
-        torch.from_numpy(x).to(graph.device) for x in arrays
-    )
-    return ReachPlan(early, late, pair, before, target, sizes, slot, src, dst)
-
-
-def _closure(
-    line_index: IntArray, edge_level: IntArray, limit: int | None
-) -> tuple[IntArray, IntArray, IntArray, list[int]] | None:
-    """Early and late edge of every entry; products (pair, before, target) and their levels."""
-    (incoming, outgoing), num_edges = line_index, edge_level.size
-    start, count = np.zeros((2, num_edges), dtype=np.int64)
-    empty = np.zeros(0, dtype=np.int64)
-    early, late, products, total = empty, [empty], [np.zeros((3, 0), dtype=np.int64)], 0
-    for edges, pairs in _levels(edge_level, outgoing):
-        repeat = count[incoming[pairs]]
-        total += int(repeat.sum())
-        if limit is not None and total > limit:
-            return None
-        before = ranges(start[incoming[pairs]], repeat)
-        pairs = np.repeat(pairs, repeat)
-        keys = np.concatenate([edges, outgoing[pairs]]) * num_edges
-        keys += np.concatenate([edges, early[before]])
-        keys, place = np.unique(keys, return_inverse=True)  # by edge, then by early edge
-        products.append(np.stack([pairs, before, early.size + place[edges.size :]]))
-        late.append(keys // num_edges)
-        bounds = np.searchsorted(late[-1], np.append(edges, num_edges))
-        start[edges], count[edges] = early.size + bounds[:-1], np.diff(bounds)
-        early = np.concatenate([early, keys % num_edges])
-    sizes = [part.shape[1] for part in products]
-    return early, np.concatenate(late), np.concatenate(products, axis=1), sizes
-
-
-def _levels(edge_level: IntArray, outgoing: IntArray) -> list[tuple[IntArray, IntArray]]:
-    """Edges of every level, ascending, and the pairs that lead into them."""
-    values, level = np.unique(edge_level, return_inverse=True)
-    groups = []
-    for group in (level, level[outgoing]):
-        order = np.argsort(group, kind="stable")
-        groups.append(np.split(order, np.searchsorted(group[order], np.arange(1, values.size))))
-    return list(zip(*groups, strict=True))[: values.size]
-
-
 def plstm_dag_reach(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    source: Tensor,
-    transition: Tensor,
-    mark: Tensor,
-    direct: Tensor,
-    graph: LineGraph,
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, graph: LineGraph, scale: float
 ) -> Tensor:
     """Equation (3) without the zeros of G; arguments as in plstm_dag."""
-    plan = graph.cached("reach_plan", reach_plan, both_ways=True)
-    first, last, src, dst = plan.early, plan.late, plan.src, plan.dst
+    plan = graph.reach_plan()
+    (first, last, slot), nodes_2P = plan.entries, plan.nodes
+    paths_RH = _paths(gates.transition, plan.entries, plan.products, plan.sizes)
     if graph.flipped:
-        first, last, src, dst = last, first, dst, src
-    factors = _Paths.apply(transition, plan)  # (R, H)
-    factors = source.index_select(0, first) * factors * mark.index_select(0, last)
-    gates = factors.new_zeros(src.numel(), factors.shape[1]).index_add(0, plan.slot, factors)
-    own = torch.arange(graph.num_nodes, device=graph.device)
-    gates, src, dst = torch.cat([gates, direct]), torch.cat([src, own]), torch.cat([dst, own])
-    return _Read.apply(q, k, v, scale * gates, src, dst)
+        first, last, nodes_2P = last, first, nodes_2P.flip(0)
+    factors_RH = gates.source.index_select(0, first) * paths_RH * gates.mark.index_select(0, last)
+    gates_PH = factors_RH.new_zeros(nodes_2P.shape[1], factors_RH.shape[1])
+    gates_PH = gates_PH.index_add(0, slot, factors_RH)
+    own = torch.arange(q.shape[0], device=q.device).expand(2, -1)
+    gates_PH, nodes_2P = torch.cat([gates_PH, gates.direct]), torch.cat([nodes_2P, own], 1)
+    return _read(q, k, v, scale * gates_PH, nodes_2P)
 
 
-class _Paths(Function):
+@torch.library.custom_op("plstm::dag_paths", mutates_args=())
+def _paths(transition: Tensor, entries: Tensor, products: Tensor, sizes: Tensor) -> Tensor:
     """Entries of (I - T)^-1: the sum over paths of the product of transitions, (R, H)."""
-
-    @staticmethod
-    def forward(ctx, transition: Tensor, plan: ReachPlan) -> Tensor:
-        factor = transition.index_select(0, plan.pair)
-        entries = (plan.early == plan.late).to(factor)[:, None].repeat(1, factor.shape[1])
-        for weight, before, target in _by_level(plan, factor):
-            entries.index_add_(0, target, entries.index_select(0, before).mul_(weight))
-        ctx.save_for_backward(factor, entries)
-        ctx.plan, ctx.num_pairs = plan, transition.shape[0]
-        return entries
-
-    @staticmethod
-    @first_derivatives_only("plstm_dag")
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (factor, entries), plan = ctx.saved_tensors, ctx.plan
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        for weight, before, target in reversed(_by_level(plan, factor)):
-            grad.index_add_(0, before, grad.index_select(0, target).mul_(weight))
-        products = grad.index_select(0, plan.target).mul_(entries.index_select(0, plan.before))
-        return grad.new_zeros(ctx.num_pairs, grad.shape[1]).index_add_(0, plan.pair, products), None
+    early, late, _ = entries
+    paths = (early == late).to(transition)[:, None].repeat(1, transition.shape[1])
+    for pair, before, target in _levels(products, sizes):
+        weight = transition.index_select(0, pair)
+        paths.index_add_(0, target, paths.index_select(0, before).mul_(weight))
+    return paths
 
 
-def _by_level(plan: ReachPlan, factor: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    parts = (x.split(plan.sizes) for x in (factor, plan.before, plan.target))
-    return list(zip(*parts, strict=True))
+@_paths.register_fake
+def _(transition: Tensor, entries: Tensor, products: Tensor, sizes: Tensor) -> Tensor:
+    return transition.new_empty(entries.shape[1], transition.shape[1])
 
 
-class _Read(Function):
+@torch.library.custom_op("plstm::dag_paths_backward", mutates_args=())
+def _paths_backward(
+    grad: Tensor, paths: Tensor, transition: Tensor, products: Tensor, sizes: Tensor
+) -> Tensor:
+    grad = grad.clone(memory_format=torch.contiguous_format)
+    transition_grad = torch.zeros_like(transition, memory_format=torch.contiguous_format)
+    for pair, before, target in reversed(_levels(products, sizes)):
+        moved = grad.index_select(0, target)
+        transition_grad.index_add_(0, pair, moved * paths.index_select(0, before))
+        grad.index_add_(0, before, moved.mul_(transition.index_select(0, pair)))
+    return transition_grad
+
+
+@_paths_backward.register_fake
+def _(grad: Tensor, paths: Tensor, transition: Tensor, *args: object) -> Tensor:
+    return torch.empty_like(transition, memory_format=torch.contiguous_format)
+
+
+def _setup_paths(ctx: object, inputs: tuple[object, ...], output: Tensor) -> None:
+    transition, _, products, sizes = inputs
+    ctx.save_for_backward(output, transition, products, sizes)
+
+
+@first_derivatives_only("plstm_dag")
+def _backward_of_paths(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _paths_backward(grad, *ctx.saved_tensors), None, None, None
+
+
+_paths.register_autograd(_backward_of_paths, setup_context=_setup_paths)
+
+
+def _levels(products: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    return [tuple(part) for part in products.split(sizes.tolist(), 1)]
+
+
+@torch.library.custom_op("plstm::dag_read", mutates_args=())
+def _read(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, nodes: Tensor) -> Tensor:
     """y[dst] += gates (q[dst] . k[src]) v[src] over pairs of nodes; keeps no rows per pair."""
-
-    @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, src: Tensor, dst: Tensor):
-        ctx.save_for_backward(q, k, v, gates, src, dst)
-        out = torch.zeros_like(v)
-        for weight, a, b in _chunks(gates, src, dst, k, v):
-            score = _dot(q.index_select(0, b), k.index_select(0, a)) * weight
-            out.index_add_(0, b, v.index_select(0, a).mul_(score[..., None]))
-        return out
-
-    @staticmethod
-    @first_derivatives_only("plstm_dag")
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, gates, src, dst = ctx.saved_tensors
-        grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (q, k, v))
-        grad_gates = []
-        for weight, a, b in _chunks(gates, src, dst, k, v):
-            q_, k_, v_, grad_ = (
-                x.index_select(0, i) for x, i in ((q, b), (k, a), (v, a), (grad, b))
-            )
-            score, grad_score = _dot(q_, k_), _dot(grad_, v_)
-            grad_gates.append(score * grad_score)
-            grad_v.index_add_(0, a, grad_.mul_((score * weight)[..., None]))
-            grad_score.mul_(weight)
-            grad_q.index_add_(0, b, k_.mul_(grad_score[..., None]))
-            grad_k.index_add_(0, a, q_.mul_(grad_score[..., None]))
-        return grad_q, grad_k, grad_v, torch.cat(grad_gates), None, None
+    out = torch.zeros_like(v, memory_format=torch.contiguous_format)
+    for weight, (src, dst) in _chunks(gates, nodes, k, v):
+        score = _dot(q.index_select(0, dst), k.index_select(0, src)) * weight
+        out.index_add_(0, dst, v.index_select(0, src).mul_(score[..., None]))
+    return out
 
 
-def _chunks(gates: Tensor, src: Tensor, dst: Tensor, k: Tensor, v: Tensor) -> list:
-    width = k.shape[1] * max(k.shape[2], v.shape[2], 1)
-    parts = (x.split(max(1, _CHUNK // max(width, 1))) for x in (gates, src, dst))
-    return list(zip(*parts, strict=True))
+@_read.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *args: object) -> Tensor:
+    return torch.empty_like(v, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("plstm::dag_read_backward", mutates_args=())
+def _read_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, nodes: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    dgates = []
+    for weight, (src, dst) in _chunks(gates, nodes, k, v):
+        q_, grad_ = q.index_select(0, dst), grad.index_select(0, dst)
+        k_, v_ = k.index_select(0, src), v.index_select(0, src)
+        score, dscore = _dot(q_, k_), _dot(grad_, v_)
+        dgates.append(score * dscore)
+        dv.index_add_(0, src, grad_.mul_((score * weight)[..., None]))
+        dscore.mul_(weight)
+        dq.index_add_(0, dst, k_.mul_(dscore[..., None]))
+        dk.index_add_(0, src, q_.mul_(dscore[..., None]))
+    return dq, dk, dv, torch.cat(dgates)
+
+
+@_read_backward.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, nodes: Tensor
+) -> tuple[Tensor, ...]:
+    inputs = (q, k, v, gates)
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
+
+
+def _setup_read(ctx: object, inputs: tuple[object, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+@first_derivatives_only("plstm_dag")
+def _backward_of_read(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_read_backward(grad, *ctx.saved_tensors), None
+
+
+_read.register_autograd(_backward_of_read, setup_context=_setup_read)
+
+
+def _chunks(gates: Tensor, nodes: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    step = max(1, _CHUNK // max(1, k.shape[1] * max(k.shape[2], v.shape[2])))
+    return zip(gates.split(step), nodes.split(step, 1), strict=True)
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from tasks.callbacks.pictures.confusion import MAX_CLASSES, accuracy, confusion_
 from tasks.callbacks.pictures.curves import accuracy_by_size, learning_curve
 from tasks.callbacks.predictions import by_test_set
 from tasks.classification import inputs_and_targets
+from tasks.data import UNLABELLED
 from tasks.runs import log_figure, run_folder
 
 POINTS = 400  # training losses kept for the learning curve, at most
@@ -63,7 +64,8 @@ class Pictures(Callback):
         classes = trainer.datamodule.out_dim
         names = trainer.datamodule.eval_names if classes <= MAX_CLASSES else []
         self.confusion = {
-            name: MulticlassConfusionMatrix(classes).to(pl_module.device) for name in names
+            name: MulticlassConfusionMatrix(classes, ignore_index=UNLABELLED).to(pl_module.device)
+            for name in names
         }
 
     def on_predict_batch_end(
@@ -114,7 +116,8 @@ class Pictures(Callback):
         """Every process runs the net, which may hold a part of the weights only."""
         net, data, folder = pl_module.net, trainer.datamodule, run_folder(trainer)
         names = data.class_names
-        example = _describe(probabilities.flatten(0, -2)[0], targets.flatten()[0], names)
+        first = int((targets.flatten() != UNLABELLED).long().argmax())
+        example = _describe(probabilities.flatten(0, -2)[first], targets.flatten()[first], names)
         tokens = names if data.in_dim == data.out_dim else None  # where tokens are predicted
         with trainer.precision_plugin.predict_step_context():
             figures = {
@@ -129,9 +132,9 @@ class Pictures(Callback):
     def _save_sizes(
         self, trainer: Trainer, folder: Path, accuracies: list[float], split: str
     ) -> None:
-        sizes = getattr(trainer.datamodule, "sizes", [])
-        if len(sizes) > 1:
-            figure = accuracy_by_size(sizes, accuracies, split)
+        data = trainer.datamodule
+        if len(data.sizes) > 1:
+            figure = accuracy_by_size(data.sizes, accuracies, split, data.size_name)
             self._save(trainer, folder, "accuracy_by_size", figure)
 
     def _save(self, trainer: Trainer, folder: Path, name: str, figure: Figure) -> None:

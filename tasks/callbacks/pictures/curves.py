@@ -1,4 +1,4 @@
-"""How training went, and how accuracy depends on the size of the images."""
+"""How training went, and how accuracy depends on the size of the inputs."""
 
 from collections.abc import Sequence
 
@@ -29,8 +29,17 @@ def learning_curve(
     return figure
 
 
-def accuracy_by_size(sizes: Sequence[int], accuracies: Sequence[float], split: str) -> Figure:
-    """Accuracy on a split at the training size, the first, and at the others."""
+def accuracy_by_size(
+    sizes: Sequence[int], accuracies: Sequence[float], split: str, size_name: str
+) -> Figure:
+    """Accuracy on a split at the training size, the first, and at the others.
+
+    Args:
+        sizes: Sizes of the sets.
+        accuracies: Accuracy on each of them.
+        split: What the sets are of.
+        size_name: What the sizes are.
+    """
     figure = Figure(figsize=(4.5, 3.5), layout="constrained")
     axes = figure.subplots()
     points = sorted(zip(sizes, accuracies, strict=True))
@@ -42,7 +51,7 @@ def accuracy_by_size(sizes: Sequence[int], accuracies: Sequence[float], split: s
     axes.axvline(sizes[0], color="0.6", linestyle="--", label=f"training size {sizes[0]}")
     axes.set_xticks(sorted(sizes))
     axes.margins(x=0.12)
-    axes.set_xlabel("image size in pixels")
+    axes.set_xlabel(size_name)
     axes.set_ylabel(f"{split} accuracy")
     axes.set_ylim(min(0.45, *accuracies) - 0.02, 1.06)
     axes.grid(alpha=0.3)

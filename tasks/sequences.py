@@ -1,0 +1,175 @@
+"""What tasks of drawn, labelled sequences have in common: lengths, splits, loaders, a picture."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tasks.accuracy_by_length import accuracy_by_length
+from tasks.data import SPLITS, UNLABELLED, DataModule, FreshSampler, ShuffledSampler, as_is
+from tasks.draws import integers
+
+MAX_LENGTH = 2**16 - 1
+
+Length = int | tuple[int, int]  # one, or the least and the greatest
+Draw = Callable[[int, Tensor, tuple[int, int]], tuple[Tensor, Tensor]]
+
+
+class SequenceDataset(Dataset):
+    """Sequences of one split at one range of lengths; a batch is drawn at once.
+
+    Args:
+        draw: Makes tokens and targets from a seed, indices (B,) and the range.
+        seed: Seed of the split.
+        size: Number of sequences.
+        lengths: Least and greatest length.
+    """
+
+    def __init__(self, draw: Draw, seed: int, size: int, lengths: tuple[int, int]) -> None:
+        self.draw, self.seed, self.size, self.lengths = draw, seed, size, lengths
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self.draw(self.seed, torch.tensor(indices), self.lengths)
+
+
+class SequenceData(DataModule):
+    """Drawn sequences: train at some lengths, validate and test there and at further ones.
+
+    A batch is tokens (B, L) and targets (B, L), of which `UNLABELLED` ones count nowhere. Sequences
+    shorter than the greatest length of their set end in the padding token, the last of the
+    vocabulary. Metrics of further lengths end in @ and the greatest one.
+
+    Args:
+        length: Length in training, or the least and the greatest, between which all are as likely.
+        extrapolation_lengths: Lengths of further validation and test sets, each as `length`.
+        train_size: Sequences of an epoch.
+        fresh: Draw new sequences in every epoch instead of the same ones in another order.
+        val_size: Validation sequences of every set.
+        test_size: Test sequences of every set.
+        batch_size: Sequences of a batch.
+        seed: Seed of the data; the splits and sets of one seed share no random number.
+
+    Raises:
+        ValueError: lengths that are none, or two sets of the same greatest length; seed out of
+            range.
+    """
+
+    def __init__(
+        self,
+        length: int | tuple[int, int] = 64,
+        extrapolation_lengths: tuple[int | tuple[int, int], ...] = (),
+        train_size: int = 25_600,
+        fresh: bool = True,
+        val_size: int = 512,
+        test_size: int = 2_048,
+        batch_size: int = 128,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.name = type(self).__name__
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"{self.name}: seed must lie in 0..{2**32 - 1}, got {seed}")
+        self.ranges = [self._range(x) for x in (length, *extrapolation_lengths)]
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(
+                f"{self.name}: the greatest lengths of the sets must differ, for they name the "
+                f"metrics, got {self.sizes}"
+            )
+
+    def _range(self, length: Length) -> tuple[int, int]:
+        low, high = (length, length) if isinstance(length, int) else length
+        if not 1 <= low <= high <= MAX_LENGTH:
+            raise ValueError(
+                f"{self.name}: a length must be a number in 1..{MAX_LENGTH}, or the least and the "
+                f"greatest of a range in it, got {length}"
+            )
+        return low, high
+
+    @abstractmethod
+    def draw(self, seed: int, index: Tensor, lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Tokens and targets, both (B, greatest length), of the sequences `index` (B,)."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether every epoch has new sequences."""
+        return self.hparams.fresh
+
+    @property
+    def sizes(self) -> list[int]:
+        """Greatest length of every set; the first one is that of training."""
+        return [high for _, high in self.ranges]
+
+    @property
+    def size_name(self) -> str:
+        return "length of the sequences"
+
+    @property
+    def eval_names(self) -> list[str]:
+        return ["", *(f"@{size}" for size in self.sizes[1:])]
+
+    def dataset(self, split: str, lengths: tuple[int, int] | None = None) -> Dataset:
+        """Sequences of a split, with the lengths of training unless others are given."""
+        h, number = self.hparams, SPLITS.index(split)
+        low, high = lengths or self.ranges[0]
+        return SequenceDataset(
+            self.draw,
+            # One stream of random numbers per (seed, greatest length, split).
+            seed=(h.seed * (MAX_LENGTH + 1) + high) * len(SPLITS) + number,
+            size=(h.train_size, h.val_size, h.test_size)[number],
+            lengths=(low, high),
+        )
+
+    def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
+        """`accuracy_by_length`: accuracy against the position of the label."""
+        results = {}
+        for name, lengths in zip(self.eval_names, self.ranges, strict=True):
+            probabilities = predictions[name]
+            dataset = self.dataset("test", lengths)
+            _, targets = dataset.__getitems__(list(range(len(probabilities))))
+            hits = probabilities.argmax(-1) == targets
+            results[f"test{name}"] = hits, targets != UNLABELLED
+        return {"accuracy_by_length": accuracy_by_length(results, self.sizes[0])}
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = self.dataset("train")
+        sampler_class = FreshSampler if self.fresh else ShuffledSampler
+        sampler = sampler_class(len(dataset), self.hparams.seed, self.train_epoch())
+        batches = self.train_batches(sampler, drop_last=True)
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=as_is)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return self._eval_loaders("val")
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return self._eval_loaders("test")
+
+    def _eval_loaders(self, split: str) -> list[DataLoader]:
+        datasets = [self.dataset(split, lengths) for lengths in self.ranges]
+        return [
+            DataLoader(x, batch_sampler=self.eval_batches(len(x)), collate_fn=as_is)
+            for x in datasets
+        ]
+
+
+def draw_lengths(seed: int, index: Tensor, lengths: tuple[int, int]) -> Tensor:
+    """Lengths of sequences, (B,), uniform in the range; takes draw 0 of their random numbers."""
+    low, high = lengths
+    return low + integers(seed, index, 1, high - low + 1)[:, 0]
+
+
+def inside(lengths: Tensor, greatest: int) -> Tensor:
+    """Which positions (B, greatest) belong to sequences of `lengths` (B,)."""
+    return torch.arange(greatest, device=lengths.device) < lengths[:, None]
+
+
+def at_the_end(labels: Tensor, lengths: Tensor) -> Tensor:
+    """Targets (B, L): of the labels (B, L) of all positions only those of the last of each."""
+    targets, last = torch.full_like(labels, UNLABELLED), lengths[:, None] - 1
+    return targets.scatter(1, last, labels.gather(1, last))
