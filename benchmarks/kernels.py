@@ -9,6 +9,7 @@ spills more than --spill bytes, or overwrites operands of products that may not 
 """
 
 import argparse
+import itertools
 import re
 import subprocess
 import sys
@@ -190,13 +191,12 @@ def main() -> None:
     if kernels.INTERPRETED:
         sys.exit("nothing is compiled while TRITON_INTERPRET=1 is set; unset it")
     args = parse(sys.argv[2:])
-    rows = [
-        row(chip, case, settings, args.spill)
-        for case, launches in cases()
-        if any(text in case for text in args.match)
-        for settings in launches
-        for chip in args.targets
-    ]
+    rows = []
+    for case, launches in cases():
+        if any(text in case for text in args.match):
+            for chip, settings in itertools.product(args.targets, launches):
+                rows.append(row(chip, case, settings, args.spill))
+                print(*rows[-1].values(), file=sys.stderr, flush=True)  # it takes minutes
     print(markdown(COLUMNS, [[str(x.get(name, "")) for name in COLUMNS] for x in rows]))
     at_fault = sum(bool(x["fault"]) for x in rows)
     print(f"\nTriton {triton.__version__}: {len(rows)} launches, {at_fault} at fault")
