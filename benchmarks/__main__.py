@@ -1,4 +1,4 @@
-"""python -m benchmarks: speed and memory of ops, layers, mixers, training steps and epochs.
+"""python -m benchmarks: speed and memory of ops, layers, mixers, packing, training steps, epochs.
 
 Every case is measured beside its anchor in the same run: softmax attention through
 scaled_dot_product_attention, on graphs GIN of PyTorch Geometric, on a GPU also the kernels of
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compare, graphs, layers, leaks, mixers, ops, results, steps
+from benchmarks import compare, graphs, layers, leaks, mixers, ops, packed, results, steps
 from benchmarks.case import Case, Setting
 from benchmarks.measure import commit, conditions, machine_rates, median_ms, peak_mib
 from benchmarks.plot import picture
@@ -29,6 +29,7 @@ SUBJECTS: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "ops": ops.cases,
     "layers": layers.cases,
     "mixers": mixers.cases,
+    "packed": packed.cases,
     "steps": steps.cases,
     "graphs": graphs.cases,
 }

@@ -17,7 +17,7 @@ from plstm.checks import check_not_empty
 # A group holds lengths down to this part of its longest, or so many positions below it: little
 # padding, and few calls.
 SHORTEST_PART = 0.75
-FEWER_POSITIONS = 32
+FEWER_POSITIONS = 64
 
 
 class Group(NamedTuple):

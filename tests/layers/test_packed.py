@@ -16,7 +16,7 @@ from plstm.ops.packed import as_packing
 from tests.helpers import assert_close, gradients
 from tests.layers.contract import CAUSAL, FIRST
 
-LENGTHS = [5, 0, 40, 1]  # two groups; longer than any convolution, and shorter
+LENGTHS = [5, 0, 66, 1]  # two groups; longer than any convolution, and shorter
 CU = torch.tensor([0, *LENGTHS]).cumsum(0)
 TOTAL, SEQUENCES = sum(LENGTHS), len(LENGTHS)
 SPANS = [slice(start, end) for start, end in CU.unfold(0, 2, 1).tolist()]
@@ -93,7 +93,7 @@ def test_wrong_sequences(case):
     mixer, x = case.build().double(), inputs(case, 1)
     with pytest.raises(ValueError, match="lie in a batch of one, got a batch of 2"):
         mixer(x.expand(2, -1, -1), cu_seqlens=CU)
-    with pytest.raises(ValueError, match="must ascend from 0 to the number of positions, 46"):
+    with pytest.raises(ValueError, match="must ascend from 0 to the number of positions, 72"):
         mixer(x, cu_seqlens=CU[:-1])
     _, state = mixer(x, return_state=True, cu_seqlens=CU)
     with pytest.raises(ValueError, match="one entry per sequence, 2, got 3"):
@@ -126,12 +126,12 @@ def test_windows_of_sequences_shorter_than_the_convolution():
 
 
 def test_learned_positions_start_anew():
-    code, x = LearnedPosition1d(2, 40), torch.zeros(1, TOTAL, 2)
+    code, x = LearnedPosition1d(2, 66), torch.zeros(1, TOTAL, 2)
     y = code(x, packing=as_packing("test", CU, x))
     for span in SPANS:
         assert torch.equal(y[:, span], code(x[:, span]))
-    short = LearnedPosition1d(2, 39)
-    with pytest.raises(ValueError, match=r"only 39 positions have a code, .* up to position 40"):
+    short = LearnedPosition1d(2, 65)
+    with pytest.raises(ValueError, match=r"only 65 positions have a code, .* up to position 66"):
         short(x, packing=as_packing("test", CU, x))
 
 

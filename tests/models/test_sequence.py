@@ -183,12 +183,12 @@ def test_depth_error():
         model(depth=0)
 
 
-LENGTHS = [4, 0, 40, 1]
+LENGTHS = [4, 0, 66, 1]
 BORDERS = torch.tensor([0, *LENGTHS]).cumsum(0)
 
 
 @all_mixers
-@pytest.mark.parametrize("max_length", [None, 40])
+@pytest.mark.parametrize("max_length", [None, 66])
 def test_packed_sequences(mixers, max_length):
     net, x = model(mixers, max_length=max_length).double(), tokens(sum(LENGTHS), batch=1)
     logits = net(x, cu_seqlens=BORDERS)

@@ -12,8 +12,8 @@ from tests.helpers import TOLERANCE, assert_close, gradients
 from tests.ops.inputs import require_grad, sequence_inputs
 from tests.ops.recurrence import attention_inputs
 
-LENGTHS = [5, 0, 70, 1, 130, 64, 0, 33]  # three groups, and two in none
-FEW = [3, 0, 41, 1, 7]
+LENGTHS = [5, 0, 70, 1, 130, 64, 0, 33]  # two groups, and two in none
+FEW = [3, 0, 66, 1, 7]
 CU = {sum(lengths): torch.tensor([0, *lengths]).cumsum(0) for lengths in (LENGTHS, FEW)}
 
 
@@ -233,15 +233,15 @@ def test_padding_is_invertible():
 
 
 WRONG = {
-    "no tensor": ([0, 52], "must be an int32 or int64 tensor (S + 1,), got list"),
-    "floats": (torch.tensor([0.0, 52.0]), "int32 or int64 tensor (S + 1,), got torch.float32"),
+    "no tensor": ([0, 77], "must be an int32 or int64 tensor (S + 1,), got list"),
+    "floats": (torch.tensor([0.0, 77.0]), "int32 or int64 tensor (S + 1,), got torch.float32"),
     "no sequence": (torch.tensor([0]), "S at least 1, got shape (1,)"),
-    "two axes": (torch.tensor([[0, 52]]), "S at least 1, got shape (1, 2)"),
-    "start": (torch.tensor([1, 52]), "ascend from 0 to the number of positions, 52, got [1, 52]"),
-    "end": (torch.tensor([0, 51]), "ascend from 0 to the number of positions, 52, got [0, 51]"),
-    "order": (torch.tensor([0, 9, 8, 52]), "52, got [0, 9, 8, 52]; it holds 0 and the end"),
-    "many": (torch.tensor([*range(20), 52, 3]), "got [0, 1, 2, 3, ..., 18, 19, 52, 3]"),
-    "device": (torch.tensor([0, 52], device="meta"), "or on the CPU, got meta and sequences on"),
+    "two axes": (torch.tensor([[0, 77]]), "S at least 1, got shape (1, 2)"),
+    "start": (torch.tensor([1, 77]), "ascend from 0 to the number of positions, 77, got [1, 77]"),
+    "end": (torch.tensor([0, 51]), "ascend from 0 to the number of positions, 77, got [0, 51]"),
+    "order": (torch.tensor([0, 9, 8, 77]), "77, got [0, 9, 8, 77]; it holds 0 and the end"),
+    "many": (torch.tensor([*range(20), 77, 3]), "got [0, 1, 2, 3, ..., 18, 19, 77, 3]"),
+    "device": (torch.tensor([0, 77], device="meta"), "or on the CPU, got meta and sequences on"),
 }
 
 
