@@ -47,7 +47,7 @@ CHIPS = {
     "gfx942": Chip(GPUTarget("hip", "gfx942", 64), 65536),  # MI300
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-SPILL = 128  # bytes per thread that are no fault: what a few addresses take
+SPILL = 160  # bytes per thread that are no fault: what a few addresses take
 ORDERS = 0b11_10_01_00  # of all four corners, and of the first alone with 1 corner
 # Length, heads, K, V. The first is that of configs/text.yaml.
 SEQUENCES = (
@@ -160,12 +160,19 @@ def overwrites(ttgir: str) -> bool:
     `ttgir` is Triton's last own form of a kernel: products wait for those of the step before, not
     for their own, so that what they read needs two buffers.
     """
-    buffer = r"(%\w+) = ttg\.memdesc_index (%\w+)\["
-    owner = dict(re.findall(buffer, ttgir))
+    views = dict(re.findall(r"(%\w+) = ttg\.memdesc_(?:index|trans) (%\w+)", ttgir))
     single = set(re.findall(r"(%\w+) = ttg\.local_alloc : \(\) -> !ttg\.memdesc<1x", ttgir))
-    loop = ttgir.partition("scf.for")[2]
-    copied = re.findall(r"async_copy_global_to_local %\w+, (%\w+)", loop)
-    return "isAsync = true" in loop and any(owner.get(x) in single for x in copied)
+    products = re.findall(r"warp_group_dot (%\w+), (%\w+), .*isAsync = true", ttgir)
+    read = {_buffer(operand, views) for operands in products for operand in operands}
+    copied = re.findall(r"async_copy_global_to_local %\w+, (%\w+)", ttgir.partition("scf.for")[2])
+    return any(_buffer(x, views) in read & single for x in copied)
+
+
+def _buffer(name: str, views: dict[str, str]) -> str:
+    """What a view of a view ... of shared memory is a view of."""
+    while name in views:
+        name = views[name]
+    return name
 
 
 COLUMNS = ("target", "case", "kernel", "warps", "registers", "spill", "shared", "matrix", "fault")

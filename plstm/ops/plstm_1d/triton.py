@@ -18,7 +18,7 @@ from plstm.ops.plstm_1d.triton_kernels import (
     query_key_kernel,
 )
 
-# Positions in a chunk, and the widest tile along K and V: what registers hold without spilling.
+# Positions in a chunk, and the widest tile along K and V: what registers hold.
 CHUNK_SIZE = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 32}
 BLOCK = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 32}
 BORDER_BLOCK = 32  # along all chunks there is a program per tile of the state: more of them

@@ -10,7 +10,7 @@ node along x, a_1 along y, P numbers each) follow the recurrence itself, row aft
 with here[x] = 1 where the node is the input itself. Only a_1 is kept between rows, in registers.
 With S and M exchanged, T transposed and the walk reversed, the same steps give the weights from all
 nodes to a tile of P *outputs*. So a program that owns outputs needs nobody else's sums, and neither
-does one that owns inputs; no atomics, hence the same bits at every run.
+does one that owns inputs; no two programs add to one place, hence the same bits at every run.
 
     read_kernel      owns P outputs: out = (q k^T * G) v; the gradient of q, of the same form
     backward_kernel  owns P inputs: gradients of k, v, direct; its part of those of the gates
@@ -19,7 +19,7 @@ A program adds up the four corners; two that share the order of rows share q k^T
 is written and memory is linear in the number of nodes N = Y X: beside inputs and outputs there are
 the eight gates per corner and node, and in the backward pass, for each of its at most 512 + B H
 programs, the a_1 of one tile in every row (2 P N numbers) and its part of the gradient of the
-gates (8 C N).
+gates (8 C N); N counts the padded rows here.
 Gates are only multiplied and added, so zero and negative ones are exact, in the gradients too.
 
 Operations per pair of nodes and head: 2 (K + V) in the forward pass and 6 (K + V) in the backward
