@@ -221,7 +221,8 @@ def test_state_size(case):
     if not hasattr(mixer, "state_size"):
         pytest.skip("the state grows with the sequence")
     _, state = mixer(x, return_state=True)
-    assert mixer.state_size() == sum(x.numel() for x in state_tensors(state))
+    numbers = [x for x in state_tensors(state) if x.is_floating_point()]  # not counts of positions
+    assert mixer.state_size() == sum(x.numel() for x in numbers)
 
 
 @all_mixers
