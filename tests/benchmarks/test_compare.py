@@ -110,7 +110,8 @@ def test_seeds_change_weights_and_repeat(workplace, monkeypatch):
 @pytest.mark.parametrize("task", ["words", "languages", "recall", "listops"])
 def test_tasks_of_sequences_share_their_nets(task):
     args, _ = compare.parse([f"--task={task}", "--max_steps=1"])
-    assert args.nets == ["attention", "gated_delta_net", "mamba2", "mlstm", "plstm"]
+    nets = ["attention", "gated_delta_net", "mamba2", "mlstm", "plstm", "plstm-lanes"]
+    assert args.nets == nets
 
 
 def test_metrics_of_all_lengths_are_written(workplace, monkeypatch):
