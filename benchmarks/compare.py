@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from itertools import groupby, product
 from pathlib import Path
 
+import yaml
 from lightning.pytorch import Callback
 from torch.optim import Optimizer
 
@@ -40,7 +41,7 @@ from tasks.optim import WarmupCosine
 
 CONFIGS = ROOT / "configs"
 RESULTS = ROOT / "benchmarks" / "results"
-TASKS = ("quickstart", "arrow", "tu", "text")
+TASKS = ("quickstart", "arrow", "tu", "text", "words", "languages", "recall", "listops")
 KEY = ("net", "seed", "lr", "budget", "arguments")  # what makes a run
 PLAIN = [  # nothing is written or drawn, or validated before the end
     "--trainer.logger=false",
@@ -105,7 +106,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("--task", choices=TASKS, required=True)
-    parser.add_argument("--nets", help="NAME,... for configs/net/NAME_TASK.yaml; all if left out")
+    parser.add_argument("--nets", help="NAME,... of nets of the task; all if left out")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument(
         "--lrs", help="RATE,... to choose from for every net; that of the config if left out"
@@ -113,19 +114,24 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--max_steps", type=int, help="budget: steps of the optimizer")
     budget.add_argument("--seconds", type=int, help="budget: time of training")
-    parser.add_argument("--path", help="the text file of the text task")
+    parser.add_argument("--path", help="the file of the text task, or the files of listops")
     parser.add_argument("--root", help="the folder of the TU data sets")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args, rest = parser.parse_known_args(arguments)
-    known = [
-        file.stem.rsplit("_", 1)[0] for file in sorted(CONFIGS.glob(f"net/*_{args.task}.yaml"))
-    ]
+    known = sorted(net_files(args.task))
     args.nets = args.nets.split(",") if args.nets else known
     if unknown := set(args.nets) - set(known):
         parser.error(f"no net {', '.join(sorted(unknown))}: {args.task} has {', '.join(known)}")
     args.seeds = [int(seed) for seed in args.seeds.split(",")]
     args.lrs = [float(rate) for rate in args.lrs.split(",")] if args.lrs else [None]
     return args, rest
+
+
+def net_files(task: str) -> dict[str, Path]:
+    """Files of the nets of a task by name: what they end in is what that of its config ends in."""
+    config = yaml.safe_load((CONFIGS / f"{task}.yaml").read_text("utf-8"))
+    ending = config["model"]["init_args"]["net"].rsplit("_", 1)[1]
+    return {file.stem.rsplit("_", 1)[0]: file for file in CONFIGS.glob(f"net/*_{ending}")}
 
 
 def budget_name(args: argparse.Namespace) -> str:
@@ -161,7 +167,7 @@ def run(args: argparse.Namespace, rest: list[str], net: str, seed: int, lr: floa
             "fit",
             f"--seed_everything={seed}",
             f"--config={CONFIGS / args.task}.yaml",
-            f"--model.net={CONFIGS / 'net' / f'{net}_{args.task}'}.yaml",
+            f"--model.net={net_files(args.task)[net]}",
             *PLAIN,
             f"--trainer.callbacks+={Speed.__module__}.{Speed.__name__}",
             f"--trainer.enable_progress_bar={str(sys.stderr.isatty()).lower()}",

@@ -13,6 +13,10 @@ METRICS = {  # task: metric, whether higher is better; of several sizes, all are
     "arrow": ("test/accuracy", True),
     "tu": ("test/accuracy", True),
     "text": ("test/bits_per_char", False),
+    "words": ("test/sequence_accuracy", True),
+    "languages": ("test/scaled_accuracy", True),
+    "recall": ("test/accuracy", True),
+    "listops": ("test/accuracy", True),
 }
 CONDITIONS = ("processor", "threads", "torch", "python", "date", "commit", "command")
 

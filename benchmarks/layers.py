@@ -11,10 +11,10 @@ from benchmarks.case import Case, Setting, Work, differentiated
 from benchmarks.counts import Cost
 from benchmarks.ops import graph_cost, molecules
 from plstm import PLSTM1d, PLSTM2d, PLSTMGraph, SoftmaxAttention
+from plstm.ops.plstm_2d import CORNERS
 
 DIM, HEADS, WIDTH = 192, 3, 64  # of sequences and grids: the tiny size of the arrow task
 GRAPH_DIM, GRAPH_HEADS = 96, 4  # of graphs: the net of the TU task
-CORNERS = 4
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -72,7 +72,7 @@ def grid_cases(
         for form in ("naive", "rows", "chunk", "gated", "scan", "triton")
     ]
     for mode, per_corner in {"P": 4, "D": 7}.items():
-        gates = HEADS * (CORNERS * per_corner + 1)
+        gates = HEADS * (len(CORNERS) * per_corner + 1)
         layer = partial(PLSTM2d, DIM, HEADS, mode=mode)
         yield case(f"PLSTM2d {mode}", make=partial(_dense, setting, layer, shape, gates, forms))
     if anchor:

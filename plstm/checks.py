@@ -108,4 +108,7 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """A context in which operations keep their dtypes; the meta device knows no autocast."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    # Where there is nothing to switch off, exported graphs are spared a region of their own.
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

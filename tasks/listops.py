@@ -18,6 +18,7 @@ from tasks.listops_expressions import (
     draw_expressions,
     encode,
     evaluate,
+    length_weights,
 )
 from tasks.sequences import SequenceData, at_the_end
 
@@ -63,6 +64,8 @@ class ListOpsData(SequenceData):
                 f"ListOpsData: path must be a folder or a file of expressions, got {path!r}; there "
                 "is none"
             )
+        for lengths in self.ranges if path is None else []:
+            length_weights(lengths, max_depth, max_args)  # there are some
 
     @property
     def in_dim(self) -> int:

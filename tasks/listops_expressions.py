@@ -49,6 +49,22 @@ def forests(longest: int, max_depth: int, max_args: int) -> Tensor:
     return torch.from_numpy(np.pad(np.concatenate(entries[::-1]), ((0, 0), (length, 0))))
 
 
+def length_weights(lengths: tuple[int, int], max_depth: int, max_args: int) -> Tensor:
+    """How likely expressions of each length of a range are, (greatest - least + 1,).
+
+    Raises:
+        ValueError: no expression has such a length.
+    """
+    low, high = lengths
+    weights = forests(high, max_depth, max_args)[1, high + 1 + low :]
+    if not weights.any():
+        raise ValueError(
+            f"ListOpsData: no expression has {low}..{high} tokens with max_depth={max_depth} and "
+            f"max_args={max_args}; take other lengths, or more depth or arguments"
+        )
+    return weights
+
+
 def draw_expressions(
     seed: int, index: Tensor, lengths: tuple[int, int], *, max_depth: int, max_args: int
 ) -> Tensor:
@@ -67,13 +83,16 @@ def draw_expressions(
         max_depth: Greatest number of lists around a digit.
         max_args: Greatest number of arguments.
 
+    Raises:
+        ValueError: no expression has such a length.
+
     Source: arXiv 1804.06028; arXiv 2011.04006 for lengths 500..2000, depth 10 and 10 arguments.
     """
     low, longest = lengths
     table, streams = forests(longest, max_depth, max_args), stream(seed, index)
     tokens, one = torch.full((len(index), longest), PADDING), torch.ones_like(index)
-    weights = table[1, longest + 1 + low :].expand(len(index), -1)
-    size = low + _choose(weights, fraction(streams))
+    weights = length_weights(lengths, max_depth, max_args)
+    size = low + _choose(weights.expand(len(index), -1), fraction(streams))
     start = torch.arange(len(index)) * longest
     pending = Pending(start, one, one, size, substream(streams, one))
     while len(pending.start):

@@ -64,14 +64,14 @@ def draw_recall(
     Source: arXiv 2312.04927; there the order of the keys follows that of their slots.
     """
     slots, half = length // 2 - pairs, vocabulary // 2
-    u = uniform(seed, index, slots + 4 * pairs)
-    for_keys, for_values, for_slots = u.split([2 * pairs, 2 * pairs, slots], 1)
+    u = uniform(seed, index, slots + 5 * pairs)
+    for_keys, for_values, for_order, for_slots = u.split([2 * pairs, 2 * pairs, pairs, slots], 1)
     keys = 1 + distinct(for_keys, half - 1)
     values = half + distinct(for_values, vocabulary - half)
     # The largest of log p_i plus Gumbel noise are drawn one by one in proportion to p_i.
     log_p = (EXPONENT - 1) * torch.arange(1, slots + 1).log()
     noisy = log_p - (-for_slots.clamp(min=1e-300).log()).log()
-    slot = noisy.topk(pairs, 1).indices.sort(1).values  # keys are in a random order already
+    slot = noisy.topk(pairs, 1).indices.gather(1, for_order.argsort(1))
     tokens = torch.zeros(len(index), length, dtype=torch.int64)
     tokens[:, : 2 * pairs] = torch.stack([keys, values], -1).flatten(1)
     place = 2 * (pairs + slot)

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+# Test processes share the cores; PyTorch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 if not torch.cuda.is_available():  # Triton kernels then run on the CPU: ops/interpreter.py

@@ -1,4 +1,4 @@
-"""The nets of a task compete with as many parameters as its pLSTM."""
+"""The nets of an ending compete with as many parameters as its pLSTM."""
 
 import functools
 
@@ -12,6 +12,7 @@ from tests.layers.contract import NETS, resolve
 SIZES = {  # in_dim, out_dim, net_args of the real data
     "arrow": (1, 2, {}),
     "quickstart": (1, 2, {}),
+    "sequences": (3, 2, {}),  # parity, with padding
     "text": (65, 65, {}),  # the characters of tinyshakespeare
     "tu": (7, 2, {"edge_dim": 4}),  # MUTAG
 }

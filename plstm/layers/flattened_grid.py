@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from plstm.checks import check_choice, check_shapes
 from plstm.modules.block import MixerFactory
 
-CORNERS = ("top_left", "bottom_right")
+STARTS = ("top_left", "bottom_right")
 
 
 class FlattenedGrid(nn.Module):
@@ -30,7 +30,7 @@ class FlattenedGrid(nn.Module):
 
     def __init__(self, dim: int, mixer: MixerFactory, corner: str = "top_left") -> None:
         super().__init__()
-        check_choice("FlattenedGrid", "corner", corner, CORNERS)
+        check_choice("FlattenedGrid", "corner", corner, STARTS)
         self.corner, self.mixer, self.dim = corner, mixer(dim), dim
 
     def reset_parameters(self) -> None:

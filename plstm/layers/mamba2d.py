@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from plstm.checks import check_choice, check_shapes
-from plstm.layers.flattened_grid import CORNERS
+from plstm.layers.flattened_grid import STARTS
 from plstm.modules.init import step_size_bias_
 from plstm.ops.mamba2d import mamba2d
 
@@ -51,7 +51,7 @@ class Mamba2D(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        check_choice("Mamba2D", "corner", corner, CORNERS)
+        check_choice("Mamba2D", "corner", corner, STARTS)
         inner = expand * dim
         dt_rank = math.ceil(inner / 16) if dt_rank is None else dt_rank
         if min(dim, expand, state_dim, dt_rank) < 1 or (local_width and local_width % 2 == 0):

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 from plstm.ops.chunks import chunk_size
 from plstm.ops.plstm_1d.chunk import largest_chunk
 from plstm.ops.plstm_2d.cpu import chosen_form  # the module defines the operators
+from plstm.ops.plstm_dag import levels, reach  # noqa: F401
 
 Shape = tuple[int, ...]
 
@@ -79,6 +80,30 @@ def _grid_sizes(q: Shape, v: Shape, source: Shape, args: tuple) -> tuple[int, in
     return whole, states, chosen_form(args[-1], q, v, source)
 
 
+def _read(q: Shape, k: Shape, v: Shape, gates: Shape, *args: object, **kwargs: object) -> int:
+    """Scores and their product with the values, for all pairs of nodes and heads in gates."""
+    return 2 * math.prod(gates) * (q[-1] + v[-1])
+
+
+def _read_backward(
+    grad: Shape, q: Shape, k: Shape, v: Shape, gates: Shape, *args: object, **kwargs: object
+) -> int:
+    """The scores again, then two products for each of the two of the forward pass."""
+    return 2 * math.prod(gates) * (3 * q[-1] + 2 * v[-1])
+
+
+def _levels(x: Shape, transition: Shape, *args: object, **kwargs: object) -> int:
+    """A state per pair of edges and head; x (E, H, K, V) and transition (A, H)."""
+    return 2 * math.prod(transition) * math.prod(x[2:])
+
+
+def _levels_backward(
+    grad: Shape, states: Shape, transition: Shape, *args: object, **kwargs: object
+) -> int:
+    """As many for the adjoint states, and as many for the gradient of the transitions."""
+    return 2 * _levels(states, transition)
+
+
 def _attention(q: Shape, k: Shape, v: Shape, *args: object, **kwargs: object) -> int:
     return sdpa_flop_count(q, k, v)
 
@@ -90,6 +115,10 @@ def _attention_backward(
 
 
 FORMULAS: dict[object, Callable[..., int]] = {
+    torch.ops.plstm.dag_read: _read,
+    torch.ops.plstm.dag_read_backward: _read_backward,
+    torch.ops.plstm.dag_levels: _levels,
+    torch.ops.plstm.dag_levels_backward: _levels_backward,
     torch.ops.plstm.sequence_chunkwise: _chunkwise,
     torch.ops.plstm.sequence_chunkwise_backward: _chunkwise_backward,
     torch.ops.plstm.grid: _grid,

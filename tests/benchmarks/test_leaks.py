@@ -3,10 +3,14 @@
 import sys
 
 from benchmarks import __main__ as command
-from benchmarks.leaks import PARTS, SETTINGS
+from benchmarks import leaks
+from benchmarks.leaks import PARTS, QUICKSTART
+
+SETTINGS = {(32, 48): QUICKSTART, (192,): {}}
 
 
 def test_table_has_every_size_and_placement(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(leaks, "SETTINGS", SETTINGS)
     sizes = ["--train_size=400", "--test_size=200", f"--out={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["benchmarks", "leaks", *sizes])
     command.main()

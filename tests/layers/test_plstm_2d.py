@@ -1,5 +1,6 @@
 import copy
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch.nn.utils import parametrize
 
 from plstm import PLSTM2d
 from plstm.ops import native
-from plstm.ops.plstm_2d import CORNERS, gates
+from plstm.ops.plstm_2d import CORNERS, cpu, gates
 from tests.helpers import assert_close, gradients
 
 MODES = ["P", "D"]
@@ -216,6 +217,42 @@ def test_compiles_as_a_whole(mode):
     got = gradients(got, inputs)
     for name, grad in gradients(want, inputs).items():
         assert_close(f"gradient of {name}", got[name], grad)
+
+
+GRIDS = [(2, 3, 5), (3, 4, 2), (2, 7, 6)]
+
+
+@needs_compiler
+@modes
+def test_one_graph_for_all_sizes(mode):
+    """On both sides of the border between the two C++ forms."""
+    torch._dynamo.reset()
+    layer, graphs = perturbed(mode=mode), []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(layer, backend=count, fullgraph=True, dynamic=True)
+    for size in GRIDS:
+        x = torch.randn(*size, 12).double()
+        with mock.patch.object(cpu, "GATED_WORK", 1 if size[0] == 3 else 100):
+            assert_close("output", compiled(x), layer(x))
+    assert len(graphs) == 1
+
+
+@needs_compiler
+@modes
+def test_exports_with_free_sizes(mode):
+    layer = perturbed(mode=mode)
+    sizes = ({axis: torch.export.Dim(f"size{axis}") for axis in range(3)},)
+    x = torch.randn(*GRIDS[0], 12).double()
+    program = torch.export.export(layer, (x,), dynamic_shapes=sizes)
+    ours = [str(node.target) for node in program.graph.nodes if "plstm" in str(node.target)]
+    assert ours == ["plstm.grid_gates.default", "plstm.grid.default"]
+    for size in GRIDS:
+        x = torch.randn(*size, 12).double()
+        assert_close("output", program.module()(x), layer(x))
 
 
 @modes

@@ -3,9 +3,12 @@ from functools import partial
 
 import pytest
 import torch
+from torch.export import Dim
 
 from plstm import PLSTM2d, SoftmaxAttention, VisionModel
 from plstm.modules.position import LearnedPosition2d
+from plstm.ops import native
+from plstm.ops.plstm_2d import gates
 from tests.helpers import assert_close
 from tests.models.nets import GRID
 
@@ -43,6 +46,17 @@ def tokens_before_head(net, images):
     net(images)
     hook.remove()
     return kept[0]
+
+
+@pytest.mark.skipif(not native.available(gates.SOURCE), reason="needs a C++ compiler")
+def test_exports_with_free_sizes():
+    net = model().double()
+    sizes = {0: Dim("batch"), 2: 4 * Dim("rows"), 3: 4 * Dim("columns")}
+    images = torch.randn(2, 3, 12, 8, dtype=torch.float64)
+    program = torch.export.export(net, (images,), dynamic_shapes=(sizes,))
+    for size in ((3, 3, 8, 20), (2, 3, 28, 8)):
+        images = torch.randn(size, dtype=torch.float64)
+        assert_close("logits", program.module()(images), net(images))
 
 
 POOLED = {

@@ -8,11 +8,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from plstm.ops import native, plstm_1d, plstm_2d
+from plstm.graph import LineGraph
+from plstm.ops import native, plstm_1d, plstm_2d, plstm_dag
 from plstm.ops.flops import FORMULAS
 from plstm.ops.plstm_1d import chunk
 from plstm.ops.plstm_2d import CORNERS, cpu, gating, scan
 from tests.ops.inputs import grid_inputs, sequence_inputs
+from tests.ops.test_plstm_dag import random_inputs
 
 needs_compiler = pytest.mark.skipif(
     not native.available(scan.SOURCE), reason="needs a C++ compiler"
@@ -87,6 +89,18 @@ def test_sequence(monkeypatch):
     of_transitions = 2 * problems * chunks * (size + 1) ** 3
     assert inside == backward + along_chunks + of_transitions
     assert forward_and_backward(lambda: plstm_1d(**inputs)) == (forward, backward)
+
+
+def test_graphs():
+    """Pairs of nodes with themselves for "reach"; pairs of edges for "levels"."""
+    graph = LineGraph.grid((3, 4))
+    inputs = random_inputs(graph, heads=2, qk_dim=3, v_dim=5)
+    pairs = 2 * (12 + graph.reach_plan().nodes.shape[1])  # and heads
+    got = forward_and_backward(lambda: plstm_dag(**inputs, graph=graph, backend="reach"))
+    assert got == (2 * pairs * (3 + 5), 2 * pairs * (3 * 3 + 2 * 5))
+    moves, reads = 2 * graph.num_pairs * 3 * 5, 2 * graph.num_edges * 3 * 5
+    got = forward_and_backward(lambda: plstm_dag(**inputs, graph=graph, backend="levels"))
+    assert got == (2 * (moves + reads), 2 * (2 * moves + 2 * reads))
 
 
 def test_attention_on_a_cpu():

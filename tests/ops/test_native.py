@@ -38,8 +38,16 @@ def source(tmp_path):
     return file
 
 
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_problem_runs_once(source, dtype):
+def test_every_problem_runs_once(source, dtype, threads):
     x = torch.randn(1001, dtype=dtype)
     y = torch.empty_like(x)
     native.call(source, "twice", x, y, len(x))

@@ -8,11 +8,16 @@ from tasks.runs import run_folder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TU_NAME = "TINY"
+SEQUENCES = {"train_size": 16, "val_size": 8, "test_size": 8, "batch_size": 8}
 SMALL = {  # sizes that take a second
     "quickstart": {"train_size": 16, "val_size": 8, "test_size": 8, "batch_size": 8},
     "arrow": {"train_size": 2, "val_size": 2, "test_size": 2, "batch_size": 2},
     "text": {"path": "input.txt", "context": 8, "batch_size": 2, "train_windows": 4},
     "tu": {"name": TU_NAME, "root": "tu"},
+    "words": SEQUENCES | {"length": 7, "extrapolation_lengths": [9]},
+    "languages": SEQUENCES | {"length": [3, 7], "extrapolation_lengths": [[7, 9]]},
+    "recall": SEQUENCES | {"pairs": 2, "length": 8, "extrapolation_lengths": [10]},
+    "listops": SEQUENCES | {"length": [4, 9], "extrapolation_lengths": [[10, 12]]},
 }
 FURTHER = {"arrow": ["--model.net.depth=2"], "text": ["--model.sample_length=20"]}
 

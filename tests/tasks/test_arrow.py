@@ -4,8 +4,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from benchmarks.leaks import accuracies
-from tasks.arrow import SPLITS, ArrowData, draw_arrows, render
-from tasks.arrow_scenes import PLACEMENTS, sample_scenes, uniform
+from tasks.arrow import ArrowData, draw_arrows, render
+from tasks.arrow_scenes import PLACEMENTS, sample_scenes
+from tasks.data import SPLITS
+from tasks.draws import uniform
 from tests.helpers import assert_close
 
 SHAPES = {"padding": 5, "radius": (3, 5), "arrow_length": (6, 9), "line_width": (1, 2)}
@@ -23,36 +25,6 @@ def data(**kwargs):
     return ArrowData(
         **{**SHAPES, **small, "train_size": 20, "val_size": 12, "test_size": 10, **kwargs}
     )
-
-
-def test_uniform_is_uniform():
-    u = uniform(3, torch.arange(20_000), 8)
-    assert u.dtype == torch.float64
-    assert u.min() >= 0
-    assert u.max() < 1
-    # Five standard deviations of each estimate.
-    assert (u.mean(0) - 1 / 2).abs().max() < 5 * (1 / 12 / 20_000) ** 0.5
-    assert (u.var(0) - 1 / 12).abs().max() < 5 * (1 / 180 / 20_000) ** 0.5
-    counts = torch.histc(u[:, 0], 10, 0, 1)
-    assert (counts - 2000).abs().max() < 5 * 2000**0.5
-
-
-def test_uniform_is_uncorrelated():
-    """Between draws, between neighbouring indices and between neighbouring seeds."""
-    index = torch.arange(20_000)
-    u, other = uniform(3, index, 6), uniform(4, index, 6)
-    columns = torch.cat([u, u.roll(1, 0), u.roll(2, 0), other], 1)
-    correlation = torch.corrcoef(columns.T) - torch.eye(24)
-    assert correlation.abs().max() < 5 / 20_000**0.5
-
-
-def test_uniform_depends_on_seed_index_and_draw_only():
-    whole = uniform(5, torch.arange(50), 6)
-    order = torch.randperm(50)
-    assert torch.equal(uniform(5, order, 6), whole[order])
-    assert torch.equal(uniform(5, torch.tensor([17]), 3), whole[17:18, :3])
-    assert not torch.equal(uniform(6, torch.arange(50), 6), whole)
-    assert len(whole.unique()) == whole.numel()
 
 
 @placements

@@ -45,16 +45,14 @@ def _triton(
     return plstm_2d_triton(q, k, v, gates, corners, scale)
 
 
+COMPILED = ("native", "gated", "scan")  # by C++, for the CPU
 FORMS = {
     "naive": plstm_2d_naive,
     "rows": plstm_2d_rows,
     "chunk": _chunk,
-    "native": plstm_2d_native,
-    "gated": partial(plstm_2d_native, form="gated"),
-    "scan": partial(plstm_2d_native, form="scan"),
+    **{name: partial(plstm_2d_native, form=name) for name in COMPILED},
     "triton": _triton,
 }
-COMPILED = ("native", "gated", "scan")  # by C++, for the CPU
 KERNELS = (*COMPILED, "triton")  # without derivatives beyond one backward pass
 
 
@@ -127,10 +125,6 @@ def plstm_2d(
         backend = _fastest(q, k, v, dtype)
     if backend in KERNELS:
         check_not_transformed("plstm_2d", backend)
-    if backend in COMPILED and q.device.type != "cpu":
-        raise ValueError(
-            f'plstm_2d: backend "{backend}" needs tensors on the CPU, got {q.device}; use "auto"'
-        )
 
     with without_autocast(q.device):
         gates = Gates(*(x.to(dtype) for x in gates))

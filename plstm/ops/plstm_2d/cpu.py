@@ -33,9 +33,16 @@ def plstm_2d_native(
     gates: Gates,
     corners: tuple[str, ...],
     scale: float,
-    form: str = "faster",
+    form: str,
 ) -> Tensor:
-    """Equation (6) by the C++ form "gated", "scan" or the "faster"; shapes as in `plstm_2d`."""
+    """Equation (6) in C++, by the form "gated", "scan" or "native", which is the faster of them.
+
+    Shapes as in `plstm_2d`.
+    """
+    if q.device.type != "cpu":
+        raise ValueError(
+            f'plstm_2d: backend "{form}" needs tensors on the CPU, got {q.device}; use "auto"'
+        )
     of_corners = (rearrange(x, "g b y x h ... -> b h g y x ...") for x in gates[:3])
     of_nodes = (rearrange(x, "b y x h ... -> b h y x ...") for x in (q, k, v, gates.direct))
     q, k, v, direct, *of_corners = (x.contiguous() for x in (*of_nodes, *of_corners))
@@ -45,7 +52,7 @@ def plstm_2d_native(
 
 def chosen_form(form: str, q: torch.Size, v: torch.Size, source: torch.Size) -> str:
     """The form that `grid` takes for the shapes of its inputs."""
-    if form != "faster":
+    if form != "native":
         return form
     nodes, key_width, value_width, corners = q[2] * q[3], q[-1], v[-1], source[2]
     whole, states = nodes * (key_width + value_width), corners * key_width * value_width

@@ -60,18 +60,19 @@ def _scan(
 ) -> Tensor:
     """What every node reads of a scan along all axes, (B, *grid, H, V)."""
     batch, *grid, heads, key_width = q.shape
-    empty = v.new_zeros(batch, heads, key_width, v.shape[-1])
+    empty_BHKV = v.new_zeros(batch, heads, key_width, v.shape[-1])
     edges = {}  # states by node that they enter and direction
     reads = []
     for node in product(*map(range, grid)):
         at = (slice(None), *node)
-        # (B, H, K, V, N)
-        arriving = torch.stack([edges.pop((node, g), empty) for g in range(len(grid))], -1)
-        reads.append(torch.einsum("bhkvg,bhg,bhk->bhv", arriving, mark[at], q[at]))
-        update = torch.einsum("bhg,bhk,bhv->bhkvg", source[at], k[at], v[at])
-        leaving = torch.einsum("bhgi,bhkvi->bhkvg", transition[at], arriving) + update
-        for g, state in enumerate(leaving.unbind(-1)):
+        arriving_BHKVN = torch.stack(
+            [edges.pop((node, g), empty_BHKV) for g in range(len(grid))], -1
+        )
+        reads.append(torch.einsum("bhkvg,bhg,bhk->bhv", arriving_BHKVN, mark[at], q[at]))
+        update_BHKVN = torch.einsum("bhg,bhk,bhv->bhkvg", source[at], k[at], v[at])
+        passed_BHKVN = torch.einsum("bhgi,bhkvi->bhkvg", transition[at], arriving_BHKVN)
+        for g, state_BHKV in enumerate((passed_BHKVN + update_BHKVN).unbind(-1)):
             axis = len(grid) - 1 - g
             after = (*node[:axis], node[axis] + 1, *node[axis + 1 :])
-            edges[after, g] = state  # beyond the border nobody takes it
+            edges[after, g] = state_BHKV  # beyond the border nobody takes it
     return torch.stack(reads, 1).unflatten(1, grid)

@@ -11,7 +11,8 @@ nodes, one per column. With Lsh the strictly triangular products of T[0,0] betwe
 Corners on the right turn Lsh upper triangular, corners at the bottom take the rows in reverse.
 Corners that share the row order share every matrix product.
 
-Letters: B batch, Y X rows and columns, H heads, G corners of one row order, R rows of a block.
+Letters: B batch, Y X rows and columns, H heads, G corners of one row order, R rows of a block,
+N = R X its nodes, K and V widths. Where several shapes mix, names of tensors end in their axes.
 """
 
 from typing import NamedTuple
@@ -164,18 +165,18 @@ def _cross_block(
     """What a block reads of the state (B, H, X, K, V) that enters, and the one that leaves."""
     order = slice(None, None, -1) if turned else slice(None)
     a, b, p = (x[:, :, :, 0].unbind(2)[order] for x in row[:3])
-    _, leave = lane_rows(a, b, p, prepend=turned)  # (B, H, X, R X)
-    k, v = (rearrange(x, "b r x h w -> b h (r x) w") for x in (k, v))
+    _, leave_BHXN = lane_rows(a, b, p, prepend=turned)
+    k_BHNK, v_BHNV = (rearrange(x, "b r x h w -> b h (r x) w") for x in (k, v))
     # For every lane, the sum over nodes of leave * k v^T, as one product.
-    weighted = torch.einsum("bhxn,bhnk->bhxkn", leave, k)
-    update = weighted.flatten(2, 3) @ v
-    update = update.unflatten(2, weighted.shape[2:4])
+    weighted_BHXKN = torch.einsum("bhxn,bhnk->bhxkn", leave_BHXN, k_BHNK)
+    update = weighted_BHXKN.flatten(2, 3) @ v_BHNV
+    update_BHXKV = update.unflatten(2, weighted_BHXKN.shape[2:4])
     if state is None:
-        return None, update
-    enter, across = lane_products(a, p)  # (B, H, R, X, X), (B, H, X, X)
+        return None, update_BHXKV
+    enter_BHRXX, across_BHXX = lane_products(a, p)
     if turned:
-        enter = enter.flip(2)
-    per_lane = torch.einsum("brxhk,bhlkv->bhrxlv", q, state)
-    read = torch.einsum("bhrxl,bhrxlv->brxhv", enter, per_lane)
-    kept = (across @ state.flatten(3)).unflatten(-1, state.shape[-2:])
-    return read, kept + update
+        enter_BHRXX = enter_BHRXX.flip(2)
+    per_lane_BHRXXV = torch.einsum("brxhk,bhlkv->bhrxlv", q, state)
+    read_BRXHV = torch.einsum("bhrxl,bhrxlv->brxhv", enter_BHRXX, per_lane_BHRXXV)
+    kept_BHXKV = (across_BHXX @ state.flatten(3)).unflatten(-1, state.shape[-2:])
+    return read_BRXHV, kept_BHXKV + update_BHXKV

@@ -313,11 +313,11 @@ def test_many_classes_have_colours_only():
 
 
 def test_accuracy_by_size_marks_the_training_size():
-    (axes,) = accuracy_by_size([32, 64, 16], [0.9, 0.5, 0.7], "test").axes
+    (axes,) = accuracy_by_size([32, 64, 16], [0.9, 0.5, 0.7], "test", "pixels").axes
     line, training = axes.lines
     assert line.get_xydata().tolist() == [[16, 0.7], [32, 0.9], [64, 0.5]]
     assert set(training.get_xdata()) == {32}
-    assert axes.get_ylabel() == "test accuracy"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("pixels", "test accuracy")
 
 
 def test_learning_curve():
