@@ -62,8 +62,8 @@ class Block(nn.Module):
         feed_forward_ratio: Hidden width of the feed-forward part over `dim`; 0 leaves that part
             out.
         dropout: Dropout on both branches.
-        drop_path: Probability of dropping a branch for a sample; not for packed graphs, whose first
-            axis is not the sample.
+        drop_path: Probability of dropping a branch for a sample; not for packed graphs or
+            sequences, whose first axis is not the sample.
         layer_scale: Initial value of a learned scale per channel on both branches, None for no
             scale.
         bias: Biases in the feed-forward part.

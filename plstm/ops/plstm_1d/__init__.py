@@ -74,7 +74,7 @@ def plstm_1d(
 
     Backend "naive" is causal for numbers that are not finite too. The others multiply with zeros
     where it leaves out: a NaN or an infinity reaches every output that it reaches there, and may
-    reach earlier ones of the same sample and head, but no other sample or head.
+    reach earlier ones of the same sample (or packed sequence) and head, but no other.
 
     Args:
         q: Queries, (B, L, H, K).
