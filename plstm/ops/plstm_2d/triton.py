@@ -245,7 +245,9 @@ def _pack(source: Tensor, transition: Tensor, mark: Tensor) -> Tensor:
 def _unpack(gates: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     """Source, transition and mark of `_pack`."""
     gates = rearrange(gates[..., :columns], "b h c y g x -> c b y x h g")
-    source, transition, mark = (x.contiguous() for x in gates.split((2, 4, 2), -1))
+    # Clones, for outputs of an operator must not share memory, as contiguous parts would.
+    copies = (x.clone(memory_format=torch.contiguous_format) for x in gates.split((2, 4, 2), -1))
+    source, transition, mark = copies
     return source, transition.unflatten(-1, (2, 2)), mark
 
 
