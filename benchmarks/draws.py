@@ -17,7 +17,7 @@ from tasks.sequences import SequenceData
 from tasks.words import ELEMENTS, GROUPS, WordData
 
 LENGTH = 64
-BATCHES = (128, 1024)
+BATCHES = (128, 1024, 4096)
 REPEATS = 15
 
 
