@@ -74,6 +74,17 @@ def test_no_position(case):
 
 
 @all_mixers
+def test_every_linear_is_called(case):
+    """So that hooks, adapters and quantised versions of them take effect."""
+    mixer, called = case.build(), set()
+    linears = {module for module in mixer.modules() if isinstance(module, torch.nn.Linear)}
+    for linear in linears:
+        linear.register_forward_hook(lambda module, *_: called.add(module))
+    mixer(case.inputs())
+    assert called == linears
+
+
+@all_mixers
 def test_gradient_of_every_parameter(case):
     mixer, x = case.build(seed=1), case.inputs().requires_grad_()
     y = mixer(x)
