@@ -154,11 +154,11 @@ class SequenceModel(nn.Module):
         Raises:
             ValueError: empty prompt, negative temperature, top_k below 1, more than max_length.
         """
-        no_choice = top_k is not None and top_k < 1
-        if tokens.ndim != 2 or tokens.shape[1] == 0 or temperature < 0 or no_choice:
+        _check_tokens(tokens)
+        if temperature < 0 or (top_k is not None and top_k < 1):
             raise ValueError(
-                "SequenceModel.generate: needs a prompt (B, L) with L >= 1, temperature >= 0 and "
-                f"top_k >= 1, got {tuple(tokens.shape)}, {temperature} and {top_k}"
+                "SequenceModel.generate: temperature must be 0 or more and top_k 1 or more, got "
+                f"{temperature} and {top_k}; leave top_k out to sample from all tokens"
             )
         training = self.training
         self.eval()

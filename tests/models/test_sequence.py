@@ -124,17 +124,26 @@ def test_forward_beyond_max_length():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "options"),
+    ("prompt", "options", "message"),
     [
-        (torch.zeros(2, 0, dtype=torch.long), {}),
-        (torch.zeros(3, dtype=torch.long), {}),
-        (torch.zeros(1, 2, dtype=torch.long), {"temperature": -1.0}),
-        (torch.zeros(1, 2, dtype=torch.long), {"top_k": 0}),
+        (torch.zeros(2, 0, dtype=torch.long), {}, "at least one position"),
+        (
+            torch.zeros(3, dtype=torch.long),
+            {},
+            r"integers \(B, L\), got torch.int64 of shape \(3,\)",
+        ),
+        (torch.zeros(1, 2), {}, r"integers \(B, L\), got torch.float32"),
+        (
+            torch.zeros(1, 2, dtype=torch.long),
+            {"temperature": -1.0},
+            "temperature must be 0 or more",
+        ),
+        (torch.zeros(1, 2, dtype=torch.long), {"top_k": 0}, "top_k 1 or more, got 1.0 and 0"),
     ],
-    ids=["empty", "no-batch", "temperature", "top_k"],
+    ids=["empty", "no-batch", "float", "temperature", "top_k"],
 )
-def test_generate_errors(prompt, options):
-    with pytest.raises(ValueError, match="needs a prompt"):
+def test_generate_errors(prompt, options, message):
+    with pytest.raises(ValueError, match=message):
         model().generate(prompt, 1, **options)
 
 
