@@ -15,6 +15,7 @@ from benchmarks import counts, graphs, layers, measure, ops, results, speedup, s
 from benchmarks.case import Case, Setting, Work
 from benchmarks.measure import conditions, median_ms, peak_mib
 from benchmarks.plot import picture
+from plstm.ops.flops import FORMULAS
 from tests.helpers import assert_close
 from tests.tasks.runs import TU_NAME
 
@@ -94,7 +95,8 @@ def test_bfloat16():
 
 
 def measured_flops(function):
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    with counter, sdpa_kernel(SDPBackend.MATH):
         function()
     return counter.get_total_flops()
 

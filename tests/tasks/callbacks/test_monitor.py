@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from plstm.ops.flops import FORMULAS
 from tasks.callbacks import monitor
 from tasks.callbacks.monitor import Monitor, gradient_norm, is_compiled
 from tasks.runs import run_folder
@@ -183,7 +184,7 @@ def test_operations_are_those_of_a_training_step(workplace):
     cli = run("fit", "text", "--trainer.callbacks=[tasks.callbacks.monitor.Monitor]")
     facts = json.loads((folder_of(cli) / "facts.json").read_text())
     x, targets = next(iter(cli.datamodule.train_dataloader()))
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         nn.functional.cross_entropy(cli.model(x).flatten(0, 1), targets.flatten()).backward()
     assert facts["flop_per_sample"] == counter.get_total_flops() / len(x)
     assert facts["parameters"] == sum(p.numel() for p in cli.model.net.parameters())
