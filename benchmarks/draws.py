@@ -36,7 +36,7 @@ def tasks() -> dict[str, SequenceData]:
 
 def rate(data: SequenceData, batch: int) -> float:
     """Sequences in a second, tokens and targets, at batches of that size."""
-    dataset, seconds = data.dataset("train"), []
+    dataset, seconds = data.dataset("train", data.sizes[0]), []
     for number in range(REPEATS + 1):  # the first one computes tables
         indices = list(range(number * batch, (number + 1) * batch))
         start = time.process_time()

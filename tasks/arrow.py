@@ -9,11 +9,11 @@ import math
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from tasks.arrow_errors import arrow_errors
 from tasks.arrow_scenes import Scene, check_placement, sample_scenes, unit
-from tasks.data import SPLITS, DataModule, FreshSampler, ShuffledSampler, as_is
+from tasks.drawn import DrawnData
 
 HEAD_LENGTH = 1 / 2.5  # of the head strokes over that of the arrow
 HEAD_ANGLE = 0.5  # radians between head strokes and shaft
@@ -161,7 +161,7 @@ class ArrowDataset(Dataset):
         return Drawing(scene, self.image_size, **self.shapes), scene.label
 
 
-class ArrowData(DataModule):
+class ArrowData(DrawnData):
     """Arrow-pointing images: train at one size, validate and test there and at larger sizes.
 
     Loaders give drawings still to be made. The trainer moves them to the device of the net and
@@ -214,8 +214,7 @@ class ArrowData(DataModule):
                     f"ArrowData: {name} must be the least and the greatest number of pixels, both "
                     f"above 0, got {low} and {high}"
                 )
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"ArrowData: seed must lie in 0..{2**32 - 1}, got {seed}")
+        self.check_seed()
         check_placement(min(self.sizes), padding, radius[1], arrow_length[1], placement)
 
     @property
@@ -238,19 +237,13 @@ class ArrowData(DataModule):
     def size_name(self) -> str:
         return "image size in pixels"
 
-    @property
-    def eval_names(self) -> list[str]:
-        return ["", *(f"@{size}" for size in self.sizes[1:])]
-
-    def dataset(self, split: str, image_size: int) -> ArrowDataset:
+    def dataset(self, split: str, size: int) -> ArrowDataset:
         """Images of a split at one size."""
         h = self.hparams
-        number = SPLITS.index(split)
         return ArrowDataset(
-            # One stream of random numbers per (seed, size, split).
-            seed=(h.seed * 2**16 + image_size) * len(SPLITS) + number,
-            size=(h.train_size, h.val_size, h.test_size)[number],
-            image_size=image_size,
+            seed=self.split_seed(split, size),
+            size=self.split_size(split),
+            image_size=size,
             padding=h.padding,
             placement=h.placement,
             radius=h.radius,
@@ -275,23 +268,3 @@ class ArrowData(DataModule):
             scene = self.dataset("test", size).scenes(torch.arange(len(predictions[name])))
             results[f"{size} pixels"] = scene, predictions[name].argmax(-1) == scene.label
         return {"arrow_errors": arrow_errors(results)}
-
-    def train_dataloader(self) -> DataLoader:
-        dataset = self.dataset("train", self.hparams.image_size)
-        sampler_class = FreshSampler if self.hparams.fresh else ShuffledSampler
-        sampler = sampler_class(len(dataset), self.hparams.seed, self.train_epoch())
-        batches = self.train_batches(sampler, drop_last=True)
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=as_is)
-
-    def val_dataloader(self) -> list[DataLoader]:
-        return self._eval_loaders("val")
-
-    def test_dataloader(self) -> list[DataLoader]:
-        return self._eval_loaders("test")
-
-    def _eval_loaders(self, split: str) -> list[DataLoader]:
-        datasets = [self.dataset(split, size) for size in self.sizes]
-        return [
-            DataLoader(x, batch_sampler=self.eval_batches(len(x)), collate_fn=as_is)
-            for x in datasets
-        ]

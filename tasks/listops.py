@@ -84,11 +84,11 @@ class ListOpsData(SequenceData):
         tokens = draw_expressions(seed, index, lengths, max_depth=h.max_depth, max_args=h.max_args)
         return tokens, labelled(tokens, evaluate(tokens))
 
-    def dataset(self, split: str, lengths: tuple[int, int] | None = None) -> Dataset:
-        """Expressions of a split, with the lengths of training unless others are given."""
+    def dataset(self, split: str, size: int) -> Dataset:
+        """Expressions of a split, in the set whose greatest length is `size`."""
         if self.hparams.path is None:
-            return super().dataset(split, lengths)
-        low, high = lengths or self.ranges[0]
+            return super().dataset(split, size)
+        low, high = self.ranges[self.sizes.index(size)]
         dataset = ExpressionDataset(*self.expressions[split], (low, high))
         if not len(dataset):
             raise ValueError(

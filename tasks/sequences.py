@@ -6,13 +6,12 @@ from collections.abc import Callable
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from tasks.accuracy_by_length import accuracy_by_length
-from tasks.data import SPLITS, UNLABELLED, DataModule, FreshSampler, ShuffledSampler, as_is
+from tasks.data import UNLABELLED
+from tasks.drawn import MAX_SIZE, DrawnData
 from tasks.draws import integers
-
-MAX_LENGTH = 2**16 - 1
 
 Length = int | tuple[int, int]  # one, or the least and the greatest
 Draw = Callable[[int, Tensor, tuple[int, int]], tuple[Tensor, Tensor]]
@@ -38,7 +37,7 @@ class SequenceDataset(Dataset):
         return self.draw(self.seed, torch.tensor(indices), self.lengths)
 
 
-class SequenceData(DataModule):
+class SequenceData(DrawnData):
     """Drawn sequences: train at some lengths, validate and test there and at further ones.
 
     A batch is tokens (B, L) and targets (B, L), of which `UNLABELLED` ones count nowhere. Sequences
@@ -73,8 +72,7 @@ class SequenceData(DataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"{type(self).__name__}: seed must lie in 0..{2**32 - 1}, got {seed}")
+        self.check_seed()
         self.ranges = [self._range(x) for x in (length, *extrapolation_lengths)]
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError(
@@ -84,9 +82,9 @@ class SequenceData(DataModule):
 
     def _range(self, length: Length) -> tuple[int, int]:
         low, high = (length, length) if isinstance(length, int) else length
-        if not 1 <= low <= high <= MAX_LENGTH:
+        if not 1 <= low <= high <= MAX_SIZE:
             raise ValueError(
-                f"{type(self).__name__}: a length must be a number in 1..{MAX_LENGTH}, or the "
+                f"{type(self).__name__}: a length must be a number in 1..{MAX_SIZE}, or the "
                 f"least and the greatest of a range in it, got {length}"
             )
         return low, high
@@ -94,11 +92,6 @@ class SequenceData(DataModule):
     @abstractmethod
     def draw(self, seed: int, index: Tensor, lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Tokens and targets, both (B, greatest length), of the sequences `index` (B,)."""
-
-    @property
-    def fresh(self) -> bool:
-        """Whether every epoch has new sequences."""
-        return self.hparams.fresh
 
     @property
     def sizes(self) -> list[int]:
@@ -109,52 +102,21 @@ class SequenceData(DataModule):
     def size_name(self) -> str:
         return "length of the sequences"
 
-    @property
-    def eval_names(self) -> list[str]:
-        return ["", *(f"@{size}" for size in self.sizes[1:])]
-
-    def dataset(self, split: str, lengths: tuple[int, int] | None = None) -> Dataset:
-        """Sequences of a split, with the lengths of training unless others are given."""
-        h, number = self.hparams, SPLITS.index(split)
-        low, high = lengths or self.ranges[0]
-        return SequenceDataset(
-            self.draw,
-            # One stream of random numbers per (seed, greatest length, split).
-            seed=(h.seed * (MAX_LENGTH + 1) + high) * len(SPLITS) + number,
-            size=(h.train_size, h.val_size, h.test_size)[number],
-            lengths=(low, high),
-        )
+    def dataset(self, split: str, size: int) -> Dataset:
+        """Sequences of a split, in the set whose greatest length is `size`."""
+        seed, lengths = self.split_seed(split, size), self.ranges[self.sizes.index(size)]
+        return SequenceDataset(self.draw, seed, self.split_size(split), lengths)
 
     def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
         """`accuracy_by_length`: accuracy against the position of the label."""
         results = {}
-        for name, lengths in zip(self.eval_names, self.ranges, strict=True):
+        for name, size in zip(self.eval_names, self.sizes, strict=True):
             probabilities = predictions[name]
-            dataset = self.dataset("test", lengths)
+            dataset = self.dataset("test", size)
             _, targets = dataset.__getitems__(list(range(len(probabilities))))
             hits = probabilities.argmax(-1) == targets
             results[f"test{name}"] = hits, targets != UNLABELLED
         return {"accuracy_by_length": accuracy_by_length(results, self.sizes[0])}
-
-    def train_dataloader(self) -> DataLoader:
-        dataset = self.dataset("train")
-        sampler_class = FreshSampler if self.fresh else ShuffledSampler
-        sampler = sampler_class(len(dataset), self.hparams.seed, self.train_epoch())
-        batches = self.train_batches(sampler, drop_last=True)
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=as_is)
-
-    def val_dataloader(self) -> list[DataLoader]:
-        return self._eval_loaders("val")
-
-    def test_dataloader(self) -> list[DataLoader]:
-        return self._eval_loaders("test")
-
-    def _eval_loaders(self, split: str) -> list[DataLoader]:
-        datasets = [self.dataset(split, lengths) for lengths in self.ranges]
-        return [
-            DataLoader(x, batch_sampler=self.eval_batches(len(x)), collate_fn=as_is)
-            for x in datasets
-        ]
 
 
 def draw_lengths(seed: int, index: Tensor, lengths: tuple[int, int]) -> Tensor:

@@ -182,9 +182,9 @@ def test_one_file(tmp_path):
     file = tmp_path / "all.tsv"
     file.write_text("\n".join(LINES) + "\n")
     data = ListOpsData(str(file), length=4)
-    sizes = {split: len(data.dataset(split)) for split in ("train", "val", "test")}
+    sizes = {split: len(data.dataset(split, data.sizes[0])) for split in ("train", "val", "test")}
     assert sizes == {"train": 16, "val": 2, "test": 2}
-    assert data.dataset("test").values.tolist() == [8, 9]
+    assert data.dataset("test", data.sizes[0]).values.tolist() == [8, 9]
 
 
 WRONG_LINES = {

@@ -77,7 +77,7 @@ def test_lengths_are_uniform():
 
 def test_splits_lengths_and_seeds_share_no_stream():
     seeds = [
-        WordData(length=8, extrapolation_lengths=(16,), seed=seed).dataset(split, (n, n)).seed
+        WordData(length=8, extrapolation_lengths=(16,), seed=seed).dataset(split, n).seed
         for seed in (0, 1, 2**32 - 1)
         for split in SPLITS
         for n in (8, 16)
@@ -133,7 +133,7 @@ def test_run(task):
     predicted = folder_of(run("predict", config, checkpoint))
     assert (predicted / "accuracy_by_length.png").exists()
     probabilities = torch.load(predicted / "predictions.pt", weights_only=True)[further]
-    dataset = cli.datamodule.dataset("test", cli.datamodule.ranges[1])
+    dataset = cli.datamodule.dataset("test", cli.datamodule.sizes[1])
     _, targets = dataset.__getitems__(list(range(SMALL[task]["test_size"])))
     labelled = targets != UNLABELLED
     right = (probabilities.argmax(-1) == targets)[labelled].float().mean()

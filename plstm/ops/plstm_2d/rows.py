@@ -1,4 +1,4 @@
-"""Row form on a grid: a Y x X grid is a sequence of Y steps with X lanes.
+"""Row form on a grid, equation (7): a Y x X grid is a sequence of Y steps with X lanes.
 
 Fix a row and let c be the states on the vertical edges that enter it, e the inputs k v^T of its
 nodes, one per column. With Lsh the strictly triangular products of T[0,0] between columns,

@@ -1,0 +1,71 @@
+"""Data that are drawn: every sample is a function of seed and index, at several sizes."""
+
+from abc import abstractmethod
+
+from torch.utils.data import DataLoader, Dataset
+
+from tasks.data import SPLITS, DataModule, FreshSampler, ShuffledSampler, as_is
+
+MAX_SIZE = 2**16 - 1
+
+
+class DrawnData(DataModule):
+    """Drawn samples: train at one size, validate and test there and at further ones.
+
+    Hyperparameters of every such task: train_size, val_size and test_size (samples of an epoch, and
+    of every validation and test set), fresh, batch_size, and seed, below 2^32. Metrics of further
+    sizes end in @ and the size.
+    """
+
+    @property
+    @abstractmethod
+    def sizes(self) -> list[int]:
+        """Size of every set, at most `MAX_SIZE`; the first one is that of training."""
+
+    @abstractmethod
+    def dataset(self, split: str, size: int) -> Dataset:
+        """Samples of a split at one size; `__getitems__` draws a batch at once."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether every epoch has new samples."""
+        return self.hparams.fresh
+
+    @property
+    def eval_names(self) -> list[str]:
+        return ["", *(f"@{size}" for size in self.sizes[1:])]
+
+    def check_seed(self) -> None:
+        """Raise a ValueError unless the seed leaves room for sizes and splits."""
+        seed = self.hparams.seed
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"{type(self).__name__}: seed must lie in 0..{2**32 - 1}, got {seed}")
+
+    def split_seed(self, split: str, size: int) -> int:
+        """One stream of random numbers per (seed, size, split)."""
+        number = SPLITS.index(split)
+        return (self.hparams.seed * (MAX_SIZE + 1) + size) * len(SPLITS) + number
+
+    def split_size(self, split: str) -> int:
+        """Samples of a split at one size."""
+        return self.hparams[f"{split}_size"]
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = self.dataset("train", self.sizes[0])
+        sampler_class = FreshSampler if self.fresh else ShuffledSampler
+        sampler = sampler_class(len(dataset), self.hparams.seed, self.train_epoch())
+        batches = self.train_batches(sampler, drop_last=True)
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=as_is)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return self._eval_loaders("val")
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return self._eval_loaders("test")
+
+    def _eval_loaders(self, split: str) -> list[DataLoader]:
+        datasets = [self.dataset(split, size) for size in self.sizes]
+        return [
+            DataLoader(x, batch_sampler=self.eval_batches(len(x)), collate_fn=as_is)
+            for x in datasets
+        ]
