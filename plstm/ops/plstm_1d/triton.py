@@ -97,7 +97,7 @@ def query_key_launch(problem: Problem) -> Launch:
     return Launch(
         query_key_kernel, (problem.sequences * problem.chunks, problem.key_tiles),
         (x, x, x, *4 * (number,), x, x, x, x, x, *3 * (number,)),
-        _sizes(problem), _constants(problem, BLOCK[x]), num_warps=4, num_stages=1,
+        _sizes(problem), _constants(problem, BLOCK[x]), num_warps=8, num_stages=1,
     )  # fmt: skip
 
 
