@@ -20,7 +20,7 @@ LONGEST_SIDE = 128  # of X, K and V
 MAX_ROW_BYTES = 2**15  # of the q, k or v of a row; two such rows are in shared memory at once
 PREFETCHED_ROW_BYTES = 2**13  # up to this size the next rows are loaded ahead
 READ_TILE, READ_WARPS = 64, 4  # the largest P, the warps of a program
-BACKWARD_TILE, BACKWARD_WARPS = 32, 8
+BACKWARD_TILE, BACKWARD_WARPS = 16, 8  # tiles of 32 spill up to 1376 bytes at a width of 32
 # P is cut, down to 16, until what a program owns fits in registers:
 TILE_STATES = 2048  # P X
 TILE_BYTES = 2**13  # of the q, k or v of the P nodes
