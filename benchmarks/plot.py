@@ -21,7 +21,6 @@ COLOURS = {
     "chunk": "#1b9e77",
     "rows": "#66a61e",
     "levels": "#1b9e77",
-    "solve": "#66a61e",
     "PLSTM1d": "#1f4fb4",
     "PLSTM2d P": "#1f4fb4",
     "PLSTM2d D": "#6f4bc0",
