@@ -10,8 +10,8 @@ from torch import Tensor
 from plstm.graph.topology import IntArray, positions_in_group, ranges
 
 # Cost of a product, in numbers that "levels" moves in the same time: 3 in the op, the rest for the
-# share of the plan. A pair of nodes costs K + V, an edge and a pair of "levels" K V. Measured on a
-# CPU, forward and backward with 4 heads, on molecules, proteins, paths, grids and complete DAGs.
+# share of the plan. A pair of nodes costs (K + V) / 2, an edge and a pair of "levels" K V. Measured
+# on a CPU, forward and backward with 4 heads, on molecules, proteins, paths, grids and complete DAGs.
 _PRODUCT = 5
 _ONES = np.array([number.bit_count() for number in range(2**16)], dtype=np.uint8)
 _SAMPLES = 64  # bits of a word
@@ -42,7 +42,7 @@ class ReachPlan(NamedTuple):
 
     def pays(self, moves: int, qk_dim: int, v_dim: int) -> bool:
         """Whether "reach" takes no longer than "levels" on a graph with E + A = moves."""
-        cost = _PRODUCT * self.num_products + (qk_dim + v_dim) * self.nodes.shape[1]
+        cost = _PRODUCT * self.num_products + (qk_dim + v_dim) * self.nodes.shape[1] // 2
         return cost <= moves * qk_dim * v_dim
 
 
