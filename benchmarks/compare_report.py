@@ -1,6 +1,7 @@
 """Table and picture of rows of `python -m benchmarks compare`, all of one budget."""
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ METRICS = {  # task: metric, whether higher is better; of several sizes, all are
     "recall": ("test/accuracy", True),
     "listops": ("test/accuracy", True),
 }
+TITLE_WIDTH = 130  # characters in a line above a picture
 CONDITIONS = ("processor", "threads", "torch", "python", "date", "commit", "command")
 
 
@@ -102,18 +104,20 @@ def picture(task: str, rows: list[Row]) -> Figure:
     )
     if len(metric_names(task, rows)) > 1:
         figure.legend(loc="outside lower left", ncols=3, fontsize=8)
-    right.barh(range(len(nets)), [speed(runs) or 0.0 for runs in nets.values()], color="0.6")
+    speeds = [speed(runs) or 0.0 for runs in nets.values()]
+    right.barh(range(len(nets)), speeds, color="0.6")
     right.set_xlabel("training, samples per second")
+    right.set_visible(any(speeds))
     left.set_yticks(range(len(nets)), list(nets))
     left.invert_yaxis()
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
     last = rows[-1]
-    figure.suptitle(
+    title = (
         f"{task}, {last['budget']} {last['arguments']}, {last['processor']}, "
-        f"{last['threads']} threads, {last['date']}",
-        fontsize=8,
+        f"{last['threads']} threads, {last['date']}"
     )
+    figure.suptitle(textwrap.fill(title, TITLE_WIDTH, break_on_hyphens=False), fontsize=8)
     return figure
 
 

@@ -33,8 +33,8 @@ ANCHOR_COLOUR = "0.35"
 def picture(rows: list[Row]) -> Figure | None:
     """Time above, peak memory below; a column for each of sequences, images and graphs with lines.
 
-    Rows of another device or precision than that of the last row are left out. None without lines:
-    steps and mixers have none.
+    Rows of another device, processor or precision than those of the last row are left out. None
+    without lines: steps and mixers have none.
     """
     rows = [row for row in rows if _setting(row) == _setting(rows[-1])]
     kinds = {kind: _lines([row for row in rows if row["kind"] == kind]) for kind in KINDS}
@@ -57,8 +57,8 @@ def picture(rows: list[Row]) -> Figure | None:
     return figure
 
 
-def _setting(row: Row) -> tuple[object, object]:
-    return row["device"], row["dtype"]
+def _setting(row: Row) -> tuple[object, ...]:
+    return row["device"], row["processor"], row["dtype"]
 
 
 def _lines(rows: list[Row]) -> dict[tuple[str, str, str], list[Row]]:

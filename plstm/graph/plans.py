@@ -11,7 +11,8 @@ from plstm.graph.topology import IntArray, positions_in_group, ranges
 
 # Cost of a product, in numbers that "levels" moves in the same time: 3 in the op, the rest for the
 # share of the plan. A pair of nodes costs (K + V) / 2, an edge and a pair of "levels" K V. Measured
-# on a CPU, forward and backward with 4 heads, on molecules, proteins, paths, grids and complete DAGs.
+# on a CPU, forward and backward with 4 heads, on molecules, proteins, paths, grids and complete
+# DAGs.
 _PRODUCT = 5
 _ONES = np.array([number.bit_count() for number in range(2**16)], dtype=np.uint8)
 _SAMPLES = 64  # bits of a word
