@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch import Callback
 
 from tasks.cli import MISTAKES, run_process
+from tasks.cli.parser import Parser
 from tests.layers.contract import import_class
 from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run
 
@@ -242,6 +243,7 @@ def test_mistakes_are_told_in_two_lines(arguments, message, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", [*line, *arguments, "--debug"])
     with pytest.raises(MISTAKES):
         run_process()
+    assert not Parser.debug  # --debug is for one command
 
 
 def test_print_config_is_a_config(capsys, tmp_path):

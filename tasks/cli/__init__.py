@@ -165,3 +165,5 @@ def run_process() -> None:
         message = framed[1] if framed else error
         print(f"train.py: {message}\n(--debug shows where this came from)", file=sys.stderr)
         sys.exit(2)
+    finally:
+        Parser.debug = False  # of this command only
