@@ -30,6 +30,12 @@ def pairs():
 
 
 PAIRS = list(pairs())
+# Nets of twelve blocks whose smaller kin of the quick start runs anyway.
+LARGE = {"mamba2d_arrow", "vil_arrow", "plstm-published_arrow"}
+RUNS = [
+    pytest.param(config, net, marks=pytest.mark.slow if net.stem in LARGE else ())
+    for config, net in PAIRS
+]
 PNG = b"\x89PNG"
 
 
@@ -38,7 +44,7 @@ def test_every_config_and_net_is_run():
     assert {net for _, net in PAIRS} == set((CONFIGS / "net").glob("*.yaml"))
 
 
-@pytest.mark.parametrize(("config", "net"), PAIRS, ids=lambda x: getattr(x, "stem", x))
+@pytest.mark.parametrize(("config", "net"), RUNS, ids=lambda x: getattr(x, "stem", x))
 def test_fit(config, net):
     cli = run("fit", config, f"--model.net={net}")
     assert cli.trainer.global_step > 0
