@@ -7,6 +7,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from plstm.graph.checks import (
+    check_batch,
+    check_index,
+    check_level,
+    check_num_graphs,
+    check_pairs,
+    checked_levels,
+)
 from plstm.graph.grid import grid_index
 from plstm.graph.multitree import prune_to_multitree
 from plstm.graph.plans import (
@@ -15,11 +23,10 @@ from plstm.graph.plans import (
     largest_number_of_products,
     make_reach_plan,
 )
-from plstm.graph.topology import consecutive_edges, find_cycle, node_levels
+from plstm.graph.topology import consecutive_edges
 
 T = TypeVar("T")
 _NO_PLANNING = -1  # limit of a plan
-_LISTED = 8  # nodes or pairs named in a message
 
 
 class LineGraph:
@@ -51,14 +58,14 @@ class LineGraph:
         edge_level: Tensor | None = None,
         num_graphs: int | None = None,
     ) -> None:
-        _check_index("edge_index", edge_index, num_nodes, "nodes")
-        _check_index("line_index", line_index, edge_index.shape[1], "edges")
-        _check_batch(edge_index, num_nodes, batch)
-        _check_num_graphs(batch, num_graphs)
-        _check_pairs(edge_index, line_index)
-        level = _levels(edge_index, num_nodes)  # also finds a cycle, which pairs may leave out
+        check_index("edge_index", edge_index, num_nodes, "nodes")
+        check_index("line_index", line_index, edge_index.shape[1], "edges")
+        check_batch(edge_index, num_nodes, batch)
+        check_num_graphs(batch, num_graphs)
+        check_pairs(edge_index, line_index)
+        level = checked_levels(edge_index, num_nodes)  # finds a cycle, which pairs may leave out
         if edge_level is not None:
-            _check_level(edge_index, line_index, edge_level)
+            check_level(edge_index, line_index, edge_level)
             level = edge_level
         self._fill(edge_index, line_index, num_nodes, batch, level, num_graphs)
 
@@ -72,7 +79,7 @@ class LineGraph:
         num_graphs: int | None = None,
     ) -> "LineGraph":
         """The full line graph of a DAG: all pairs of consecutive edges."""
-        _check_index("edge_index", edge_index, num_nodes, "nodes")
+        check_index("edge_index", edge_index, num_nodes, "nodes")
         pairs = torch.from_numpy(consecutive_edges(edge_index.cpu().numpy(), num_nodes))
         pairs = pairs.to(edge_index.device)
         return cls(edge_index, pairs, num_nodes, batch, num_graphs=num_graphs)
@@ -315,91 +322,3 @@ def _applied(plan: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(plan, LineGraph):
         return plan.apply(function)
     return apply_to_plan(plan, function) if isinstance(plan, tuple) else plan
-
-
-@torch.compiler.disable
-def _levels(edge_index: Tensor, num_nodes: int) -> Tensor:
-    """Longest path to the src of every edge, (E,); a ValueError names the nodes of a cycle."""
-    edges = edge_index.cpu().numpy()
-    level = node_levels(edges, num_nodes)
-    if (level < 0).any():
-        cycle = find_cycle(edges, num_nodes)
-        shown = " -> ".join(map(str, cycle[:_LISTED])) + (" ..." if len(cycle) > _LISTED else "")
-        raise ValueError(
-            f"LineGraph: edge_index must have no directed cycle, got one through nodes {shown}; "
-            "orient the edges by a node order, as plstm.graph.ToDag does"
-        )
-    return torch.from_numpy(level[edges[0]]).to(edge_index.device)
-
-
-def _check_index(name: str, index: Tensor, size: int, what: str) -> None:
-    if not isinstance(index, Tensor) or index.dtype != torch.int64:
-        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise ValueError(f"LineGraph: {name} must be an int64 tensor, got {got}; use .long()")
-    if index.ndim != 2 or index.shape[0] != 2:
-        raise ValueError(
-            f"LineGraph: {name} must have shape (2, count), got {tuple(index.shape)}; "
-            "row 0 is where a pair starts, row 1 where it ends"
-        )
-    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= size):
-        raise ValueError(
-            f"LineGraph: {name} must lie in 0..{size - 1} ({size} {what}), got values from "
-            f"{int(index.min())} to {int(index.max())}; check the offsets of a packed batch"
-        )
-
-
-def _check_batch(edge_index: Tensor, num_nodes: int, batch: Tensor | None) -> None:
-    if batch is None:
-        return
-    if batch.dtype != torch.int64 or batch.shape != (num_nodes,):
-        raise ValueError(
-            f"LineGraph: batch must be int64 of shape ({num_nodes},), got {batch.dtype} of shape "
-            f"{tuple(batch.shape)}; it names the graph of every node"
-        )
-    if num_nodes and (int(batch[0]) < 0 or bool((batch[1:] < batch[:-1]).any())):
-        raise ValueError(
-            f"LineGraph: batch must be ascending from 0 or more, got "
-            f"{batch.tolist()[:_LISTED]}...; put the nodes of one graph side by side"
-        )
-    crossing = batch[edge_index[0]] != batch[edge_index[1]]
-    if bool(crossing.any()):
-        shown = edge_index[:, crossing][:, :_LISTED].T.tolist()
-        raise ValueError(
-            f"LineGraph: every edge must stay inside one graph of batch, got edges {shown} between "
-            "two; check the node offsets of edge_index"
-        )
-
-
-def _check_num_graphs(batch: Tensor | None, num_graphs: int | None) -> None:
-    seen = 1 if batch is None else int(batch[-1]) + 1 if batch.numel() else 0
-    if num_graphs is not None and (num_graphs < seen or (batch is None and num_graphs != 1)):
-        raise ValueError(
-            f"LineGraph: num_graphs must be at least the {seen} graphs of batch, and 1 without "
-            f"one, got {num_graphs}; count graphs without nodes too"
-        )
-
-
-def _check_pairs(edge_index: Tensor, line_index: Tensor) -> None:
-    apart = edge_index[1][line_index[0]] != edge_index[0][line_index[1]]
-    if bool(apart.any()):
-        shown = line_index[:, apart][:, :_LISTED].T.tolist()
-        raise ValueError(
-            "LineGraph: dst of the incoming edge must be src of the outgoing edge, got pairs "
-            f"{shown} that do not meet; row 0 of line_index is the incoming edge"
-        )
-
-
-def _check_level(edge_index: Tensor, line_index: Tensor, edge_level: Tensor) -> None:
-    if edge_level.dtype != torch.int64 or edge_level.shape != edge_index.shape[1:]:
-        raise ValueError(
-            f"LineGraph: edge_level must be int64 of shape ({edge_index.shape[1]},), got "
-            f"{edge_level.dtype} of shape {tuple(edge_level.shape)}; leave it out, "
-            "and it is computed"
-        )
-    flat = edge_level[line_index[0]] >= edge_level[line_index[1]]
-    if bool(flat.any()):
-        shown = line_index[:, flat][:, :_LISTED].T.tolist()
-        raise ValueError(
-            f"LineGraph: edge_level must rise along every pair, got pairs {shown} "
-            "where it does not; leave it out, and it is computed"
-        )
