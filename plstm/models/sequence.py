@@ -26,8 +26,8 @@ class SequenceModel(nn.Module):
     """Predicts the next token of a sequence; with causal mixers only.
 
     Args:
-        in_dim: Size of the vocabulary that comes in.
-        out_dim: Size of the vocabulary that goes out.
+        in_dim: Input vocabulary size.
+        out_dim: Output vocabulary size.
         dim: Model width.
         depth: Blocks.
         mixers: Factories called with `dim`, cycled over the depth.

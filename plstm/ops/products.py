@@ -53,8 +53,8 @@ def _products(transition: Tensor) -> Tensor:
 def transition_gradient(products: Tensor, grad: Tensor) -> Tensor:
     """Gradient of the factors, (..., L), from that of their products P, (..., L + 1, L + 1).
 
-    d (I - N)^-1 = P dN P, so dN = P^T grad P^T; only the subdiagonal of N varies. What `grad` says
-    above the diagonal is of no effect.
+    d (I - N)^-1 = P dN P, so dN = P^T grad P^T; only the subdiagonal of N varies. Entries of `grad`
+    above the diagonal are ignored.
     """
     left = products.mT @ grad
     return (left[..., 1:, :] * products[..., :-1, :]).sum(-1)

@@ -54,7 +54,7 @@ def mlstm(
 
         m_t = max(log sigmoid(f_t) + m_{t-1}, i_t, 0)
 
-    of which the output is independent; no gradient flows through it. The stabilised memory and
+    The output does not depend on m_t, and no gradient flows through it. The stabilised memory and
     normalizer have factors at most 1: they are pLSTM with one more value, which is always 1.
 
     Args:
