@@ -6,6 +6,7 @@ flash-linear-attention where they are installed.
 
 python -m benchmarks compare: nets trained with the same budget, see compare --help.
 python -m benchmarks leaks: what parts of an arrow-pointing image tell of its label.
+python -m benchmarks kernels: what the Triton kernels need on GPUs, compiled without one.
 """
 
 import argparse
@@ -120,6 +121,11 @@ def main() -> None:
         return
     if sys.argv[1:2] == ["leaks"]:
         leaks.main()
+        return
+    if sys.argv[1:2] == ["kernels"]:
+        from benchmarks import kernels  # imports triton
+
+        kernels.main()
         return
     args = parse(sys.argv[1:])
     setting = Setting(args.device, getattr(torch, args.dtype))

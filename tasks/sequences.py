@@ -73,22 +73,21 @@ class SequenceData(DataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.name = type(self).__name__
         if not 0 <= seed < 2**32:
-            raise ValueError(f"{self.name}: seed must lie in 0..{2**32 - 1}, got {seed}")
+            raise ValueError(f"{type(self).__name__}: seed must lie in 0..{2**32 - 1}, got {seed}")
         self.ranges = [self._range(x) for x in (length, *extrapolation_lengths)]
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError(
-                f"{self.name}: the greatest lengths of the sets must differ, for they name the "
-                f"metrics, got {self.sizes}"
+                f"{type(self).__name__}: the greatest lengths of the sets must differ, for they "
+                f"name the metrics, got {self.sizes}"
             )
 
     def _range(self, length: Length) -> tuple[int, int]:
         low, high = (length, length) if isinstance(length, int) else length
         if not 1 <= low <= high <= MAX_LENGTH:
             raise ValueError(
-                f"{self.name}: a length must be a number in 1..{MAX_LENGTH}, or the least and the "
-                f"greatest of a range in it, got {length}"
+                f"{type(self).__name__}: a length must be a number in 1..{MAX_LENGTH}, or the "
+                f"least and the greatest of a range in it, got {length}"
             )
         return low, high
 

@@ -1,7 +1,7 @@
 """Word problems of finite groups: which element is the product of all up to here?
 
-They need a state: no part of a sequence tells more of the product than the whole group is known
-by, so a net must carry the product along, for as many positions as there are.
+A net needs a state to solve them: every element changes the product, so nothing may be forgotten,
+and an error at one position spoils all that follow.
 """
 
 from functools import cache
@@ -131,7 +131,9 @@ class WordData(SequenceData):
 
     @property
     def in_dim(self) -> int:
-        tokens = self.out_dim if self.hparams.elements == "all" else len(GENERATORS["S3"])
+        tokens = (
+            self.out_dim if self.hparams.elements == "all" else len(GENERATORS[self.hparams.group])
+        )
         return tokens + 1  # padding
 
     @property

@@ -285,6 +285,7 @@ class LineGraph:
         )
 
 
+@torch.compiler.disable  # numpy, whose sizes depend on the edges
 def _plan(graph: LineGraph, limit: int | None) -> ReachPlan | None:
     edge_graph = graph.node_graph.index_select(0, graph.edge_index[0])
     tensors = graph.edge_index, graph.line_index, graph.edge_level, edge_graph
@@ -292,6 +293,7 @@ def _plan(graph: LineGraph, limit: int | None) -> ReachPlan | None:
     return plan and apply_to_plan(plan, lambda x: x.to(graph.device))
 
 
+@torch.compiler.disable
 def _pruned(graph: LineGraph) -> LineGraph:
     edge_graph = graph.node_graph[graph.edge_index[0]]
     arrays = (graph.line_index, graph.edge_level, graph.edge_index[0], edge_graph)
@@ -315,6 +317,7 @@ def _applied(plan: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return apply_to_plan(plan, function) if isinstance(plan, tuple) else plan
 
 
+@torch.compiler.disable
 def _levels(edge_index: Tensor, num_nodes: int) -> Tensor:
     """Longest path to the src of every edge, (E,); a ValueError names the nodes of a cycle."""
     edges = edge_index.cpu().numpy()

@@ -213,10 +213,10 @@ class PLSTM1d(nn.Module):
     def _lane_transition(self, mixed: Tensor, decay: Tensor) -> Tensor:
         """U diag(decay) W with orthogonal U and W, (B, L, H, J, J); spectral norm at most 1."""
         shape = {"h": self.num_heads, "i": self.lanes}
-        dtype = accumulation_dtype(mixed)  # rounded angles would turn the lanes of a long product
-        weight, bias = (p.to(dtype) for p in (self.rotation_proj.weight, self.rotation_proj.bias))
+        # Rounded angles would turn the lanes of a long product.
         with without_autocast(mixed.device):
-            free = nn.functional.linear(mixed.to(dtype), weight, bias)
+            free = self.rotation_proj(mixed.to(self.rotation_proj.weight.dtype))
+            free = free.to(accumulation_dtype(free))
             free = rearrange(free, "b l (two h j i) -> two b l h j i", two=2, **shape)
             u, w = torch.matrix_exp(((free - free.mT) / 2).contiguous())
         decay = rearrange(decay, "b l (h i) -> b l h 1 i", **shape).to(u.dtype)

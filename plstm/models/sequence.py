@@ -1,17 +1,25 @@
 """Sequence model: tokens, blocks of any causal mixer, next-token logits."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from plstm.checks import check_positive
+from plstm.checks import check_not_empty, check_positive
 from plstm.modules.block import MixerFactory, build_blocks
-from plstm.modules.causal import check_takes_packed
+from plstm.modules.causal import token_positions
 from plstm.modules.init import reset_children
 from plstm.modules.norm import RMSNorm
 from plstm.modules.position import LearnedPosition1d
 from plstm.ops.packed import CuSeqlens, Packing, as_packing
+
+
+class SequenceState(NamedTuple):
+    """What the net carries from one position to the next."""
+
+    blocks: tuple[NamedTuple, ...]  # states of the mixers
+    seen: Tensor  # positions so far, (B,)
 
 
 class SequenceModel(nn.Module):
@@ -77,25 +85,49 @@ class SequenceModel(nn.Module):
         else:
             nn.init.normal_(self.head.weight, std=0.02)
 
-    def forward(self, tokens: Tensor, cu_seqlens: CuSeqlens | None = None) -> Tensor:
-        """Logits (B, L, out_dim) of tokens (B, L), integers below in_dim.
+    def forward(
+        self,
+        tokens: Tensor,
+        state: SequenceState | None = None,
+        return_state: bool = False,
+        cu_seqlens: CuSeqlens | None = None,
+    ) -> Tensor | tuple[Tensor, SequenceState]:
+        """Logits (B, L, out_dim) of tokens (B, L), integers below in_dim, from `state` on.
 
+        A text of any length can be read piece by piece, each from the state after the one before.
         With cu_seqlens, borders (S + 1,), tokens (1, total) are S sequences one after another, each
-        read by itself; see `plstm.ops.packed`.
+        read by itself and with a state of its own; see `plstm.ops.packed`.
 
         Raises:
-            ValueError: tokens are no such integers; wrong cu_seqlens, or a mixer that takes none.
+            ValueError: tokens are no such integers; wrong cu_seqlens, or a mixer that takes none;
+                positions beyond max_length; a state of another number of sequences.
         """
-        if cu_seqlens is None:
-            x, options = self._embed(tokens), {}
-        else:
-            packing = as_packing("SequenceModel", cu_seqlens, tokens)
+        _check_tokens(tokens)
+        packing = as_packing("SequenceModel", cu_seqlens, tokens)
+        x, state = self._run(tokens, state, return_state, packing)
+        return (self._logits(x), state) if return_state else self._logits(x)
+
+    def _run(
+        self,
+        tokens: Tensor,
+        state: SequenceState | None,
+        return_state: bool,
+        packing: Packing | None = None,
+    ) -> tuple[Tensor, SequenceState | None]:
+        """What the last block makes of tokens, and the next state on request."""
+        options = {} if packing is None else {"cu_seqlens": packing}
+        if state is None and not return_state:
+            x = self._embed(tokens, None if packing is None else packing.positions)
             for block in self.blocks:
-                check_takes_packed(block.mixer)
-            x, options = self._embed(tokens, packing=packing), {"cu_seqlens": packing}
-        for block in self.blocks:
-            x = block(x, **options)
-        return self._logits(x)
+                x = block(x, **options)
+            return x, None
+        blocks, seen = state if state is not None else ((None,) * len(self.blocks), None)
+        positions, seen = token_positions("SequenceModel", tokens, seen, packing)
+        x, after = self._embed(tokens, positions), []
+        for block, before in zip(self.blocks, blocks, strict=True):
+            x, carried = block.forward_with_state(x, before, **options)
+            after.append(carried)
+        return x, SequenceState(tuple(after), seen)
 
     @torch.no_grad()
     def generate(
@@ -122,11 +154,11 @@ class SequenceModel(nn.Module):
         Raises:
             ValueError: empty prompt, negative temperature, top_k below 1, more than max_length.
         """
-        no_choice = top_k is not None and top_k < 1
-        if tokens.ndim != 2 or tokens.shape[1] == 0 or temperature < 0 or no_choice:
+        _check_tokens(tokens)
+        if temperature < 0 or (top_k is not None and top_k < 1):
             raise ValueError(
-                "SequenceModel.generate: needs a prompt (B, L) with L >= 1, temperature >= 0 and "
-                f"top_k >= 1, got {tuple(tokens.shape)}, {temperature} and {top_k}"
+                "SequenceModel.generate: temperature must be 0 or more and top_k 1 or more, got "
+                f"{temperature} and {top_k}; leave top_k out to sample from all tokens"
             )
         training = self.training
         self.eval()
@@ -143,27 +175,14 @@ class SequenceModel(nn.Module):
         top_k: int | None,
         generator: torch.Generator | None,
     ) -> Tensor:
-        states = []
-        x = self._embed(tokens)
-        for block in self.blocks:
-            x, state = block.forward_with_state(x)
-            states.append(state)
+        x, state = self._run(tokens, None, True)
         for _ in range(length):
-            logits = self._logits(x[:, -1:])[:, 0]
-            token = _sample(logits, temperature, top_k, generator)
-            x = self._embed(token, start=tokens.shape[1])[:, 0]
+            token = _sample(self._logits(x[:, -1:])[:, 0], temperature, top_k, generator)
             tokens = torch.cat([tokens, token], 1)
-            for i, block in enumerate(self.blocks):
-                x, states[i] = block.step(x, states[i])
-            x = x[:, None]
+            x, state = self._run(token, state, True)
         return tokens
 
-    def _embed(self, tokens: Tensor, start: int = 0, packing: Packing | None = None) -> Tensor:
-        if tokens.ndim != 2 or tokens.is_floating_point():
-            raise ValueError(
-                f"SequenceModel: tokens must be integers (B, L), got {tokens.dtype} of shape "
-                f"{tuple(tokens.shape)}; give their numbers in the vocabulary"
-            )
+    def _embed(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         try:
             x = self.embed(tokens)
         except IndexError:  # found by the CPU alone; looking for it takes time on a GPU
@@ -173,7 +192,7 @@ class SequenceModel(nn.Module):
                 f"{int(low)}..{int(high)}; in_dim is the size of the vocabulary"
             ) from None
         if self.position is not None:
-            x = self.position(x, start, packing)
+            x = self.position(x, positions)
         return self.dropout(x)
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -181,6 +200,15 @@ class SequenceModel(nn.Module):
         if self.logit_cap is not None:
             logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
         return logits
+
+
+def _check_tokens(tokens: Tensor) -> None:
+    if tokens.ndim != 2 or tokens.is_floating_point():
+        raise ValueError(
+            f"SequenceModel: tokens must be integers (B, L), got {tokens.dtype} of shape "
+            f"{tuple(tokens.shape)}; give their numbers in the vocabulary"
+        )
+    check_not_empty("SequenceModel", tokens)
 
 
 def _sample(

@@ -62,8 +62,8 @@ class Block(nn.Module):
         feed_forward_ratio: Hidden width of the feed-forward part over `dim`; 0 leaves that part
             out.
         dropout: Dropout on both branches.
-        drop_path: Probability of dropping a branch for a sample; not for packed graphs, whose first
-            axis is not the sample.
+        drop_path: Probability of dropping a branch for a sample; not for packed graphs or
+            sequences, whose first axis is not the sample.
         layer_scale: Initial value of a learned scale per channel on both branches, None for no
             scale.
         bias: Biases in the feed-forward part.
@@ -109,23 +109,24 @@ class Block(nn.Module):
         Raises:
             ValueError: the mixer takes no such argument.
         """
+        self._check_arguments(kwargs)
+        return self._feed_forward(self._add(x, self.mixer(self.mixer_norm(x), *args, **kwargs), 0))
+
+    def forward_with_state(
+        self, x: Tensor, state: object = None, **kwargs: object
+    ) -> tuple[Tensor, object]:
+        """As forward for a causal mixer, with its state in and out."""
+        self._check_arguments(kwargs)
+        y, state = self.mixer(self.mixer_norm(x), state=state, return_state=True, **kwargs)
+        return self._feed_forward(self._add(x, y, 0)), state
+
+    def _check_arguments(self, kwargs: dict[str, object]) -> None:
         for name in kwargs:
             if name not in self.mixer_arguments:
                 raise ValueError(
                     f"Block: the mixer {type(self.mixer).__name__} takes no {name}; leave it out, "
                     "or choose a mixer that does"
                 )
-        return self._feed_forward(self._add(x, self.mixer(self.mixer_norm(x), *args, **kwargs), 0))
-
-    def forward_with_state(self, x: Tensor, state: object = None) -> tuple[Tensor, object]:
-        """As forward for a causal mixer, with its state in and out."""
-        y, state = self.mixer(self.mixer_norm(x), state=state, return_state=True)
-        return self._feed_forward(self._add(x, y, 0)), state
-
-    def step(self, x: Tensor, state: object = None) -> tuple[Tensor, object]:
-        """One position x (B, dim) of a causal mixer."""
-        y, state = self.mixer.step(self.mixer_norm(x), state)
-        return self._feed_forward(self._add(x, y, 0)), state
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         if not self.has_feed_forward:

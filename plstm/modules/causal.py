@@ -1,10 +1,9 @@
 """What causal mixers share: the state of a plain recurrence, and the check of their calls."""
 
-import inspect
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plstm.ops.packed import CuSeqlens, Packing, check_states
 
@@ -40,15 +39,6 @@ def check_causal_call(
         raise ValueError(
             f"{layer}: packed sequences need causal=True, got cu_seqlens and causal=False; pad them"
             " to one length and run lengths apart, or set causal to true"
-        )
-
-
-def check_takes_packed(mixer: nn.Module) -> None:
-    """Raise a ValueError unless a mixer runs on packed sequences."""
-    if "cu_seqlens" not in inspect.signature(mixer.forward).parameters:
-        raise ValueError(
-            f"{type(mixer).__name__}: this mixer takes no packed sequences, got cu_seqlens; use a "
-            "causal mixer, or give one sequence at a time"
         )
 
 

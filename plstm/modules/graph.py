@@ -68,7 +68,7 @@ class GraphEncoder(nn.Module):
     def forward(self, data: Any) -> Tensor:
         """Node features of the model, (N, dim); edge_index has both directions of every edge."""
         x = self.node(node_features(data, self.in_dim).to(self.node.weight.dtype))
-        degree = _count(data.edge_index[1], x.shape[0])
+        degree = count(data.edge_index[1], x.shape[0])
         return x + self.degree(degree_code(degree, self.dim).to(x.dtype))
 
     def edges(self, edge_attr: Tensor | None) -> Tensor | None:
@@ -113,11 +113,11 @@ class GraphReadout(nn.Module):
             batch = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         pooled = x.new_zeros(num_graphs, x.shape[1]).index_add(0, batch, x)
         if self.pooling == "mean":
-            count = _count(batch, num_graphs).clamp(min=1)
-            pooled = pooled / count[:, None].to(pooled.dtype)
+            sizes = count(batch, num_graphs).clamp(min=1)
+            pooled = pooled / sizes[:, None].to(pooled.dtype)
         return self.out(self.dropout(nn.functional.gelu(self.hidden(self.norm(pooled)))))
 
 
-def _count(index: Tensor, size: int) -> Tensor:
+def count(index: Tensor, size: int) -> Tensor:
     """How often every number 0..size - 1 comes, (size,); torch.compile cannot follow bincount."""
     return index.new_zeros(size).index_add(0, index, torch.ones_like(index))

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from plstm.ops.packed import Packing
-
 
 class LearnedPosition2d(nn.Module):
     """A learned vector per grid position, resized bicubically to grids of another size.
@@ -49,13 +47,12 @@ class LearnedPosition1d(nn.Module):
         """Draw new initial values."""
         nn.init.normal_(self.code, std=0.02)
 
-    def forward(self, x: Tensor, start: int = 0, packing: Packing | None = None) -> Tensor:
-        """Add the codes of positions start, start + 1, ... to x (B, L, dim), or (1, total, dim)."""
-        end = start + (x.shape[1] if packing is None else packing.longest)
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Add to x (B, L, dim) the codes of positions, (L,) or (B, L); 0, 1, ... if None."""
+        end = x.shape[1] if positions is None else int(positions.max()) + 1
         if end > len(self.code):
             raise ValueError(
                 f"LearnedPosition1d: only {len(self.code)} positions have a code, got a sequence "
                 f"up to position {end}; raise max_length or leave the position code out"
             )
-        code = self.code[start:end]
-        return x + (code if packing is None else code[packing.positions])
+        return x + (self.code[:end] if positions is None else self.code[positions])

@@ -3,8 +3,8 @@
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter: ...
 
 Two per multiply-add, as there. Counted are the products of queries, keys, values and states, those
-that a backward pass repeats included; gates and other work per element are not. Triton kernels and
-those of fla-core are no operators of PyTorch and stay unseen.
+that a backward pass repeats included; gates and other work per element are not. Kernels of fla-core
+are no operators of PyTorch and stay unseen.
 """
 
 import math
@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
 from plstm.ops.chunks import chunk_size
+from plstm.ops.kernels import HAS_TRITON, ceil_div
 from plstm.ops.plstm_1d.chunk import largest_chunk
 from plstm.ops.plstm_2d.cpu import chosen_form  # the module defines the operators
 from plstm.ops.plstm_dag import levels, reach  # noqa: F401
@@ -104,6 +105,54 @@ def _levels_backward(
     return 2 * _levels(states, transition)
 
 
+def _grid_by_rows(
+    q: Shape, k: Shape, v: Shape, source: Shape, *args: object, **kwargs: object
+) -> int:
+    """The scores and their product with the values."""
+    *_, orders = args
+    return 2 * _pairs(q, source[0], orders) * (q[-1] + v[-1])
+
+
+def _grid_by_rows_backward(grad: Shape, *args: object, **kwargs: object) -> int:
+    """The two products for the gradient of q, and four for the gradients of the rest."""
+    return 3 * _grid_by_rows(*args)
+
+
+def _pairs(q: Shape, num_corners: int, orders: int) -> int:
+    """Pairs of nodes in rows that a corner connects; two corners with one order of rows share them.
+
+    Tiles that cover more than one row are not counted in full.
+    """
+    batch, rows, columns, heads, _ = q
+    directions = {orders >> (2 * corner + 1) & 1 for corner in range(num_corners)}
+    return len(directions) * batch * heads * columns**2 * rows * (rows + 1) // 2
+
+
+def _sequence(q: Shape, k: Shape, v: Shape, *args: object, **kwargs: object) -> int:
+    """In a chunk the scores and their product with values, and the state written and read."""
+    *_, chunk_size = args
+    keys, values = q[-1], v[-1]
+    return 2 * _positions(q, chunk_size) * (chunk_size * (keys + values) + 2 * keys * values)
+
+
+def _sequence_backward(
+    grad_out: Shape, grad_last: Shape, q: Shape, k: Shape, v: Shape, *args: object, **kwargs: object
+) -> int:
+    """In a chunk: scores and their gradient, twice each, one product with values, two with keys,
+    that for the gradient of transitions, and four with states.
+    """
+    *_, chunk_size = args
+    keys, values = q[-1], v[-1]
+    inside = chunk_size * (4 * keys + 3 * values + chunk_size)
+    return 2 * _positions(q, chunk_size) * (inside + 4 * keys * values)
+
+
+def _positions(q: Shape, chunk_size: int) -> int:
+    """Of all sequences and heads, in whole chunks; q (B, L, H, K)."""
+    batch, length, heads, _ = q
+    return batch * heads * ceil_div(length, chunk_size) * chunk_size
+
+
 def _attention(q: Shape, k: Shape, v: Shape, *args: object, **kwargs: object) -> int:
     return sdpa_flop_count(q, k, v)
 
@@ -126,3 +175,13 @@ FORMULAS: dict[object, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
+if HAS_TRITON:
+    import plstm.ops.plstm_1d.triton
+    import plstm.ops.plstm_2d.triton  # noqa: F401  # they define the operators
+
+    FORMULAS |= {
+        torch.ops.plstm.sequence_triton: _sequence,
+        torch.ops.plstm.sequence_triton_backward: _sequence_backward,
+        torch.ops.plstm.grid_triton: _grid_by_rows,
+        torch.ops.plstm.grid_triton_backward: _grid_by_rows_backward,
+    }

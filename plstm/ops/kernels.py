@@ -1,8 +1,9 @@
-"""Where Triton kernels can run, and their launch."""
+"""Where Triton kernels can run, what decides their launch, and whether they compile there."""
 
 import os
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,12 +21,66 @@ def _has_triton() -> bool:
 
 HAS_TRITON = _has_triton()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton decides at import as well
+SMALLEST_BLOCK = 16  # the smallest side of a tile in tl.dot
+
+
+class Launch(NamedTuple):
+    """All that decides what is compiled for a kernel and how many programs of it run.
+
+    Args:
+        kernel: Function decorated by `triton.jit`; takes tensors, then sizes, then constants.
+        grid: Number of programs along up to three axes.
+        dtypes: Of the tensors, in their order.
+        sizes: Integers that the compiled kernel takes, by name.
+        constants: Numbers that are fixed when it is compiled, by name.
+        num_warps: Groups of threads of a program.
+        num_stages: Iterations of a loop whose loads are in flight at once.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    dtypes: tuple[torch.dtype, ...]
+    sizes: dict[str, int]
+    constants: dict[str, int | bool | str]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def options(self) -> dict[str, int | bool | str]:
+        """Keyword arguments of a launch."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return self.sizes | self.constants | options
+
+
+def precision(amd: bool = torch.version.hip is not None) -> str:
+    """How matrix units multiply float32 with the accuracy of float32; AMD's do so directly."""
+    return "ieee" if amd else "tf32x3"
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def block(size: int) -> int:
+    """Side of a tile that covers `size` numbers: a power of two, as Triton wants it."""
+    return max(SMALLEST_BLOCK, 1 << (size - 1).bit_length())
+
+
+def operand_dtype(sums: torch.dtype, *tensors: Tensor) -> torch.dtype:
+    """Dtype of the operands of products: bfloat16 if all tensors are and sums are in float32."""
+    narrow = sums == torch.float32 and all(x.dtype == torch.bfloat16 for x in tensors)
+    return torch.bfloat16 if narrow else sums
 
 
 def prefers_triton(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether "auto" takes a Triton kernel: on a GPU with tensor cores, and not in float64."""
+    """Whether "auto" takes a Triton kernel: on NVIDIA's tensor cores, and not in float64.
+
+    On AMD's GPUs the kernels compile, but none has run them yet.
+    """
     fits = (
         device.type == "cuda"
+        and torch.version.hip is None
         and dtype != torch.float64
         and torch.cuda.get_device_capability(device)[0] >= 8
     )
@@ -49,8 +104,30 @@ def check_triton(function: str, device: torch.device) -> None:
         )
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Tensor | int, **options: Any) -> None:
-    """Run a Triton kernel on the device of its first argument: Triton takes the current one."""
+def launch(settings: Launch, *tensors: Tensor) -> None:
+    """Run a Triton kernel on the device of its first tensor: Triton takes the current one."""
+    assert tuple(x.dtype for x in tensors) == settings.dtypes
     # torch.compile knows no torch.cuda.device_of; -1, of the interpreter's tensors, does nothing.
-    with torch.cuda.device(args[0].get_device()):
-        kernel[grid](*args, **options)
+    with torch.cuda.device(tensors[0].get_device()):
+        settings.kernel[settings.grid](*tensors, **settings.options)
+
+
+def compiles(function: str, launches: Iterable[Launch], device: torch.device) -> bool:
+    """Compile kernels for a CUDA device and load them there; where that fails, warn and say no.
+
+    Triton keeps them, so that the launches that follow find them.
+    """
+    if INTERPRETED:
+        return True
+    try:
+        with torch.cuda.device(device):
+            for settings in launches:
+                made = settings.kernel.warmup(
+                    *settings.dtypes, **settings.options, grid=settings.grid
+                )
+                made._init_handles()  # raises where a program needs more than the device has
+    except Exception as error:  # the compiler and its tools raise errors of many kinds
+        reason = f"Triton kernels do not compile for {device}, {type(error).__name__}: {error}"
+        warn_slower(function, reason, "update triton and the driver of the GPU")
+        return False
+    return True

@@ -1,8 +1,10 @@
 """Packed sequences: unequal lengths, one after another, on the position axis of a batch of one.
 
 A recurrence runs on them as on any batch: sequences of similar length are padded to a common one,
-each in a row of its own, so nothing of one sequence reaches another. Padding follows the positions
-and changes no state, so outputs and states are those of each sequence alone.
+each in a row of its own, so nothing of one sequence reaches another, in any backend: no NaN and no
+infinity either. Padding follows the positions and changes no state, so outputs and states are those
+of each sequence alone. Under torch.compile the recurrence of packed sequences is left out of the
+graphs and runs between them.
 """
 
 from collections.abc import Callable, Sequence

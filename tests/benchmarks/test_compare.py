@@ -107,6 +107,23 @@ def test_seeds_change_weights_and_repeat(workplace, monkeypatch):
     assert first[0] != first[1]
 
 
+@pytest.mark.parametrize("task", ["words", "languages", "recall", "listops"])
+def test_tasks_of_sequences_share_their_nets(task):
+    args, _ = compare.parse([f"--task={task}", "--max_steps=1"])
+    nets = ["attention", "gated_delta_net", "mamba2", "mlstm", "plstm", "plstm-lanes"]
+    assert args.nets == nets
+
+
+def test_metrics_of_all_lengths_are_written(workplace, monkeypatch):
+    small = [f"--data.{name}={value}" for name, value in SMALL["languages"].items()]
+    arguments = ["--task=languages", "--nets=attention", "--seeds=0", "--out=out", "--max_steps=1"]
+    call(monkeypatch, *arguments, "--model.net.dim=8", "--model.net.depth=1", *small)
+    (row,) = results.read(workplace / "out" / "compare_languages.jsonl")
+    assert {"test/scaled_accuracy", "test/scaled_accuracy@9"} <= row["metrics"].keys()
+    head = (workplace / "out" / "compare_languages.md").read_text().splitlines()[2]
+    assert "test/scaled_accuracy@9" in head
+
+
 @pytest.fixture
 def quarters(monkeypatch):
     """A clock that only training steps move: by a quarter of a second, whatever the machine."""

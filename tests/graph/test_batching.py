@@ -6,7 +6,7 @@ from torch_geometric.data import Batch, Data, InMemoryDataset
 
 from plstm.graph import LineGraph, ToDag
 from plstm.graph.batching import GraphBatcher
-from plstm.graph.prepared import line_graph
+from plstm.graph.prepared import add_plans, line_graph
 from plstm.graph.pyg import DagData
 from tests.graph.test_pyg import KINDS, data
 
@@ -64,6 +64,37 @@ def test_drawn_orders_prepare_the_whole_batch() -> None:
     local = graph.edge_index - first[batch.batch[graph.edge_index[0]]]
     assert torch.equal(batch.dag_edge_attr[:, 0], local.sum(0).float())
     assert torch.equal(batch.x, stored.x) and torch.equal(batch.y, stored.y)
+
+
+@pytest.mark.parametrize("order_seeds", [None, [3, 1, 4, 5]])
+def test_batches_carry_plans(order_seeds: list[int] | None, monkeypatch) -> None:
+    """Nothing is left to plan, in either mode and direction, and pairs of entries are the same."""
+    numbers, dataset = [4, 1, 2, 3], prepared()
+    plain = line_graph(GraphBatcher(dataset)(numbers, order_seeds))
+    want = [graph.reach_plan() for graph in (plain, plain.multitree())]
+    batch = GraphBatcher(dataset, plans=True)(numbers, order_seeds)
+    monkeypatch.setattr("plstm.graph.line_graph.make_reach_plan", None)
+    graph = line_graph(batch)
+    for part, plan in zip((graph, graph.multitree().reverse()), want, strict=True):
+        assert all(map(torch.equal, part.paying_reach_plan(24, 24), plan))
+
+
+def test_a_plan_that_does_not_pay_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = torch.arange(300)
+    path = Data(edge_index=torch.stack([nodes[:-1], nodes[1:]]), num_nodes=300)
+    batch = add_plans(ToDag("given")(path))
+    assert "line_entries" not in batch and batch.planned
+    monkeypatch.setattr("plstm.graph.line_graph.make_reach_plan", None)
+    assert line_graph(batch).paying_reach_plan(24, 24) is None
+
+
+def test_plans_move_with_the_batch_and_sizes_stay() -> None:
+    batch = GraphBatcher(prepared(), plans=True)([0, 4])
+    moved = batch.clone().to("meta", non_blocking=True)
+    assert moved.x.is_meta and moved.line_entries.is_meta and moved.tree_products.is_meta
+    assert torch.equal(moved.line_sizes, batch.line_sizes)
+    graph = line_graph(moved)
+    assert graph.reach_plan().nodes.is_meta and not graph.multitree().reach_plan().sizes.is_meta
 
 
 def test_drawn_order_of_a_graph_depends_on_its_seed_alone() -> None:

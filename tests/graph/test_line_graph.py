@@ -213,6 +213,26 @@ def test_wrong_number_of_graphs(batch: list[int] | None, num_graphs: int) -> Non
         LineGraph.from_edges(edges, 3, batch, num_graphs=num_graphs)
 
 
+def test_plans_move_along() -> None:
+    """A device without numbers cannot plan, and the sizes of levels are read on the CPU."""
+    graph = LineGraph.grid((3, 4))
+    plans = graph.reach_plan(), graph.multitree().reverse().reach_plan()
+    for moved in (graph.to("meta"), graph.reverse().to("meta").reverse()):
+        for plan, want in zip((moved, moved.multitree()), plans, strict=True):
+            got = plan.reach_plan()
+            assert [x.shape for x in got] == [x.shape for x in want]
+            assert [x.device.type for x in got] == ["meta", "meta", "meta", "cpu"]
+
+
+def test_a_multitree_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = LineGraph.grid((4, 5))
+    monkeypatch.setattr("plstm.graph.multitree.MAX_BYTES", 8 * graph.num_edges - 1)
+    with pytest.raises(ValueError, match=r"^prune_to_multitree: .* got 248 bytes for 31 edges"):
+        graph.multitree()
+    monkeypatch.setattr("plstm.graph.multitree.MAX_BYTES", 8 * graph.num_edges)
+    assert graph.multitree().num_pairs > 0
+
+
 def test_multitree_moves_along() -> None:
     """A device without numbers cannot prune again."""
     edges = random_dag(12, 0.5, np.random.default_rng(0))

@@ -85,10 +85,15 @@ def test_attention_without_a_token():
     assert (x.grad == 0).all()
 
 
-def test_attention_takes_no_state_with_it():
+@pytest.mark.parametrize(
+    "options",
+    [{"return_state": True}, {"cu_seqlens": torch.tensor([0, 1, 3])}],
+    ids=["state", "packed"],
+)
+def test_attention_takes_no_state_and_no_packing_with_it(options):
     module, x = SoftmaxAttention(8, 2, causal=True), torch.randn(1, 3, 8)
-    with pytest.raises(ValueError, match="SoftmaxAttention: valid and a state exclude each other"):
-        module(x, valid=torch.ones(1, 3, dtype=torch.bool), return_state=True)
+    with pytest.raises(ValueError, match="SoftmaxAttention: valid excludes states and cu_seqlens"):
+        module(x, valid=torch.ones(1, 3, dtype=torch.bool), **options)
 
 
 @pytest.mark.parametrize("pooling", ["corners", "mean", "max"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
 from plstm.graph import LineGraph, ToDag
+from plstm.graph.prepared import add_plans
 from plstm.layers.plstm_graph import PLSTMGraph
 from plstm.models.gnn import GNNS, GNNModel
 from plstm.models.graph import GraphModel
@@ -41,7 +42,7 @@ def make(kind: str = "plstm", in_dim: int = IN_DIM, **options: object) -> nn.Mod
     if kind == "plstm":
         options = {"mixers": MIXERS, "depth": 4, **options}
         return GraphModel(in_dim, OUT_DIM, dim=8, **options)
-    return GNNModel(in_dim, OUT_DIM, dim=8, depth=2, gnn=kind, **options)
+    return GNNModel(in_dim, OUT_DIM, dim=8, gnn=kind, **{"depth": 2, **options})
 
 
 @pytest.mark.parametrize("edge_dim", [0, EDGE_DIM])
@@ -86,6 +87,17 @@ def test_graphs_without_features_and_duck_typing() -> None:
     plain = SimpleNamespace(**{name: getattr(batch, name) for name in fields})
     assert torch.equal(model(plain), model(batch))
     assert torch.isfinite(make("GIN", in_dim=1).eval()(batch)).all()
+
+
+@pytest.mark.parametrize("kind", ["plstm", "GIN"])
+def test_compiles_without_graph_breaks(kind: str) -> None:
+    """Planning in numpy used to be traced, and to fail."""
+    model, items = make(kind, edge_dim=EDGE_DIM, depth=2).double().eval(), molecules()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for batch in (Batch.from_data_list(items), add_plans(Batch.from_data_list(items[:2]))):
+        for name in ("x", "edge_attr", "dag_edge_attr"):
+            batch[name] = batch[name].double()
+        assert_close("logits", compiled(batch), model(batch), 1e-10)
 
 
 class Spy(nn.Module):

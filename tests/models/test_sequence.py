@@ -124,17 +124,26 @@ def test_forward_beyond_max_length():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "options"),
+    ("prompt", "options", "message"),
     [
-        (torch.zeros(2, 0, dtype=torch.long), {}),
-        (torch.zeros(3, dtype=torch.long), {}),
-        (torch.zeros(1, 2, dtype=torch.long), {"temperature": -1.0}),
-        (torch.zeros(1, 2, dtype=torch.long), {"top_k": 0}),
+        (torch.zeros(2, 0, dtype=torch.long), {}, "at least one position"),
+        (
+            torch.zeros(3, dtype=torch.long),
+            {},
+            r"integers \(B, L\), got torch.int64 of shape \(3,\)",
+        ),
+        (torch.zeros(1, 2), {}, r"integers \(B, L\), got torch.float32"),
+        (
+            torch.zeros(1, 2, dtype=torch.long),
+            {"temperature": -1.0},
+            "temperature must be 0 or more",
+        ),
+        (torch.zeros(1, 2, dtype=torch.long), {"top_k": 0}, "top_k 1 or more, got 1.0 and 0"),
     ],
-    ids=["empty", "no-batch", "temperature", "top_k"],
+    ids=["empty", "no-batch", "float", "temperature", "top_k"],
 )
-def test_generate_errors(prompt, options):
-    with pytest.raises(ValueError, match="needs a prompt"):
+def test_generate_errors(prompt, options, message):
+    with pytest.raises(ValueError, match=message):
         model().generate(prompt, 1, **options)
 
 
@@ -183,6 +192,32 @@ def test_depth_error():
         model(depth=0)
 
 
+@all_mixers
+@pytest.mark.parametrize("max_length", [None, 17])
+def test_a_text_in_pieces(mixers, max_length):
+    """Logits and gradients, which reach back through the states."""
+    net, x = model(mixers, max_length=max_length).double(), tokens(17)
+    whole, state, pieces = net(x), None, []
+    for part in x.split([1, 9, 7], 1):
+        logits, state = net(part, state, return_state=True)
+        pieces.append(logits)
+    logits = torch.cat(pieces, 1)
+    assert_close("logits", logits, whole, 1e-12)
+    assert state.seen.tolist() == [17] * len(x)
+    parameters = dict(net.named_parameters())
+    want = gradients(whole, parameters)
+    for name, grad in gradients(logits, parameters).items():
+        assert_close(name, grad, want[name], 1e-12)
+
+
+def test_a_text_beyond_max_length():
+    net, x = model(max_length=5), tokens(4)
+    _, state = net(x, return_state=True)
+    net(x[:, :1], state)
+    with pytest.raises(ValueError, match=r"only 5 positions have a code, .* up to position 6"):
+        net(x[:, :2], state)
+
+
 LENGTHS = [4, 0, 66, 1]
 BORDERS = torch.tensor([0, *LENGTHS]).cumsum(0)
 
@@ -200,7 +235,19 @@ def test_packed_sequences(mixers, max_length):
         assert_close(name, grad, want[name], 1e-12)
 
 
+@all_mixers
+def test_packed_states(mixers):
+    net, x = model(mixers).double(), tokens(2 * sum(LENGTHS), batch=1)
+    first, second = x.chunk(2, 1)
+    _, state = net(first, return_state=True, cu_seqlens=BORDERS)
+    got = net(second, state, cu_seqlens=BORDERS)
+    for i, (a, b) in enumerate(zip(first.split(LENGTHS, 1), second.split(LENGTHS, 1), strict=True)):
+        if a.shape[1]:
+            alone = net(torch.cat([a, b], 1))[:, a.shape[1] :]
+            assert_close("logits", got[:, BORDERS[i] : BORDERS[i + 1]], alone, 1e-12)
+
+
 def test_packed_sequences_need_a_mixer_that_takes_them():
     mixers = [partial(FlattenedGrid, mixer=partial(PLSTM1d, num_heads=2))]
-    with pytest.raises(ValueError, match=r"^FlattenedGrid: this mixer takes no packed sequences"):
+    with pytest.raises(ValueError, match=r"^Block: the mixer FlattenedGrid takes no cu_seqlens"):
         model(mixers)(tokens(9, batch=1), cu_seqlens=torch.tensor([0, 9]))

@@ -43,8 +43,8 @@ def per_channel():
 
 
 def grid():
-    corners = CORNERS[1:3]
-    return grid_inputs(2, 3, len(corners), batch=1) | {"corners": corners}
+    # One corner and one head: Triton's interpreter takes a second for each of them and row.
+    return grid_inputs(2, 3, batch=1, heads=1) | {"corners": CORNERS[1:2]}
 
 
 def dag():

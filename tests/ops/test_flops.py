@@ -4,6 +4,7 @@ from math import prod
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from plstm.graph import LineGraph
 from plstm.ops import native, plstm_1d, plstm_2d, plstm_dag
 from plstm.ops.flops import FORMULAS
+from plstm.ops.kernels import HAS_TRITON, INTERPRETED
 from plstm.ops.plstm_1d import chunk
 from plstm.ops.plstm_2d import CORNERS, cpu, gating, scan
 from tests.ops.inputs import grid_inputs, sequence_inputs
@@ -18,6 +20,9 @@ from tests.ops.test_plstm_dag import random_inputs
 
 needs_compiler = pytest.mark.skipif(
     not native.available(scan.SOURCE), reason="needs a C++ compiler"
+)
+needs_triton = pytest.mark.skipif(
+    not (HAS_TRITON and INTERPRETED), reason="needs the interpreter of Triton"
 )
 INPUTS = grid_inputs(3, 5, 2, batch=2, heads=3, key_width=4, value_width=7)
 
@@ -101,6 +106,34 @@ def test_graphs():
     moves, reads = 2 * graph.num_pairs * 3 * 5, 2 * graph.num_edges * 3 * 5
     got = forward_and_backward(lambda: plstm_dag(**inputs, graph=graph, backend="levels"))
     assert got == (2 * (moves + reads), 2 * (2 * moves + 2 * reads))
+
+
+def counted_without_running(op, inputs, **options):
+    """A formula sees shapes alone, so that fake tensors do."""
+    with FakeTensorMode() as mode:
+        fakes = {name: mode.from_tensor(x) for name, x in inputs.items()}
+        return forward_and_backward(lambda: op(**fakes, **options))
+
+
+@needs_triton
+def test_sequence_in_triton():
+    """Of 40 positions in float32, two chunks of 32."""
+    inputs = sequence_inputs(40, key_width=5, value_width=7, dtype=torch.float32)
+    got = counted_without_running(plstm_1d, inputs, backend="triton")
+    positions, scores, state = 2 * 2 * 64, 32 * 5, 5 * 7
+    values, transitions = 32 * 7, 32 * 32
+    assert got[0] == 2 * positions * (scores + values + 2 * state)
+    assert got[1] == 2 * positions * (4 * scores + 3 * values + transitions + 4 * state)
+
+
+@needs_triton
+@pytest.mark.parametrize("corners", [CORNERS[:2], CORNERS[1:3]], ids="+".join)
+def test_grid_in_triton(corners):
+    """Both corners of the first case see the rows above, those of the second all rows between."""
+    got = counted_without_running(plstm_2d, INPUTS, corners=corners, backend="triton")
+    above = (5 + 10 + 15) * 5  # nodes in the rows up to that of each of 5 nodes
+    pairs = 2 * 3 * above * (1 if corners == CORNERS[:2] else 2)
+    assert got == (2 * pairs * (4 + 7), 6 * pairs * (4 + 7))
 
 
 def test_attention_on_a_cpu():

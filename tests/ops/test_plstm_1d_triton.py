@@ -1,5 +1,8 @@
+import importlib
+
 import pytest
 import torch
+from torch.fx import GraphModule
 
 from plstm.ops import kernels, plstm_1d
 from plstm.ops.kernels import prefers_triton
@@ -7,6 +10,7 @@ from tests.helpers import TOLERANCE, assert_close, gradients
 from tests.ops.inputs import require_grad, sequence_inputs
 from tests.ops.interpreter import DEVICE
 
+triton_1d = importlib.import_module("plstm.ops.plstm_1d.triton")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")]
 
 
@@ -108,6 +112,34 @@ def test_halves_with_carried_state():
         outs.append(y)
     assert_close("output", torch.cat(outs, 1), out)
     assert_close("state", state, last)
+
+
+def test_operator():
+    """Its schema, shapes, gradients and dynamic sizes, as PyTorch checks them."""
+    inputs = sequence_inputs(5, batch=1, heads=1)
+    tensors = [x.detach().to(DEVICE).requires_grad_() for x in inputs.values()]
+    torch.library.opcheck(triton_1d._forward, (*tensors, 32))
+
+
+def test_one_node_of_an_exported_graph():
+    class Recurrence(torch.nn.Module):
+        def forward(self, inputs):
+            return plstm_1d(**inputs, backend="triton")
+
+    def placed(length, batch):
+        inputs = sequence_inputs(length, batch=batch, heads=1, with_state=False)
+        return {name: x.detach().to(DEVICE) for name, x in inputs.items()}
+
+    inputs = placed(5, 2)
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    shapes = (dict.fromkeys(inputs, sizes),)
+    exported = torch.export.export(Recurrence(), (inputs,), dynamic_shapes=shapes)
+    graphs = (x.graph for x in exported.graph_module.modules() if isinstance(x, GraphModule))
+    targets = [node.target for graph in graphs for node in graph.nodes]
+    assert targets.count(torch.ops.plstm.sequence_triton.default) == 1
+    for inputs in (placed(40, 1), placed(3, 3)):
+        want = plstm_1d(**inputs, backend="naive")
+        assert_close("output", exported.module()(inputs), want)
 
 
 def test_lanes_are_refused():

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from torch.fx import GraphModule
 
 from plstm.ops import kernels, plstm_2d
 from plstm.ops.gates import Gates
@@ -22,7 +23,7 @@ SCALE = 0.3
 def small_tiles(monkeypatch):
     """Several tiles and programs on the grids of this file; a GPU needs sides of at least 16."""
     if DEVICE.type == "cpu":
-        monkeypatch.setattr(triton_2d, "SMALLEST_BLOCK", 1)
+        monkeypatch.setattr(kernels, "SMALLEST_BLOCK", 1)
     monkeypatch.setattr(triton_2d, "READ_TILE", 8)
     monkeypatch.setattr(triton_2d, "BACKWARD_TILE", 4)
     monkeypatch.setattr(triton_2d, "BACKWARD_PROGRAMS", 4)
@@ -156,6 +157,36 @@ def test_empty_batch():
     out = run(inputs, CORNERS[:1])
     assert out.shape == inputs["v"].shape
     assert all(grad.numel() == 0 for grad in gradients(out, inputs).values())
+
+
+def test_operator(small_tiles):
+    """Its schema, shapes, gradients and dynamic sizes, as PyTorch checks them."""
+    inputs = grid_inputs(2, 2, batch=1, heads=1)
+    tensors = (x.detach().to(DEVICE).requires_grad_() for x in inputs.values())
+    torch.library.opcheck(triton_2d._forward, (*tensors, 0))
+
+
+def test_one_node_of_an_exported_graph(small_tiles):
+    class Recurrence(torch.nn.Module):
+        def forward(self, inputs):
+            return plstm_2d(**inputs, backend="triton")
+
+    def placed(rows, columns, batch):
+        inputs = grid_inputs(rows, columns, batch=batch, heads=1)
+        return {name: x.detach().to(DEVICE) for name, x in inputs.items()}
+
+    inputs = placed(2, 3, 2)
+    dims = [torch.export.Dim(name) for name in ("batch", "rows")]
+    dims.append(torch.export.Dim("columns", max=128))
+    shapes = {name: dict(enumerate(dims)) for name in inputs}
+    shapes |= {name: dict(enumerate(dims, 1)) for name in ("source", "transition", "mark")}
+    exported = torch.export.export(Recurrence(), (inputs,), dynamic_shapes=(shapes,))
+    graphs = (x.graph for x in exported.graph_module.modules() if isinstance(x, GraphModule))
+    targets = [node.target for graph in graphs for node in graph.nodes]
+    assert targets.count(torch.ops.plstm.grid_triton.default) == 1
+    for inputs in (placed(4, 2, 1), placed(3, 5, 3)):
+        want = plstm_2d(**inputs, backend="naive")
+        assert_close("output", exported.module()(inputs), want)
 
 
 @pytest.mark.parametrize(

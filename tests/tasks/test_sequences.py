@@ -119,7 +119,7 @@ def test_accuracy_by_length_in_bins():
 @pytest.mark.parametrize("task", TASKS)
 def test_run(task):
     """Trained, tested and predicted: metrics of every set of lengths, and the picture."""
-    cli = run("fit", task, "--model.net.dim=8", "--model.net.depth=1")
+    cli = run("fit", task, "--model.net.dim=12", "--model.net.depth=1")
     names = {"loss", "accuracy", "sequence_accuracy"}
     names |= {"scaled_accuracy"} if task == "languages" else set()
     *_, further = cli.datamodule.eval_names

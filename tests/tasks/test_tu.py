@@ -200,3 +200,13 @@ def test_mutag(tmp_path: Path) -> None:
         graph = LineGraph.from_edges(item.dag_edge_index, item.num_nodes)  # acyclic
         assert graph.num_edges == item.edge_index.shape[1] // 2
         assert torch.equal(graph.edge_level, item.edge_level)
+
+
+def test_batches_carry_plans_and_move_at_once(tiny: Path) -> None:
+    without = next(iter(make(tiny, plans=False).val_dataloader()))
+    assert "line_entries" not in without and "planned" not in without
+    data = make(tiny)
+    batch = next(iter(data.val_dataloader()))
+    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert moved.x.is_meta and moved.line_entries.is_meta
+    assert moved.line_sizes.device.type == "cpu"  # loops over levels read it

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch_geometric.nn import models
 from torch_geometric.utils import degree
 
+from plstm.modules.graph import count
+
 MAX_DEGREE = 255  # higher ones are counted as this
 
 
@@ -63,7 +65,7 @@ class PNA(models.PNA):
         return super().forward(x, edge_index, **kwargs)
 
     def _count(self, degrees: Tensor) -> None:
-        counts = torch.bincount(degrees.long().clamp(max=MAX_DEGREE), minlength=MAX_DEGREE + 1)
+        counts = count(degrees.long().clamp(max=MAX_DEGREE), MAX_DEGREE + 1)
         self.degrees = self.degrees + counts
         share = self.degrees / self.degrees.sum()
         values = torch.arange(MAX_DEGREE + 1, device=degrees.device, dtype=torch.float32)

@@ -74,7 +74,7 @@ def plstm_1d(
 
     Backend "naive" is causal for numbers that are not finite too. The others multiply with zeros
     where it leaves out: a NaN or an infinity reaches every output that it reaches there, and may
-    reach earlier ones of the same sample and head, but no other sample or head.
+    reach earlier ones of the same sample (or packed sequence) and head, but no other.
 
     Args:
         q: Queries, (B, L, H, K).
@@ -117,7 +117,7 @@ def plstm_1d(
     scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, *gates)
     if backend == "auto":
-        backend = _choose_backend(q, v, dtype)
+        backend = _choose_backend(q, k, v, dtype)
     if state is None:
         batch, _, heads, key_width = q.shape
         lanes = transition.shape[4:]
@@ -125,22 +125,21 @@ def plstm_1d(
 
     out_dtype = v.dtype
     gates, state = Gates(*(gate.to(dtype) for gate in gates)), state.to(dtype)
-    if not (backend == "triton" and dtype == torch.float32 and _all_bfloat16(q, k, v)):
-        q, k, v = (x.to(dtype) for x in (q, k, v))  # the kernels multiply bfloat16 as it comes
+    if backend != "triton":  # its kernels multiply bfloat16 as it comes
+        q, k, v = (x.to(dtype) for x in (q, k, v))
     with without_autocast(q.device):
         out, state = FORMS[backend](q, k, v, gates, state, scale)
     out = out.to(out_dtype)
     return (out, state) if return_state else out
 
 
-def _choose_backend(q: Tensor, v: Tensor, dtype: torch.dtype) -> str:
+def _choose_backend(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> str:
     if v.ndim == 4 and not transformed() and prefers_triton(q.device, dtype):
-        return "triton"
+        from plstm.ops.plstm_1d.triton import compiles  # imports triton
+
+        if compiles(q, k, v):
+            return "triton"
     return "naive" if statically_known_true(q.shape[1] <= FEW_POSITIONS) else "chunk"
-
-
-def _all_bfloat16(*tensors: Tensor) -> bool:
-    return all(x.dtype == torch.bfloat16 for x in tensors)
 
 
 def _check(

@@ -192,11 +192,11 @@ def _piece_forward(
 ) -> tuple[Tensor, Tensor]:
     """Output, and the states before and after every chunk."""
     g = _gated(q, k, gates, scale)
-    updates = torch.cat([state[:, :, None], (g.k * g.leave).mT @ v], 2)
+    updates = torch.cat([state[:, :, None], (g.k * g.leave).mT @ v], 2)  # (B, H, N + 1, K, V)
     states = (g.across @ updates.flatten(3)).view_as(updates)
-    weights = (g.q @ g.k.mT).mul_(g.inside)
-    _diagonal(weights).copy_(gates.direct * g.own)
-    out = (weights @ v).add_((g.q * g.enter) @ states[:, :, :-1])
+    weights_BHNCC = (g.q @ g.k.mT).mul_(g.inside)
+    _diagonal(weights_BHNCC).copy_(gates.direct * g.own)
+    out = (weights_BHNCC @ v).add_((g.q * g.enter) @ states[:, :, :-1])
     return out, states
 
 
@@ -216,28 +216,28 @@ def _piece_backward(
     # Through the states: `across` is transposed where it was applied.
     grad_states = torch.cat([(g.q * g.enter).mT @ grad, state_grad[:, :, None]], 2)
     grad_updates = (g.across.mT @ grad_states.flatten(3)).view_as(grad_states)
-    grad_state, grad_updates = grad_updates[:, :, 0], grad_updates[:, :, 1:]
-    grad_read = grad @ states.mT  # of P[t, 0] q'
-    grad_written = v @ grad_updates.mT  # of P[C, s + 1] k'
-    grad_v = (g.k * g.leave) @ grad_updates
+    grad_state, grad_updates_BHNKV = grad_updates[:, :, 0], grad_updates[:, :, 1:]
+    grad_read_BHNCK = grad @ states.mT  # of P[t, 0] q'
+    grad_written_BHNCK = v @ grad_updates_BHNKV.mT  # of P[C, s + 1] k'
+    grad_v = (g.k * g.leave) @ grad_updates_BHNKV
 
     # Inside the chunks.
-    scores, grad_weights = g.q @ g.k.mT, grad @ v.mT
-    grad_own = _diagonal(grad_weights) * gates.direct
-    grad_direct = _diagonal(grad_weights) * g.own
+    scores_BHNCC, grad_weights_BHNCC = g.q @ g.k.mT, grad @ v.mT
+    grad_own = _diagonal(grad_weights_BHNCC) * gates.direct
+    grad_direct = _diagonal(grad_weights_BHNCC) * g.own
     grad_products = torch.empty_like(g.products)
-    grad_products[..., :-1, 1:] = grad_weights * scores
-    weights = scores.mul_(g.inside)
-    _diagonal(weights).copy_(gates.direct * g.own)
-    grad_v.add_(weights.mT @ grad)
-    grad_scores = grad_weights.mul_(g.inside)
-    grad_q = (grad_scores @ g.k).addcmul_(grad_read, g.enter)
-    grad_k = (grad_scores.mT @ g.q).addcmul_(grad_written, g.leave)
+    grad_products[..., :-1, 1:] = grad_weights_BHNCC * scores_BHNCC
+    weights_BHNCC = scores_BHNCC.mul_(g.inside)
+    _diagonal(weights_BHNCC).copy_(gates.direct * g.own)
+    grad_v.add_(weights_BHNCC.mT @ grad)
+    grad_scores_BHNCC = grad_weights_BHNCC.mul_(g.inside)
+    grad_q = (grad_scores_BHNCC @ g.k).addcmul_(grad_read_BHNCK, g.enter)
+    grad_k = (grad_scores_BHNCC.mT @ g.q).addcmul_(grad_written_BHNCK, g.leave)
 
     # The gates.
-    grad_products[..., :-1, 0] = (grad_read * g.q).sum(-1)
-    grad_products[..., -1, 1:] = (grad_written * g.k).sum(-1)
-    grad_products[..., -1, 0] = (grad_updates * states).sum((-2, -1))
+    grad_products[..., :-1, 0] = (grad_read_BHNCK * g.q).sum(-1)
+    grad_products[..., -1, 1:] = (grad_written_BHNCK * g.k).sum(-1)
+    grad_products[..., -1, 0] = (grad_updates_BHNKV * states).sum((-2, -1))
     grad_transition = transition_gradient(g.products, grad_products)
     grad_mark, grad_source = (grad_q * q).sum(-1).mul_(scale), (grad_k * k).sum(-1)
     grad_own = (scale * grad_own)[..., None]

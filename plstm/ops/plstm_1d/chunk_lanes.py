@@ -95,20 +95,25 @@ def _chunkwise(
     q, k, v = (split_chunks(x, size) for x in (q, k, v))
     gating = _collapse(split_gates(gates, size))
 
-    gated = torch.einsum("bhnjci,bhncvi->bhncvj", gating.leave, v)
-    states, state = scan_chunks(
+    written_BHNCVJ = torch.einsum("bhnjci,bhncvi->bhncvj", gating.leave, v)
+    states_BHNKVJ, state = scan_chunks(
         lambda across, state, update: state @ across.mT + update,
         gating.across[..., None, :, :],
-        (k.mT @ gated.flatten(-2)).unflatten(-1, gated.shape[-2:]),  # (B, H, N, K, V, J)
+        _product(k.mT, written_BHNCVJ),
         state,
     )
-    gated = (q @ k.mT)[..., None, :, None] * gating.inside  # (B, H, N, C, O, C, I)
+    gated_BHNCOCI = (q @ k.mT)[..., None, :, None] * gating.inside
     values = rearrange(v, "b h n c v i -> b h n (c i) v")
-    out = gated.flatten(-2).flatten(-3, -2) @ values  # (B, H, N, C O, V)
-    out = rearrange(out, "b h n (c o) v -> b h n c v o", c=size)
-    read = (q @ states.flatten(-2)).unflatten(-1, states.shape[-2:])  # C^T q, (B, H, N, C, V, J)
-    out = out + torch.einsum("bhncoj,bhncvj->bhncvo", gating.enter, read)
-    return scale * join_chunks(out, length), state
+    out = gated_BHNCOCI.flatten(-2).flatten(-3, -2) @ values  # (B, H, N, C O, V)
+    out_BHNCVO = rearrange(out, "b h n (c o) v -> b h n c v o", c=size)
+    read_BHNCVJ = _product(q, states_BHNKVJ)  # C^T q
+    out_BHNCVO = out_BHNCVO + torch.einsum("bhncoj,bhncvj->bhncvo", gating.enter, read_BHNCVJ)
+    return scale * join_chunks(out_BHNCVO, length), state
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """Matrix product (..., M, W) with (..., W, V, J): (..., M, V, J)."""
+    return (x @ y.flatten(-2)).unflatten(-1, y.shape[-2:])
 
 
 def _collapse(gates: Gates) -> ChunkGates:

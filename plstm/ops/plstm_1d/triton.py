@@ -1,410 +1,285 @@
-"""Triton kernels of the chunkwise form for one lane, forward and backward.
+"""The chunkwise form for one lane by Triton kernels: launch settings, operators, gradients."""
 
-In a chunk, with P[t, s] the product of the transitions strictly between positions s < t,
-
-    inside[t, s] = M_t P[t, s] S_s below the diagonal, D_t on it: input s to output t
-    enter[t] = product of the transitions before t; times M_t: entering state to output t
-    leave[s] = product of the transitions after s; times S_s: input s to leaving state
-    across   = product of all transitions: entering to leaving state
-
-One kernel runs along the chunks and keeps the state at every border; the others take each chunk by
-itself. With enter and leave exchanged the first runs back and keeps the gradients of those states,
-and the one that makes outputs makes the gradient of v. Products, and gradients with respect to one
-of their factors (what comes before it times what comes after it), are made by multiplying only:
-zero and negative transitions are exact.
-
-Letters: B batch, L positions, H heads, K V widths, N chunks, C positions in a chunk. Positions past
-the end read zeros and the transition 1, which changes nothing.
-"""
+import functools
+from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
+from plstm.checks import accumulation_dtype
+from plstm.ops import kernels
 from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.gates import Gates
-from plstm.ops.kernels import INTERPRETED, launch
+from plstm.ops.kernels import Launch, block, ceil_div, launch, operand_dtype
+from plstm.ops.plstm_1d.triton_kernels import (
+    border_kernel,
+    gate_kernel,
+    output_kernel,
+    query_key_kernel,
+)
 
-# Positions in a chunk, and the widest tile along K and V: what registers hold without spilling.
+# Positions in a chunk, and the widest tile along K and V: what registers hold.
 CHUNK_SIZE = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 32}
 BLOCK = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 32}
 BORDER_BLOCK = 32  # along all chunks there is a program per tile of the state: more of them
-_INTERPRETED = tl.constexpr(INTERPRETED)
 
 
-@triton.jit
-def _dot(a, b):
-    if _INTERPRETED and a.dtype == tl.bfloat16:  # its products of bfloat16 matrices are wrong
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="tf32x3")  # float32 operands keep float32 accuracy
+class Problem(NamedTuple):
+    """All that launches depend on; `number` is the dtype of gates, states and sums."""
+
+    batch: int
+    length: int
+    heads: int
+    key_width: int
+    value_width: int
+    dtype: torch.dtype
+    number: torch.dtype
+    chunk_size: int
+    precision: str
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of all heads."""
+        return self.batch * self.heads
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a sequence."""
+        return ceil_div(self.length, self.chunk_size)
+
+    @property
+    def key_tiles(self) -> int:
+        """Tiles along K, which each add their part of three sums."""
+        return _tiles(self.key_width, BLOCK[self.dtype])
+
+    @property
+    def value_tiles(self) -> int:
+        """Tiles along V."""
+        return _tiles(self.value_width, BLOCK[self.dtype])
 
 
-@triton.jit
-def _tile(
-    x, row, rows, stride, column, columns: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Pointers to a tile of a matrix whose rows lie `stride` apart, and which of them exist."""
-    r = row + tl.arange(0, ROWS)
-    c = column + tl.arange(0, COLUMNS)
-    return x + r[:, None] * stride + c[None, :], (r < rows)[:, None] & (c < columns)[None, :]
+def problem_of(
+    q: Tensor, v: Tensor, dtype: torch.dtype, number: torch.dtype, chunk_size: int
+) -> Problem:
+    """Of q (B, L, H, K) and v (B, L, H, V), to be multiplied in `dtype`."""
+    return Problem(*q.shape, v.shape[-1], dtype, number, chunk_size, kernels.precision())
 
 
-@triton.jit
-def _load(
-    x, row, rows, stride, column, columns: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    where, mask = _tile(x, row, rows, stride, column, columns, ROWS, COLUMNS)
-    return tl.load(where, mask=mask, other=0.0)
-
-
-@triton.jit
-def _store(
-    x,
-    tile,
-    row,
-    rows,
-    stride,
-    column,
-    columns: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    where, mask = _tile(x, row, rows, stride, column, columns, ROWS, COLUMNS)
-    tl.store(where, tile.to(x.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _load_gate(gate, position, length, heads, C: tl.constexpr, other):
-    """Numbers of one gate from `position` on, those outside the sequence replaced by `other`."""
-    t = position + tl.arange(0, C)
-    return tl.load(gate + t * heads, mask=(t >= 0) & (t < length), other=other)
-
-
-@triton.jit
-def _factors_before(transition, first, length, heads, C: tl.constexpr):
-    """The transition of the position before each of a chunk, 1 for the first."""
-    before = _load_gate(transition, first - 1, length, heads, C, 1.0)
-    return tl.where(tl.arange(0, C) > 0, before, 1.0)
-
-
-@triton.jit
-def _border_products(transition, first, length, heads, C: tl.constexpr):
-    """enter, leave and across of one chunk."""
-    t = tl.arange(0, C)
-    enter = tl.cumprod(_factors_before(transition, first, length, heads, C))
-    after = _load_gate(transition, first + 1, length, heads, C, 1.0)
-    leave = tl.cumprod(tl.where(t < C - 1, after, 1.0), reverse=True)
-    own = _load_gate(transition, first, length, heads, C, 1.0)
-    across = tl.sum(tl.where(t == C - 1, enter * own, 0.0))
-    return enter, leave, across
-
-
-@triton.jit
-def _products_between(transition, first, length, heads, C: tl.constexpr):
-    """P[t, s] of one chunk, zero on and above the diagonal."""
-    t = tl.arange(0, C)
-    factors = _factors_before(transition, first, length, heads, C)
-    products = tl.cumprod(tl.where(t[:, None] > t[None, :] + 1, factors[:, None], 1.0), 0)
-    return tl.where(t[:, None] > t[None, :], products, 0.0)
-
-
-@triton.jit
-def _border_kernel(
-    left, right, gate, transition, initial, borders, final, length, heads, chunks,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, REVERSE: tl.constexpr,
-):  # fmt: skip
-    """States at the chunk borders: state <- across state + (gate leave left)^T right.
-
-    REVERSE: their gradients, from the last chunk to the first, with enter in place of leave.
-    """
-    sequence = tl.program_id(0).to(tl.int64)
-    start_k, start_v = tl.program_id(1) * BLOCK_K, tl.program_id(2) * BLOCK_V
-    origin = sequence // heads * length * heads + sequence % heads
-    left, right = left + origin * K, right + origin * V
-    gate, transition = gate + origin, transition + origin
-    offset = sequence * K * V
-    state = _load(initial + offset, start_k, K, V, start_v, V, BLOCK_K, BLOCK_V)
-    for step in range(chunks):
-        chunk = chunks - 1 - step if REVERSE else step
-        border = borders + (sequence * chunks + chunk) * K * V
-        _store(border, state, start_k, K, V, start_v, V, BLOCK_K, BLOCK_V)
-        first = chunk.to(tl.int64) * C
-        enter, leave, across = _border_products(transition, first, length, heads, C)
-        weight = _load_gate(gate, first, length, heads, C, 0.0) * (enter if REVERSE else leave)
-        a = _load(left, first, length, heads * K, start_k, K, C, BLOCK_K)
-        b = _load(right, first, length, heads * V, start_v, V, C, BLOCK_V)
-        update = _dot(tl.trans((a * weight[:, None]).to(a.dtype)), b)
-        state = across * state + update
-    _store(final + offset, state, start_k, K, V, start_v, V, BLOCK_K, BLOCK_V)
-
-
-@triton.jit
-def _gates_inside(
-    source, transition, mark, direct, first, length, heads, C: tl.constexpr, REVERSE: tl.constexpr
-):
-    """inside of one chunk, and the weights of its rows on the state.
-
-    REVERSE: transposed, with the weights of the inputs on the leaving state.
-    """
-    s = _load_gate(source, first, length, heads, C, 0.0)
-    m = _load_gate(mark, first, length, heads, C, 0.0)
-    d = _load_gate(direct, first, length, heads, C, 0.0)
-    enter, leave, _ = _border_products(transition, first, length, heads, C)
-    t = tl.arange(0, C)
-    inside = m[:, None] * _products_between(transition, first, length, heads, C) * s[None, :]
-    inside = tl.where(t[:, None] == t[None, :], d[:, None], inside)
-    return (tl.trans(inside), s * leave) if REVERSE else (inside, m * enter)
-
-
-@triton.jit
-def _output_kernel(
-    left, right, value, source, transition, mark, direct, borders, out, length, heads, chunks,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, REVERSE: tl.constexpr,
-):  # fmt: skip
-    """One chunk of out = (q k^T * inside) v + mark enter q state; left, right, value are q, k, v.
-
-    REVERSE: of the gradient of v, in which left, right, value are k, q and the gradient of out.
-    """
-    program = tl.program_id(0).to(tl.int64)
-    sequence, first = program // chunks, program % chunks * C
-    start_v = tl.program_id(1) * BLOCK_V
-    origin = sequence // heads * length * heads + sequence % heads
-    border = borders + program * K * V
-    scores = tl.zeros((C, C), transition.dtype.element_ty)
-    read = tl.zeros((C, BLOCK_V), transition.dtype.element_ty)
-    for start_k in range(0, K, BLOCK_K):
-        a = _load(left + origin * K, first, length, heads * K, start_k, K, C, BLOCK_K)
-        b = _load(right + origin * K, first, length, heads * K, start_k, K, C, BLOCK_K)
-        scores += _dot(a, tl.trans(b))
-        read += _dot(a, _load(border, start_k, K, V, start_v, V, BLOCK_K, BLOCK_V))
-    inside, weight = _gates_inside(
-        source + origin, transition + origin, mark + origin, direct + origin,
-        first, length, heads, C, REVERSE,
+def border_launch(problem: Problem, *, reverse: bool) -> Launch:
+    """States at the borders of the chunks; reverse: their gradients, of q in place of k."""
+    x, number = problem.dtype, problem.number
+    tiles = (_tiles(width, BORDER_BLOCK) for width in (problem.key_width, problem.value_width))
+    return Launch(
+        border_kernel, (problem.sequences, *tiles), (x, x, number, number, number, x, number),
+        _sizes(problem), _constants(problem, BORDER_BLOCK) | {"REVERSE": reverse},
+        num_warps=4, num_stages=3,
     )  # fmt: skip
-    values = _load(value + origin * V, first, length, heads * V, start_v, V, C, BLOCK_V)
-    result = _dot((scores * inside).to(values.dtype), values) + weight[:, None] * read
-    _store(out + origin * V, result, first, length, heads * V, start_v, V, C, BLOCK_V)
 
 
-@triton.jit
-def _query_key_kernel(
-    q, k, v, source, transition, mark, direct, borders, grad_out, grad_borders,
-    grad_q, grad_k, grad_enter, grad_leave, grad_across, length, heads, chunks,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """Gradients of one chunk of q and k, and those of the products enter, leave and across."""
-    program = tl.program_id(0).to(tl.int64)
-    sequence, first = program // chunks, program % chunks * C
-    start_k = tl.program_id(1) * BLOCK_K
-    origin = sequence // heads * length * heads + sequence % heads
-    number = transition.dtype.element_ty
-    grad_gated = tl.zeros((C, C), number)  # of q k^T * inside
-    to_q = tl.zeros((C, BLOCK_K), number)  # through the entering state
-    to_k = tl.zeros((C, BLOCK_K), number)  # through the leaving state
-    across = tl.zeros((BLOCK_K,), number)
-    for start_v in range(0, V, BLOCK_V):
-        g_tile = _load(grad_out + origin * V, first, length, heads * V, start_v, V, C, BLOCK_V)
-        v_tile = _load(v + origin * V, first, length, heads * V, start_v, V, C, BLOCK_V)
-        offset = program * K * V
-        state = _load(borders + offset, start_k, K, V, start_v, V, BLOCK_K, BLOCK_V)
-        grad_state = _load(grad_borders + offset, start_k, K, V, start_v, V, BLOCK_K, BLOCK_V)
-        grad_gated += _dot(g_tile, tl.trans(v_tile))
-        to_q += _dot(g_tile, tl.trans(state))
-        to_k += _dot(v_tile, tl.trans(grad_state))
-        across += tl.sum(state.to(number) * grad_state.to(number), 1)
-    q_tile = _load(q + origin * K, first, length, heads * K, start_k, K, C, BLOCK_K)
-    k_tile = _load(k + origin * K, first, length, heads * K, start_k, K, C, BLOCK_K)
-
-    t = tl.arange(0, C)
-    tiles = tl.num_programs(1)
-    here = (origin + (first + t) * heads) * tiles + tl.program_id(1)
-    tl.store(grad_enter + here, tl.sum(q_tile * to_q, 1), mask=first + t < length)
-    tl.store(grad_leave + here, tl.sum(k_tile * to_k, 1), mask=first + t < length)
-    tl.store(grad_across + program * tiles + tl.program_id(1), tl.sum(across))
-
-    inside, enter = _gates_inside(
-        source + origin, transition + origin, mark + origin, direct + origin,
-        first, length, heads, C, False,
+def output_launch(problem: Problem, *, reverse: bool) -> Launch:
+    """Outputs of the chunks; reverse: the gradient of v."""
+    x, number = problem.dtype, problem.number
+    return Launch(
+        output_kernel, (problem.sequences * problem.chunks, problem.value_tiles),
+        (x, x, x, *4 * (number,), x, x),
+        _sizes(problem), _constants(problem, BLOCK[x]) | {"REVERSE": reverse},
+        num_warps=4, num_stages=2,
     )  # fmt: skip
-    grad_scores = (grad_gated * inside).to(q_tile.dtype)
-    to_q = _dot(grad_scores, k_tile) + enter[:, None] * to_q
-    _store(grad_q + origin * K, to_q, first, length, heads * K, start_k, K, C, BLOCK_K)
-    s = _load_gate(source + origin, first, length, heads, C, 0.0)
-    _, leave, _ = _border_products(transition + origin, first, length, heads, C)
-    to_k = _dot(tl.trans(grad_scores), q_tile) + (s * leave)[:, None] * to_k
-    _store(grad_k + origin * K, to_k, first, length, heads * K, start_k, K, C, BLOCK_K)
 
 
-@triton.jit
-def _gate_kernel(
-    q, k, v, source, transition, mark, grad_out, grad_enter, grad_leave, grad_across,
-    grad_source, grad_transition, grad_mark, grad_direct, length, heads, chunks,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """Gradients of one chunk of the gates."""
-    program = tl.program_id(0).to(tl.int64)
-    sequence, first = program // chunks, program % chunks * C
-    origin = sequence // heads * length * heads + sequence % heads
-    scores = tl.zeros((C, C), transition.dtype.element_ty)  # q k^T
-    for start_k in range(0, K, BLOCK_K):
-        q_tile = _load(q + origin * K, first, length, heads * K, start_k, K, C, BLOCK_K)
-        k_tile = _load(k + origin * K, first, length, heads * K, start_k, K, C, BLOCK_K)
-        scores += _dot(q_tile, tl.trans(k_tile))
-    grad_gated = tl.zeros((C, C), transition.dtype.element_ty)  # of q k^T * inside
-    for start_v in range(0, V, BLOCK_V):
-        g_tile = _load(grad_out + origin * V, first, length, heads * V, start_v, V, C, BLOCK_V)
-        v_tile = _load(v + origin * V, first, length, heads * V, start_v, V, C, BLOCK_V)
-        grad_gated += _dot(g_tile, tl.trans(v_tile))
-    grad_inside = scores * grad_gated
+def query_key_launch(problem: Problem) -> Launch:
+    """Gradients of q and k, and parts of those of the gates.
 
-    s = _load_gate(source + origin, first, length, heads, C, 0.0)
-    m = _load_gate(mark + origin, first, length, heads, C, 0.0)
-    to_enter = _load_gate(grad_enter + origin, first, length, heads, C, 0.0)
-    to_leave = _load_gate(grad_leave + origin, first, length, heads, C, 0.0)
-    enter, leave, _ = _border_products(transition + origin, first, length, heads, C)
-    between = _products_between(transition + origin, first, length, heads, C)
-    t = tl.arange(0, C)
-    to_direct = tl.sum(tl.where(t[:, None] == t[None, :], grad_inside, 0.0), 1)
-    to_mark = tl.sum(grad_inside * between * s[None, :], 1) + to_enter * enter
-    to_source = tl.sum(grad_inside * between * m[:, None], 0) + to_leave * leave
-
-    # Before a transition lies the input or the entering state, after it the output or the leaving
-    # state: four kinds of paths through it.
-    grad_between = tl.where(t[:, None] > t[None, :], grad_inside, 0.0) * m[:, None] * s[None, :]
-    to_transition = tl.sum(between * _dot(tl.trans(between), grad_between), 1)
-    to_transition += enter * tl.sum(between * (to_enter * m)[:, None], 0)
-    to_transition += leave * tl.sum(between * (to_leave * s)[None, :], 1)
-    to_transition += enter * leave * tl.load(grad_across + program)
-
-    here = origin + (first + t) * heads
-    exists = first + t < length
-    tl.store(grad_source + here, to_source, mask=exists)
-    tl.store(grad_transition + here, to_transition, mask=exists)
-    tl.store(grad_mark + here, to_mark, mask=exists)
-    tl.store(grad_direct + here, to_direct, mask=exists)
+    One stage: with two, Triton 3.7 copies the next states into shared memory that products on
+    Hopper still read.
+    """
+    x, number = problem.dtype, problem.number
+    return Launch(
+        query_key_kernel, (problem.sequences * problem.chunks, problem.key_tiles),
+        (x, x, x, *4 * (number,), x, x, x, x, x, *3 * (number,)),
+        _sizes(problem), _constants(problem, BLOCK[x]), num_warps=4, num_stages=1,
+    )  # fmt: skip
 
 
-class _Recurrence(torch.autograd.Function):
-    """Keeps its inputs and the state that enters every chunk."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        source: Tensor,
-        transition: Tensor,
-        mark: Tensor,
-        direct: Tensor,
-        state: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        gates = (source, transition, mark, direct)
-        borders, last = _run_along_chunks(k, v, source, transition, state, reverse=False)
-        out = torch.empty_like(v)
-        _run_chunks(_output_kernel, "V", (q, k, v, *gates, borders, out), q, v, REVERSE=False)
-        # The state only so that first_derivatives_only knows of it.
-        ctx.save_for_backward(q, k, v, *gates, borders, state)
-        return out, last
-
-    @staticmethod
-    @first_derivatives_only("plstm_1d")
-    def backward(ctx: FunctionCtx, grad_out: Tensor, grad_state: Tensor) -> tuple[Tensor, ...]:
-        q, k, v, source, transition, mark, direct, borders, _ = ctx.saved_tensors
-        gates = (source, transition, mark, direct)
-        grad_out = grad_out.contiguous()
-        grad_borders, grad_state = _run_along_chunks(
-            q, grad_out, mark, transition, grad_state.contiguous(), reverse=True
-        )
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        grad_gates = [torch.empty_like(gate) for gate in gates]
-        tiles = triton.cdiv(q.shape[-1], BLOCK[q.dtype])  # each adds its part of three sums
-        grad_enter, grad_leave = transition.new_empty(2, *transition.shape, tiles)
-        grad_across = transition.new_empty(*borders.shape[:2], tiles)
-
-        args = (k, q, grad_out, *gates, grad_borders, grad_v)
-        _run_chunks(_output_kernel, "V", args, q, v, REVERSE=True)
-        args = (q, k, v, *gates, borders, grad_out, grad_borders)
-        parts = (grad_enter, grad_leave, grad_across)
-        _run_chunks(_query_key_kernel, "K", (*args, grad_q, grad_k, *parts), q, v)
-        args = (q, k, v, *gates[:3], grad_out, *(x.sum(-1) for x in parts), *grad_gates)
-        _run_chunks(_gate_kernel, None, args, q, v, num_warps=8)
-        return grad_q, grad_k, grad_v, *grad_gates, grad_state
+def gate_launch(problem: Problem) -> Launch:
+    """Gradients of the gates."""
+    x, number = problem.dtype, problem.number
+    return Launch(
+        gate_kernel, (problem.sequences * problem.chunks,),
+        (x, x, x, *3 * (number,), x, *7 * (number,)),
+        _sizes(problem), _constants(problem, BLOCK[x]), num_warps=8, num_stages=2,
+    )  # fmt: skip
 
 
-def _run_along_chunks(
-    left: Tensor, right: Tensor, gate: Tensor, transition: Tensor, state: Tensor, *, reverse: bool
-) -> tuple[Tensor, Tensor]:
-    """States at the borders of the chunks, (B * H, N, K, V), and the last one."""
-    sizes = _sizes(left, right, BORDER_BLOCK)
-    sequences = left.shape[0] * left.shape[2]
-    borders = left.new_empty(sequences, sizes["chunks"], sizes["K"], sizes["V"])
-    last = torch.empty_like(state)
-    grid = (sequences, _tiles(sizes, "K"), _tiles(sizes, "V"))
-    args = (left, right, gate, transition, state, borders, last)
-    launch(_border_kernel, grid, *args, **sizes, REVERSE=reverse)
-    return borders, last
+def launches(problem: Problem) -> list[Launch]:
+    """Those of a forward and a backward pass."""
+    return [
+        border_launch(problem, reverse=False),
+        output_launch(problem, reverse=False),
+        border_launch(problem, reverse=True),
+        output_launch(problem, reverse=True),
+        query_key_launch(problem),
+        gate_launch(problem),
+    ]
 
 
-def _run_chunks(
-    kernel: triton.runtime.KernelInterface,
-    axis: str | None,
-    args: tuple[Tensor, ...],
-    q: Tensor,
-    v: Tensor,
-    **options: int,
-) -> None:
-    """One program per chunk, and per tile of `axis` if given."""
-    sizes = _sizes(q, v, BLOCK[q.dtype])
-    chunks = q.shape[0] * q.shape[2] * sizes["chunks"]
-    grid = (chunks, _tiles(sizes, axis) if axis else 1)
-    launch(kernel, grid, *args, **sizes, num_stages=2, **options)
+def _sizes(problem: Problem) -> dict[str, int]:
+    return {"length": problem.length, "heads": problem.heads, "chunks": problem.chunks}
 
 
-def _sizes(left: Tensor, right: Tensor, block: int) -> dict[str, int]:
-    """The arguments all kernels end with; the side of a tile is a power of two from 16 on."""
-    _, length, heads, key_width = left.shape
-    value_width = right.shape[-1]
-    chunk_size = CHUNK_SIZE[left.dtype]
+def _constants(problem: Problem, widest_tile: int) -> dict[str, int | str]:
     return {
-        "length": length,
-        "heads": heads,
-        "chunks": triton.cdiv(length, chunk_size),
-        "K": key_width,
-        "V": value_width,
-        "C": chunk_size,
-        "BLOCK_K": min(block, max(16, triton.next_power_of_2(key_width))),
-        "BLOCK_V": min(block, max(16, triton.next_power_of_2(value_width))),
+        "K": problem.key_width,
+        "V": problem.value_width,
+        "C": problem.chunk_size,
+        "BLOCK_K": min(widest_tile, block(problem.key_width)),
+        "BLOCK_V": min(widest_tile, block(problem.value_width)),
+        "PRECISION": problem.precision,
     }
 
 
-def _tiles(sizes: dict[str, int], axis: str) -> int:
-    return triton.cdiv(sizes[axis], sizes[f"BLOCK_{axis}"])
+def _tiles(width: int, widest_tile: int) -> int:
+    return ceil_div(width, min(widest_tile, block(width)))
 
 
-def plstm_1d_triton(
+def compiles(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the kernels compile for the device of q; see `plstm.ops.kernels.compiles`."""
+    if torch.compiler.is_compiling():
+        return True  # a graph cannot ask; where they do not, it raises the compiler's error
+    dtype = operand_dtype(torch.float32, q, k, v)
+    problem = problem_of(q, v, dtype, torch.float32, CHUNK_SIZE[dtype])
+    # The compiler does not look at the other axes.
+    problem = problem._replace(batch=1, length=1, heads=1)
+    return _compiles(problem, q.device)
+
+
+@functools.lru_cache
+def _compiles(problem: Problem, device: torch.device) -> bool:
+    return kernels.compiles("plstm_1d", launches(problem), device)
+
+
+@torch.library.custom_op("plstm::sequence_triton", mutates_args=())
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    gates: Gates,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
     state: Tensor,
-    scale: float,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, state after the last position, and the state that enters every chunk."""
+    problem = problem_of(q, v, q.dtype, transition.dtype, chunk_size)
+    out, last, borders = _empty_results(problem, v, state)
+    launch(border_launch(problem, reverse=False), k, v, source, transition, state, borders, last)
+    launch(
+        output_launch(problem, reverse=False),
+        q, k, v, source, transition, mark, direct, borders, out,
+    )  # fmt: skip
+    return out, last, borders
+
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *args: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
+    *_, state, chunk_size = args
+    return _empty_results(problem_of(q, v, q.dtype, state.dtype, chunk_size), v, state)
+
+
+def _empty_results(problem: Problem, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # Of no shape: a graph that is compiled for every length must not ask whether N is 1.
+    borders = v.new_empty(
+        problem.sequences * problem.chunks * problem.key_width * problem.value_width
+    )
+    return torch.empty_like(v), torch.empty_like(state), borders
+
+
+@torch.library.custom_op("plstm::sequence_triton_backward", mutates_args=())
+def _backward(
+    grad_out: Tensor,
+    grad_last: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    borders: Tensor,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, the four gates and the state."""
+    problem = problem_of(q, v, q.dtype, transition.dtype, chunk_size)
+    gates = (source, transition, mark, direct)
+    grad_borders, grad_state = torch.empty_like(borders), torch.empty_like(grad_last)
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    grad_gates = [torch.empty_like(gate) for gate in gates]
+    grad_enter, grad_leave = transition.new_empty(2, *transition.shape, problem.key_tiles)
+    grad_across = transition.new_empty(problem.sequences, problem.chunks, problem.key_tiles)
+
+    launch(
+        border_launch(problem, reverse=True),
+        q, grad_out, mark, transition, grad_last, grad_borders, grad_state,
+    )  # fmt: skip
+    launch(output_launch(problem, reverse=True), k, q, grad_out, *gates, grad_borders, grad_v)
+    launch(
+        query_key_launch(problem),
+        q, k, v, *gates, borders, grad_out, grad_borders, grad_q, grad_k,
+        grad_enter, grad_leave, grad_across,
+    )  # fmt: skip
+    parts = (x.sum(-1) for x in (grad_enter, grad_leave, grad_across))
+    launch(gate_launch(problem), q, k, v, source, transition, mark, grad_out, *parts, *grad_gates)
+    return grad_q, grad_k, grad_v, *grad_gates, grad_state
+
+
+@_backward.register_fake
+def _(grad_out: Tensor, grad_last: Tensor, *args: Tensor | int) -> tuple[Tensor, ...]:
+    *inputs, _borders, _chunk_size = args
+    return tuple(torch.empty_like(x) for x in (*inputs, grad_last))
+
+
+def _setup_context(ctx: object, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.chunk_size = inputs
+    *_, borders = output
+    ctx.mark_non_differentiable(borders)
+    ctx.set_materialize_grads(False)  # nobody wants zeros of the size of borders
+    ctx.save_for_backward(*tensors, borders)
+
+
+@first_derivatives_only("plstm_1d")
+def _gradients(ctx: object, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, state, borders = ctx.saved_tensors
+    grads = (
+        torch.zeros_like(x) if grad is None else grad.contiguous()
+        for grad, x in zip(grads, (inputs[2], state), strict=False)
+    )  # of the output, like v, and of the last state
+    return *_backward(*grads, *inputs, borders, ctx.chunk_size), None
+
+
+_forward.register_autograd(_gradients, setup_context=_setup_context)
+
+
+def plstm_1d_triton(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Same result as `plstm_1d_naive` for one lane, its axes left out; first derivatives only.
 
+    Products of two of q, k, v and of states at the borders of chunks are of bfloat16 numbers if q,
+    k and v are bfloat16. Sums, and in all other cases products, are of float32, or float64 (for
+    tests) if any input is.
+
     Args:
-        q, k, v: As in `plstm_1d`. In bfloat16, products of two of them have bfloat16 operands and
-            are summed in the dtype of the gates; so do states at the borders of chunks.
-        gates: Gates (B, L, H) in the dtype states are carried in.
-        state: State that arrives at the first position, (B, H, K, V), in the dtype of the gates.
+        q, k, v: As in `plstm_1d`.
+        gates: (B, L, H) each.
+        state: State that arrives at the first position, (B, H, K, V).
         scale: Factor on the output.
     """
-    source, transition, mark, direct = gates
-    inputs = (q, k, v, source, transition, scale * mark, scale * direct, state)
-    return _Recurrence.apply(*(x.contiguous() for x in inputs))
+    number = accumulation_dtype(q, k, v, *gates)
+    dtype = operand_dtype(number, q, k, v)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    source, transition, mark, direct = (x.to(number) for x in gates)
+    # Linear in mark and direct, so the factor on the output goes into them.
+    inputs = (q, k, v, source, transition, scale * mark, scale * direct, state.to(number))
+    out, last, _ = _forward(*(x.contiguous() for x in inputs), CHUNK_SIZE[dtype])
+    return out, last

@@ -122,7 +122,7 @@ def plstm_2d(
     scale = output_scale(scale, q.shape[-1])
     dtype = accumulation_dtype(q, k, v, *gates)
     if backend == "auto":
-        backend = _fastest(q, k, v, dtype)
+        backend = _fastest(q, k, v, corners, dtype)
     if backend in KERNELS:
         check_not_transformed("plstm_2d", backend)
 
@@ -146,12 +146,12 @@ def _cleared(
     return q, k, v, Gates(source, transition, mark, direct)
 
 
-def _fastest(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> str:
+def _fastest(q: Tensor, k: Tensor, v: Tensor, corners: tuple[str, ...], dtype: torch.dtype) -> str:
     kernels = not transformed()
     if kernels and prefers_triton(q.device, dtype):
-        from plstm.ops.plstm_2d.triton import supported  # imports triton
+        from plstm.ops.plstm_2d.triton import compiles, supported  # imports triton
 
-        if supported(q, k, v):
+        if supported(q, k, v) and compiles(q, k, v, corners):
             return "triton"
     if kernels and q.device.type == "cpu" and kernels_available():
         return "native"

@@ -1,27 +1,148 @@
-"""The recurrence on a grid by Triton kernels: what fits, how it is cut into programs, gradients."""
+"""The recurrence on a grid by Triton kernels: what fits, launch settings, operators, gradients."""
+
+import functools
+from typing import NamedTuple
 
 import torch
-import triton
 from einops import rearrange
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.nn import functional as F
 
 from plstm.checks import accumulation_dtype
+from plstm.ops import kernels
 from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.gates import Gates
-from plstm.ops.kernels import launch
+from plstm.ops.kernels import Launch, block, ceil_div, launch, operand_dtype
+from plstm.ops.plstm_2d.corners import scan_orders
 from plstm.ops.plstm_2d.triton_kernels import backward_kernel, read_kernel
 
 LONGEST_SIDE = 128  # of X, K and V
 MAX_ROW_BYTES = 2**15  # of the q, k or v of a row; two such rows are in shared memory at once
 PREFETCHED_ROW_BYTES = 2**13  # up to this size the next rows are loaded ahead
-SMALLEST_BLOCK = 16  # the smallest side of a tile in tl.dot
 READ_TILE, READ_WARPS = 64, 4  # the largest P, the warps of a program
 BACKWARD_TILE, BACKWARD_WARPS = 32, 8
 # P is cut, down to 16, until what a program owns fits in registers:
 TILE_STATES = 2048  # P X
 TILE_BYTES = 2**13  # of the q, k or v of the P nodes
 BACKWARD_PROGRAMS = 512  # wanted: a few for each multiprocessor
+CORNERS = ("TOP_LEFT", "TOP_RIGHT", "BOTTOM_LEFT", "BOTTOM_RIGHT")  # in the order of `scan_orders`
+
+
+class Problem(NamedTuple):
+    """All that launches depend on; `number` is the dtype of gates and sums."""
+
+    batch: int
+    rows: int
+    columns: int
+    heads: int
+    key_width: int
+    value_width: int
+    num_corners: int
+    orders: int  # see `scan_orders`
+    dtype: torch.dtype
+    number: torch.dtype
+    precision: str
+
+    @property
+    def images(self) -> int:
+        """Images of all heads."""
+        return self.batch * self.heads
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the q, k or v of a row."""
+        width = max(self.key_width, self.value_width)
+        return block(self.columns) * block(width) * self.dtype.itemsize
+
+    def tile(self, largest: int) -> int:
+        """P, the nodes that a program owns."""
+        width = max(self.key_width, self.value_width)
+        by_states = TILE_STATES // block(self.columns)
+        by_bytes = TILE_BYTES // (block(width) * self.dtype.itemsize)
+        return max(kernels.SMALLEST_BLOCK, min(largest, by_states, by_bytes))
+
+    def tiles(self, largest: int) -> int:
+        """Tiles of P nodes of an image."""
+        return ceil_div(self.rows * self.columns, self.tile(largest))
+
+    @property
+    def shares(self) -> int:
+        """Programs that share the tiles of an image in the backward pass."""
+        return min(self.tiles(BACKWARD_TILE), ceil_div(BACKWARD_PROGRAMS, max(1, self.images)))
+
+
+def problem_of(
+    q: Tensor, v: Tensor, num_corners: int, orders: int, dtype: torch.dtype, number: torch.dtype
+) -> Problem:
+    """Of q (B, Y, X, H, K) and v (B, Y, X, H, V), to be multiplied in `dtype`."""
+    return Problem(*q.shape, v.shape[-1], num_corners, orders, dtype, number, kernels.precision())
+
+
+def read_launch(problem: Problem, *, reverse: bool) -> Launch:
+    """Outputs; reverse: the gradient of q, in which K and V change places."""
+    x, number = problem.dtype, problem.number
+    widths = problem.key_width, problem.value_width
+    own_width, value_width = widths[::-1] if reverse else widths
+    num_tiles = problem.tiles(READ_TILE)
+    sizes = _sizes(problem) | {"num_tiles": num_tiles}
+    constants = _constants(problem, READ_TILE) | {
+        "D": own_width,
+        "E": value_width,
+        "BLOCK_D": block(own_width),
+        "BLOCK_E": block(value_width),
+    }
+    return Launch(
+        read_kernel, (problem.images * num_tiles,), (x, x, x, number, number, x), sizes, constants,
+        num_warps=READ_WARPS, num_stages=_stages(problem),
+    )  # fmt: skip
+
+
+def backward_launch(problem: Problem) -> Launch:
+    """Gradients of k, v, direct and the gates; one stage, as loads ahead take many registers."""
+    x, number = problem.dtype, problem.number
+    sizes = _sizes(problem) | {
+        "num_tiles": problem.tiles(BACKWARD_TILE),
+        "num_shares": problem.shares,
+    }
+    constants = _constants(problem, BACKWARD_TILE) | {
+        "K": problem.key_width,
+        "V": problem.value_width,
+        "BLOCK_K": block(problem.key_width),
+        "BLOCK_V": block(problem.value_width),
+    }
+    dtypes = (*4 * (x,), number, number, x, x, *3 * (number,))
+    return Launch(
+        backward_kernel, (problem.images * problem.shares,), dtypes, sizes, constants,
+        num_warps=BACKWARD_WARPS, num_stages=1,
+    )  # fmt: skip
+
+
+def launches(problem: Problem) -> list[Launch]:
+    """Those of a forward and a backward pass."""
+    return [
+        read_launch(problem, reverse=False),
+        read_launch(problem, reverse=True),
+        backward_launch(problem),
+    ]
+
+
+def _sizes(problem: Problem) -> dict[str, int]:
+    return {"num_rows": problem.rows, "num_columns": problem.columns, "heads": problem.heads}
+
+
+def _constants(problem: Problem, largest_tile: int) -> dict[str, int | str]:
+    orders = [problem.orders >> (2 * c) & 3 for c in range(problem.num_corners)]
+    numbers = {name: c for c, name in enumerate(CORNERS[order] for order in orders)}
+    return {name: numbers.get(name, -1) for name in CORNERS} | {
+        "CORNERS": problem.num_corners,
+        "P": problem.tile(largest_tile),
+        "BLOCK_X": block(problem.columns),
+        "PRECISION": problem.precision,
+    }
+
+
+def _stages(problem: Problem) -> int:
+    return 2 if problem.row_bytes <= PREFETCHED_ROW_BYTES else 1
 
 
 def supported(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -30,16 +151,121 @@ def supported(q: Tensor, k: Tensor, v: Tensor) -> bool:
     X and the widths count as the next power of two. In bfloat16 all of that fits; other dtypes are
     taken as float32, which fits up to X = 64 at a width of 128, or 128 at 64. Y is free.
     """
-    num_columns, width = q.shape[2], max(q.shape[-1], v.shape[-1])
-    itemsize = 2 if _all_bfloat16(q, k, v) else 4
-    return (
-        max(num_columns, width) <= LONGEST_SIDE
-        and _row_bytes(num_columns, width, itemsize) <= MAX_ROW_BYTES
+    width = max(q.shape[-1], v.shape[-1])
+    itemsize = operand_dtype(torch.float32, q, k, v).itemsize
+    longest_row = MAX_ROW_BYTES // (block(width) * itemsize)  # compared without padding X, which
+    return width <= LONGEST_SIDE and q.shape[2] <= min(LONGEST_SIDE, longest_row)  # may be symbolic
+
+
+def compiles(q: Tensor, k: Tensor, v: Tensor, corners: tuple[str, ...]) -> bool:
+    """Whether the kernels compile for the device of q; see `plstm.ops.kernels.compiles`."""
+    if torch.compiler.is_compiling():
+        return True  # a graph cannot ask; where they do not, it raises the compiler's error
+    dtype = operand_dtype(torch.float32, q, k, v)
+    problem = problem_of(q, v, len(corners), scan_orders(corners), dtype, torch.float32)
+    # The compiler does not look at the other axes.
+    problem = problem._replace(batch=1, rows=1, heads=1)
+    return _compiles(problem, q.device)
+
+
+@functools.lru_cache
+def _compiles(problem: Problem, device: torch.device) -> bool:
+    return kernels.compiles("plstm_2d", launches(problem), device)
+
+
+@torch.library.custom_op("plstm::grid_triton", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    orders: int,
+) -> Tensor:
+    """Shapes as in `plstm_2d`; `orders` of `scan_orders`."""
+    problem = problem_of(q, v, source.shape[0], orders, q.dtype, source.dtype)
+    out = torch.empty_like(v)
+    gates = _pack(source, transition, mark), _by_head(direct)
+    launch(read_launch(problem, reverse=False), q, k, v, *gates, out)
+    return out
+
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *args: Tensor | int) -> Tensor:
+    return torch.empty_like(v)
+
+
+@torch.library.custom_op("plstm::grid_triton_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    source: Tensor,
+    transition: Tensor,
+    mark: Tensor,
+    direct: Tensor,
+    orders: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    problem = problem_of(q, v, source.shape[0], orders, q.dtype, source.dtype)
+    settings = backward_launch(problem)
+    gates, direct = _pack(source, transition, mark), _by_head(direct)
+    dq, dk, dv, ddirect = (torch.empty_like(x) for x in (q, k, v, direct))
+    batch, heads, *sizes = gates.shape
+    dgates = gates.new_zeros(batch, heads, problem.shares, *sizes)
+    tile, columns = settings.constants["P"], settings.constants["BLOCK_X"]
+    states = gates.new_empty(batch, heads, problem.shares, 2, problem.rows, tile, columns)
+
+    launch(read_launch(problem, reverse=True), grad, v, k, gates, direct, dq)
+    launch(settings, q, k, v, grad, gates, direct, dk, dv, ddirect, dgates, states)
+    ddirect = rearrange(ddirect, "b h y x -> b y x h").contiguous()
+    return dq, dk, dv, *_unpack(dgates.sum(2), problem.columns), ddirect
+
+
+@_backward.register_fake
+def _(grad: Tensor, *args: Tensor | int) -> tuple[Tensor, ...]:
+    *tensors, _orders = args
+    return tuple(torch.empty_like(x) for x in tensors)
+
+
+def _pack(source: Tensor, transition: Tensor, mark: Tensor) -> Tensor:
+    """Gates as the kernels read them, (B, H, C, Y, 8, X), with zeros up to the side of a tile.
+
+    The distance of the gates of a row is a constant to the compiler: one address serves them all.
+    """
+    gates = rearrange(
+        torch.cat([source, transition.flatten(-2), mark], -1), "c b y x h g -> b h c y g x"
     )
+    columns = gates.shape[-1]
+    return F.pad(gates, (0, block(columns) - columns)).contiguous()
 
 
-def _all_bfloat16(*tensors: Tensor) -> bool:
-    return all(x.dtype == torch.bfloat16 for x in tensors)
+def _unpack(gates: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Source, transition and mark of `_pack`."""
+    gates = rearrange(gates[..., :columns], "b h c y g x -> c b y x h g")
+    # Clones, for outputs of an operator must not share memory, as contiguous parts would.
+    copies = (x.clone(memory_format=torch.contiguous_format) for x in gates.split((2, 4, 2), -1))
+    source, transition, mark = copies
+    return source, transition.unflatten(-1, (2, 2)), mark
+
+
+def _by_head(direct: Tensor) -> Tensor:
+    return rearrange(direct, "b y x h -> b h y x").contiguous()
+
+
+def _setup_context(ctx: object, inputs: tuple[object, ...], output: Tensor) -> None:
+    *tensors, ctx.orders = inputs
+    ctx.save_for_backward(*tensors)
+
+
+@first_derivatives_only("plstm_2d")
+def _gradients(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_backward(grad.contiguous(), *ctx.saved_tensors, ctx.orders), None
+
+
+_forward.register_autograd(_gradients, setup_context=_setup_context)
 
 
 def plstm_2d_triton(
@@ -59,111 +285,9 @@ def plstm_2d_triton(
             f"{MAX_ROW_BYTES} bytes of q, k or v in a row, got X={q.shape[2]}, K={q.shape[-1]}, "
             f'V={v.shape[-1]} in {v.dtype}; use backend "auto"'
         )
-    dtype = accumulation_dtype(q, k, v, *gates)
-    source, transition, mark, direct = (x.to(dtype) for x in gates)
-    if not _all_bfloat16(q, k, v) or dtype != torch.float32:
-        q, k, v = (x.to(dtype) for x in (q, k, v))
+    number = accumulation_dtype(q, k, v, *gates)
+    source, transition, mark, direct = (x.to(number) for x in gates)
+    dtype = operand_dtype(number, q, k, v)
     # Linear in mark and direct, so the factor on the output goes into them.
-    packed = torch.cat([source, scale * mark, transition.flatten(-2)], -1)
-    packed = rearrange(packed, "c b y x h g -> b h c g y x").contiguous()
-    direct = rearrange(scale * direct, "b y x h -> b h y x").contiguous()
-    return _PLSTM2d.apply(q.contiguous(), k.contiguous(), v.contiguous(), packed, direct, corners)
-
-
-class _PLSTM2d(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        gates: Tensor,  # (B, H, C, 8, Y, X), source, mark, transition
-        direct: Tensor,  # (B, H, Y, X)
-        corners: tuple[str, ...],
-    ) -> Tensor:
-        ctx.save_for_backward(q, k, v, gates, direct)
-        ctx.corners = corners
-        return _read(q, k, v, gates, direct, corners)
-
-    @staticmethod
-    @first_derivatives_only("plstm_2d")
-    def backward(ctx: FunctionCtx, out_grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, gates, direct = ctx.saved_tensors
-        out_grad = out_grad.contiguous()
-        q_grad = _read(out_grad, v, k, gates, direct, ctx.corners)
-        return q_grad, *_backward(q, k, v, out_grad, gates, direct, ctx.corners), None
-
-
-def _read(
-    own: Tensor,
-    other: Tensor,
-    value: Tensor,
-    gates: Tensor,
-    direct: Tensor,
-    corners: tuple[str, ...],
-) -> Tensor:
-    batch, num_rows, num_columns, heads, width = own.shape
-    sizes = _sizes(own, value, corners, READ_TILE)
-    out = torch.empty_like(value)
-    num_tiles = triton.cdiv(num_rows * num_columns, sizes["P"])
-    launch(
-        read_kernel, (batch * heads * num_tiles,),
-        own, other, value, gates, direct, out, num_rows, num_columns, heads, num_tiles,
-        D=width, E=value.shape[-1], BLOCK_D=_block(width), BLOCK_E=_block(value.shape[-1]),
-        num_warps=READ_WARPS, **sizes,
-    )  # fmt: skip
-    return out
-
-
-def _backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out_grad: Tensor,
-    gates: Tensor,
-    direct: Tensor,
-    corners: tuple[str, ...],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of k, v, gates and direct."""
-    batch, num_rows, num_columns, heads, key_width = q.shape
-    sizes = _sizes(q, v, corners, BACKWARD_TILE)
-    num_tiles = triton.cdiv(num_rows * num_columns, sizes["P"])
-    num_shares = min(num_tiles, triton.cdiv(BACKWARD_PROGRAMS, max(1, batch * heads)))
-    k_grad, v_grad, direct_grad = (torch.empty_like(x) for x in (k, v, direct))
-    gate_grads = gates.new_zeros(batch, heads, num_shares, *gates.shape[2:])
-    states = gates.new_empty(batch, heads, num_shares, 2, num_rows, sizes["P"], sizes["BLOCK_X"])
-    launch(
-        backward_kernel, (batch * heads * num_shares,),
-        q, k, v, out_grad, gates, direct, k_grad, v_grad, direct_grad, gate_grads, states,
-        num_rows, num_columns, heads, num_tiles, num_shares,
-        K=key_width, V=v.shape[-1], BLOCK_K=_block(key_width), BLOCK_V=_block(v.shape[-1]),
-        num_warps=BACKWARD_WARPS, **sizes,
-    )  # fmt: skip
-    return k_grad, v_grad, gate_grads.sum(2), direct_grad
-
-
-def _sizes(
-    q: Tensor, v: Tensor, corners: tuple[str, ...], largest_tile: int
-) -> dict[str, int | str]:
-    """What both kernels fix when they are compiled."""
-    num_columns, width = q.shape[2], max(q.shape[-1], v.shape[-1])
-    tile = min(
-        largest_tile, TILE_STATES // _block(num_columns), TILE_BYTES // (_block(width) * q.itemsize)
-    )
-    prefetch = _row_bytes(num_columns, width, q.itemsize) <= PREFETCHED_ROW_BYTES
-    number = {corner.upper(): c for c, corner in enumerate(corners)}
-    names = ("TOP_LEFT", "TOP_RIGHT", "BOTTOM_LEFT", "BOTTOM_RIGHT")
-    return {name: number.get(name, -1) for name in names} | {
-        "CORNERS": len(corners),
-        "P": max(SMALLEST_BLOCK, tile),
-        "BLOCK_X": _block(num_columns),
-        "num_stages": 2 if prefetch else 1,
-    }
-
-
-def _row_bytes(num_columns: int, width: int, itemsize: int) -> int:
-    return _block(num_columns) * _block(width) * itemsize
-
-
-def _block(size: int) -> int:
-    return max(SMALLEST_BLOCK, triton.next_power_of_2(size))
+    inputs = (*(x.to(dtype) for x in (q, k, v)), source, transition, scale * mark, scale * direct)
+    return _forward(*(x.contiguous() for x in inputs), scan_orders(corners))

@@ -10,7 +10,7 @@ node along x, a_1 along y, P numbers each) follow the recurrence itself, row aft
 with here[x] = 1 where the node is the input itself. Only a_1 is kept between rows, in registers.
 With S and M exchanged, T transposed and the walk reversed, the same steps give the weights from all
 nodes to a tile of P *outputs*. So a program that owns outputs needs nobody else's sums, and neither
-does one that owns inputs; no atomics, hence the same bits at every run.
+does one that owns inputs; no two programs add to one place, hence the same bits at every run.
 
     read_kernel      owns P outputs: out = (q k^T * G) v; the gradient of q, of the same form
     backward_kernel  owns P inputs: gradients of k, v, direct; its part of those of the gates
@@ -19,7 +19,7 @@ A program adds up the four corners; two that share the order of rows share q k^T
 is written and memory is linear in the number of nodes N = Y X: beside inputs and outputs there are
 the eight gates per corner and node, and in the backward pass, for each of its at most 512 + B H
 programs, the a_1 of one tile in every row (2 P N numbers) and its part of the gradient of the
-gates (8 C N).
+gates (8 C N); N counts the padded rows here.
 Gates are only multiplied and added, so zero and negative ones are exact, in the gradients too.
 
 Operations per pair of nodes and head: 2 (K + V) in the forward pass and 6 (K + V) in the backward
@@ -38,10 +38,10 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
-def _dot(a, b):
+def _dot(a, b, PRECISION: tl.constexpr):
     if _INTERPRETED and a.dtype == tl.bfloat16:  # its products of bfloat16 matrices are wrong
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="tf32x3")  # float32 operands keep float32 accuracy
+    return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit
@@ -76,28 +76,28 @@ def _step(entering, new_0, new_1, t00, t01, t10, t11, LEFTWARD: tl.constexpr):
 
 
 @triton.jit
-def _load_gates(gates, corner, y, num_rows, num_columns, x):
-    """S_0, S_1, M_0, M_1, T_00, T_01, T_10, T_11 of one row, each (1, X), zero beyond the grid."""
-    plane = num_rows * num_columns
-    row = gates + corner * 8 * plane + y * num_columns + x[None, :]
-    inside = x[None, :] < num_columns
-    s0 = tl.load(row, mask=inside, other=0.0)
-    s1 = tl.load(row + plane, mask=inside, other=0.0)
-    m0 = tl.load(row + 2 * plane, mask=inside, other=0.0)
-    m1 = tl.load(row + 3 * plane, mask=inside, other=0.0)
-    t00 = tl.load(row + 4 * plane, mask=inside, other=0.0)
-    t01 = tl.load(row + 5 * plane, mask=inside, other=0.0)
-    t10 = tl.load(row + 6 * plane, mask=inside, other=0.0)
-    t11 = tl.load(row + 7 * plane, mask=inside, other=0.0)
-    return s0, s1, m0, m1, t00, t01, t10, t11
+def _load_gates(gates, corner, y, num_rows, x, BLOCK_X: tl.constexpr):
+    """S_0, S_1, T_00, T_01, T_10, T_11, M_0, M_1 of one row, each (1, X), zero beyond the grid."""
+    row = gates + (corner * num_rows + y) * (8 * BLOCK_X) + x[None, :]
+    s0 = tl.load(row)
+    s1 = tl.load(row + BLOCK_X)
+    t00 = tl.load(row + 2 * BLOCK_X)
+    t01 = tl.load(row + 3 * BLOCK_X)
+    t10 = tl.load(row + 4 * BLOCK_X)
+    t11 = tl.load(row + 5 * BLOCK_X)
+    m0 = tl.load(row + 6 * BLOCK_X)
+    m1 = tl.load(row + 7 * BLOCK_X)
+    return s0, s1, t00, t01, t10, t11, m0, m1
 
 
 @triton.jit
-def _add_to_gate(gate_grads, corner, gate, y, num_rows, num_columns, x, terms):
-    """Add `terms`, (P, X), summed over the owned nodes, to the gradient of one gate in one row."""
-    row = gate_grads + (corner * 8 + gate) * num_rows * num_columns + y * num_columns + x
-    inside = x < num_columns
-    tl.store(row, tl.load(row, mask=inside, other=0.0) + tl.sum(terms, 0), mask=inside)
+def _add_to_gate(row, terms):
+    """Add `terms`, (P, X), summed over the owned nodes, to the gradient of one gate in one row.
+
+    Several threads hold the same sum: of an atomic operation one of them is left, of a load and a
+    store all load. No other program adds to this place, so the order of the sums is fixed.
+    """
+    tl.atomic_add(row, tl.sum(terms, 0), sem="relaxed", scope="cta")
 
 
 @triton.jit
@@ -121,9 +121,11 @@ def _store_vectors(base, nodes, inside, heads, tile, WIDTH: tl.constexpr, BLOCK:
 
 
 @triton.jit
-def _read_step(entering, here, gates, corner, y, num_rows, num_columns, x, LEFTWARD: tl.constexpr):
+def _read_step(
+    entering, here, gates, corner, y, num_rows, x, LEFTWARD: tl.constexpr, BLOCK_X: tl.constexpr
+):
     """One row of the transposed recurrence: its gating weights onto the outputs, and the state."""
-    s0, s1, m0, m1, t00, t01, t10, t11 = _load_gates(gates, corner, y, num_rows, num_columns, x)
+    s0, s1, t00, t01, t10, t11, m0, m1 = _load_gates(gates, corner, y, num_rows, x, BLOCK_X)
     along, leaving = _step(entering, m0 * here, m1 * here, t00, t10, t01, t11, LEFTWARD)
     return s0 * along + s1 * entering, leaving
 
@@ -134,6 +136,7 @@ def _read_walk(
     LEFT: tl.constexpr, RIGHT: tl.constexpr, UPWARD: tl.constexpr,
     D: tl.constexpr, E: tl.constexpr, P: tl.constexpr,
     BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add to `out` what the owned outputs read in `count` rows of nodes, from row `first` on.
 
@@ -149,16 +152,16 @@ def _read_walk(
         here = ((nodes[:, None] == row[None, :]) & inside[None, :]).to(gates.dtype.element_ty)
         weight = here * direct[:, None]
         if LEFT >= 0:
-            read, left = _read_step(left, here, gates, LEFT, y, num_rows, num_columns, x, True)
+            read, left = _read_step(left, here, gates, LEFT, y, num_rows, x, True, BLOCK_X)
             weight += read
         if RIGHT >= 0:
-            read, right = _read_step(right, here, gates, RIGHT, y, num_rows, num_columns, x, False)
+            read, right = _read_step(right, here, gates, RIGHT, y, num_rows, x, False, BLOCK_X)
             weight += read
         others = _load_vectors(other, row, inside, heads, D, BLOCK_D)
         values = _load_vectors(value, row, inside, heads, E, BLOCK_E)
-        scores = _dot(own, tl.trans(others))
+        scores = _dot(own, tl.trans(others), PRECISION)
         gated = (weight * scores).to(values.dtype)
-        out += _dot(gated, values)
+        out += _dot(gated, values, PRECISION)
     return out
 
 
@@ -169,6 +172,7 @@ def read_kernel(
     BOTTOM_LEFT: tl.constexpr, BOTTOM_RIGHT: tl.constexpr, CORNERS: tl.constexpr,
     D: tl.constexpr, E: tl.constexpr, P: tl.constexpr,
     BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out[n] = sum over m of G[n, m] (own[n] . other[m]) value[m], for P outputs n of one head.
 
@@ -187,7 +191,7 @@ def read_kernel(
     other += (image * num_nodes * heads + head) * D
     value += (image * num_nodes * heads + head) * E
     out += (image * num_nodes * heads + head) * E
-    gates += image_head * (CORNERS * 8 * num_nodes)
+    gates += image_head * (CORNERS * 8 * BLOCK_X * num_rows)
     own_tile = _load_vectors(own, nodes, owned, heads, D, BLOCK_D)
     direct_tile = tl.load(direct + image_head * num_nodes + nodes, mask=owned, other=0.0)
     result = tl.zeros((P, BLOCK_E), gates.dtype.element_ty)
@@ -195,26 +199,26 @@ def read_kernel(
         result = _read_walk(
             result, own_tile, nodes, direct_tile, other, value, gates, bottom, bottom + 1,
             num_rows, num_columns, heads, TOP_LEFT, TOP_RIGHT, True,
-            D, E, P, BLOCK_X, BLOCK_D, BLOCK_E,
+            D, E, P, BLOCK_X, BLOCK_D, BLOCK_E, PRECISION,
         )  # fmt: skip
         direct_tile = tl.zeros_like(direct_tile)  # counted
     if BOTTOM_LEFT >= 0 or BOTTOM_RIGHT >= 0:
         result = _read_walk(
             result, own_tile, nodes, direct_tile, other, value, gates, top, num_rows - top,
             num_rows, num_columns, heads, BOTTOM_LEFT, BOTTOM_RIGHT, False,
-            D, E, P, BLOCK_X, BLOCK_D, BLOCK_E,
+            D, E, P, BLOCK_X, BLOCK_D, BLOCK_E, PRECISION,
         )  # fmt: skip
     _store_vectors(out, nodes, owned, heads, result, E, BLOCK_E)
 
 
 @triton.jit
 def _spread_step(
-    entering, here, gates, states, corner, y, num_rows, num_columns, x,
+    entering, here, gates, states, corner, y, num_rows, x,
     LEFTWARD: tl.constexpr, P: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
     """Keep the state that enters a row, and return the one that leaves it."""
     tl.store(_state_row(states, y, x, P, BLOCK_X), entering)
-    s0, s1, _, _, t00, t01, t10, t11 = _load_gates(gates, corner, y, num_rows, num_columns, x)
+    s0, s1, t00, t01, t10, t11, _, _ = _load_gates(gates, corner, y, num_rows, x, BLOCK_X)
     _, leaving = _step(entering, s0 * here, s1 * here, t00, t01, t10, t11, LEFTWARD)
     return leaving
 
@@ -227,20 +231,20 @@ def _state_row(states, y, x, P: tl.constexpr, BLOCK_X: tl.constexpr):
 
 @triton.jit
 def _load_step(
-    here, gates, states, corner, y, num_rows, num_columns, x,
+    here, gates, states, corner, y, num_rows, x,
     LEFTWARD: tl.constexpr, P: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
     """The kept states that enter a row, a_0 and a_1, and the gating weights of the row, (P, X)."""
     down = tl.load(_state_row(states, y, x, P, BLOCK_X))
-    s0, s1, m0, m1, t00, t01, t10, t11 = _load_gates(gates, corner, y, num_rows, num_columns, x)
+    s0, s1, t00, t01, t10, t11, m0, m1 = _load_gates(gates, corner, y, num_rows, x, BLOCK_X)
     along, _ = _step(down, s0 * here, s1 * here, t00, t01, t10, t11, LEFTWARD)
     return along, down, m0 * along + m1 * down
 
 
 @triton.jit
 def _gradient_step(
-    leaving, along, down, weight_grad, here, gates, gate_grads, corner, y,
-    num_rows, num_columns, x, LEFTWARD: tl.constexpr,
+    leaving, along, down, weight_grad, here, gates, gate_grads, corner, y, num_rows, x,
+    LEFTWARD: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the gates of one row, and of the states that enter it along y.
 
@@ -250,18 +254,19 @@ def _gradient_step(
         down: a_1 of the row, (P, X).
         weight_grad: Gradient of the gating weights of the row, (P, X).
     """
-    _, _, m0, m1, t00, t01, t10, t11 = _load_gates(gates, corner, y, num_rows, num_columns, x)
+    _, _, t00, t01, t10, t11, m0, m1 = _load_gates(gates, corner, y, num_rows, x, BLOCK_X)
     onward, entering = _step(
         leaving, m0 * weight_grad, m1 * weight_grad, t00, t10, t01, t11, not LEFTWARD
     )
-    _add_to_gate(gate_grads, corner, 0, y, num_rows, num_columns, x, onward * here)
-    _add_to_gate(gate_grads, corner, 1, y, num_rows, num_columns, x, leaving * here)
-    _add_to_gate(gate_grads, corner, 2, y, num_rows, num_columns, x, along * weight_grad)
-    _add_to_gate(gate_grads, corner, 3, y, num_rows, num_columns, x, down * weight_grad)
-    _add_to_gate(gate_grads, corner, 4, y, num_rows, num_columns, x, onward * along)
-    _add_to_gate(gate_grads, corner, 5, y, num_rows, num_columns, x, onward * down)
-    _add_to_gate(gate_grads, corner, 6, y, num_rows, num_columns, x, leaving * along)
-    _add_to_gate(gate_grads, corner, 7, y, num_rows, num_columns, x, leaving * down)
+    row = gate_grads + (corner * num_rows + y) * (8 * BLOCK_X) + x
+    _add_to_gate(row, onward * here)
+    _add_to_gate(row + BLOCK_X, leaving * here)
+    _add_to_gate(row + 2 * BLOCK_X, onward * along)
+    _add_to_gate(row + 3 * BLOCK_X, onward * down)
+    _add_to_gate(row + 4 * BLOCK_X, leaving * along)
+    _add_to_gate(row + 5 * BLOCK_X, leaving * down)
+    _add_to_gate(row + 6 * BLOCK_X, along * weight_grad)
+    _add_to_gate(row + 7 * BLOCK_X, down * weight_grad)
     return entering
 
 
@@ -272,6 +277,7 @@ def _backward_walk(
     LEFT: tl.constexpr, RIGHT: tl.constexpr, UPWARD: tl.constexpr, ADD_DIRECT: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr,
     BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Spread the owned inputs over `count` rows from row `first` on, and take the gradients back.
 
@@ -287,13 +293,10 @@ def _backward_walk(
         row = y * num_columns + x
         here = ((nodes[:, None] == row[None, :]) & inside[None, :]).to(gates.dtype.element_ty)
         if LEFT >= 0:
-            left = _spread_step(
-                left, here, gates, states, LEFT, y, num_rows, num_columns, x, True, P, BLOCK_X
-            )
+            left = _spread_step(left, here, gates, states, LEFT, y, num_rows, x, True, P, BLOCK_X)
         if RIGHT >= 0:
             right = _spread_step(
-                right, here, gates, right_states, RIGHT, y, num_rows, num_columns, x, False,
-                P, BLOCK_X,
+                right, here, gates, right_states, RIGHT, y, num_rows, x, False, P, BLOCK_X,
             )  # fmt: skip
     tl.debug_barrier()  # other threads of the program may read back what one has kept
 
@@ -306,34 +309,34 @@ def _backward_walk(
         here = ((nodes[:, None] == row[None, :]) & inside[None, :]).to(gates.dtype.element_ty)
         queries = _load_vectors(q, row, inside, heads, K, BLOCK_K)
         cotangents = _load_vectors(out_grad, row, inside, heads, V, BLOCK_V)
-        scores = _dot(k_tile, tl.trans(queries))
-        value_scores = _dot(v_tile, tl.trans(cotangents))
+        scores = _dot(k_tile, tl.trans(queries), PRECISION)
+        value_scores = _dot(v_tile, tl.trans(cotangents), PRECISION)
         weight_grad = scores * value_scores
         weight = here * direct[:, None]
         if LEFT >= 0:
             along, down, read = _load_step(
-                here, gates, states, LEFT, y, num_rows, num_columns, x, True, P, BLOCK_X
+                here, gates, states, LEFT, y, num_rows, x, True, P, BLOCK_X
             )
             weight += read
             left = _gradient_step(
                 left, along, down, weight_grad, here, gates, gate_grads, LEFT, y,
-                num_rows, num_columns, x, True,
+                num_rows, x, True, BLOCK_X,
             )  # fmt: skip
         if RIGHT >= 0:
             along, down, read = _load_step(
-                here, gates, right_states, RIGHT, y, num_rows, num_columns, x, False, P, BLOCK_X
+                here, gates, right_states, RIGHT, y, num_rows, x, False, P, BLOCK_X
             )
             weight += read
             right = _gradient_step(
                 right, along, down, weight_grad, here, gates, gate_grads, RIGHT, y,
-                num_rows, num_columns, x, False,
+                num_rows, x, False, BLOCK_X,
             )  # fmt: skip
         if ADD_DIRECT:
             direct_grad += tl.sum(weight_grad * here, 1)
         gated = (weight * value_scores).to(queries.dtype)
-        k_grad += _dot(gated, queries)
+        k_grad += _dot(gated, queries, PRECISION)
         gated = (weight * scores).to(cotangents.dtype)
-        v_grad += _dot(gated, cotangents)
+        v_grad += _dot(gated, cotangents, PRECISION)
     return k_grad, v_grad, direct_grad
 
 
@@ -345,6 +348,7 @@ def backward_kernel(
     BOTTOM_LEFT: tl.constexpr, BOTTOM_RIGHT: tl.constexpr, CORNERS: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, P: tl.constexpr,
     BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of k, v and direct, and this program's share of those of the gates.
 
@@ -361,8 +365,8 @@ def backward_kernel(
     v += (image * num_nodes * heads + head) * V
     v_grad += (image * num_nodes * heads + head) * V
     out_grad += (image * num_nodes * heads + head) * V
-    gates += image_head * (CORNERS * 8 * num_nodes)
-    gate_grads += program * (CORNERS * 8 * num_nodes)
+    gates += image_head * (CORNERS * 8 * BLOCK_X * num_rows)
+    gate_grads += program * (CORNERS * 8 * BLOCK_X * num_rows)
     states += program * (2 * num_rows * P * BLOCK_X)
 
     for tile in range(tl.program_id(0) % num_shares, num_tiles, num_shares):
@@ -382,7 +386,7 @@ def backward_kernel(
                 to_k, to_v, to_direct, k_tile, v_tile, nodes, direct_tile, q, out_grad,
                 gates, gate_grads, states, top, num_rows - top, num_rows, num_columns, heads,
                 TOP_RIGHT, TOP_LEFT, False, True,
-                K, V, P, BLOCK_X, BLOCK_K, BLOCK_V,
+                K, V, P, BLOCK_X, BLOCK_K, BLOCK_V, PRECISION,
             )  # fmt: skip
             direct_tile = tl.zeros_like(direct_tile)  # counted
             tl.debug_barrier()  # the next walk keeps its states in the same place
@@ -391,7 +395,7 @@ def backward_kernel(
                 to_k, to_v, to_direct, k_tile, v_tile, nodes, direct_tile, q, out_grad,
                 gates, gate_grads, states, bottom, bottom + 1, num_rows, num_columns, heads,
                 BOTTOM_RIGHT, BOTTOM_LEFT, True, TOP_LEFT < 0 and TOP_RIGHT < 0,
-                K, V, P, BLOCK_X, BLOCK_K, BLOCK_V,
+                K, V, P, BLOCK_X, BLOCK_K, BLOCK_V, PRECISION,
             )  # fmt: skip
             tl.debug_barrier()
         _store_vectors(k_grad, nodes, owned, heads, to_k, K, BLOCK_K)

@@ -314,7 +314,7 @@ IN_PYTHON = {
     ),
     "empty prompt": (
         lambda: sequence().generate(torch.zeros(1, 0, dtype=torch.long), 3),
-        r"SequenceModel.generate: needs a prompt \(B, L\) with L >= 1",
+        "SequenceModel: the sequence must have at least one position, got L = 0",
     ),
     "too long a sequence": (
         lambda: sequence(max_length=3)(torch.zeros(1, 4, dtype=torch.long)),

@@ -433,7 +433,7 @@ def test_metrics_file_survives_new_columns(tmp_path, monkeypatch):
 @pytest.mark.parametrize("seed", [0, *(slow(seed) for seed in range(1, 20))])
 def test_sigkill(unbroken, seed):
     """The real thing: another process, killed by the system at a random moment of its training."""
-    command = fit("text", "--data.train_windows=100")
+    command = fit("text", "--data.train_windows=40")
     whole = unbroken(*command)
     moment = random.Random(seed).randrange(1, len(whole["rows"]) - 10)
     code = "import sys; args, sys.argv[1:] = sys.argv[1:], []; "
@@ -446,7 +446,7 @@ def test_sigkill(unbroken, seed):
         stderr=subprocess.DEVNULL,
     ) as process:
         while process.poll() is None:
-            time.sleep(0.001)
+            time.sleep(0.005)
             if (folder / "metrics.csv").is_file() and len(rows(folder)) >= moment:
                 process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL

@@ -1,0 +1,81 @@
+"""The Triton kernels compile for GPUs that are not here, and fit them."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("triton", minversion="3.6")
+
+from benchmarks import kernels
+from benchmarks.kernels import overwrites
+
+LOOP = """
+%tile_1 = ttg.local_alloc : () -> !ttg.memdesc<{buffers}x64x64xbf16, #shared, #smem, mutable>
+%tile_2 = ttg.memdesc_index %tile_1[%c0] : !ttg.memdesc<{buffers}x64x64xbf16>
+%out:2 = scf.for %i = %c0 to %c256 step %c64 {{
+  %product = ttng.warp_group_dot %a, %tile_2, %sum {{isAsync = true}}
+  %tile_3 = ttg.async_copy_global_to_local %pointers, %tile_2 mask %exists
+}}
+"""
+
+
+def compile_kernels(*arguments):
+    """Run the command in a process of its own: the interpreter is on in this one."""
+    environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks", "kernels", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize(("buffers", "wrong"), [(1, True), (2, False)])
+def test_a_single_buffer_under_unfinished_products(buffers, wrong):
+    assert overwrites(LOOP.format(buffers=buffers)) == wrong
+    assert not overwrites(LOOP.format(buffers=1).replace("true", "false"))
+
+
+def test_small_selection():
+    """The widest loop, and the kernels of grids, on Hopper."""
+    done = compile_kernels("--targets", "sm_90", "--match", "1d bfloat16 L4096", "2d bfloat16 1x1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "9 launches, 0 at fault" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("found", "fault"),
+    [
+        ({"spill": 128, "shared": 101376}, ""),
+        ({"spill": 129, "shared": 0}, "spills more than 128"),
+        ({"spill": 0, "shared": 101377}, "shared memory above 101376"),
+    ],
+)
+def test_faults(found, fault, monkeypatch):
+    monkeypatch.setattr(kernels, "compile_for", lambda *_: SimpleNamespace(asm={"ttgir": ""}))
+    monkeypatch.setattr(kernels, "needs", lambda made: found)
+    _, (settings, *_) = next(kernels.cases())
+    assert kernels.row("sm_89", "a case", settings, 128)["fault"] == fault
+
+
+def test_a_compiler_that_fails(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("ptxas stopped\nat once")
+
+    monkeypatch.setattr(kernels, "compile_for", fail)
+    _, (settings, *_) = next(kernels.cases())
+    assert kernels.row("sm_90", "a case", settings, 0)["fault"] == "RuntimeError: ptxas stopped"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_all(target):
+    done = compile_kernels("--targets", target)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_amd():
+    """In float32, for which AMD's compiler takes no tf32x3."""
+    done = compile_kernels("--targets", "gfx942", "--match", "1d float32 L1 ", "2d float32 1x1")
+    assert done.returncode == 0, done.stdout + done.stderr
