@@ -6,12 +6,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from plstm.checks import accumulation_dtype, check_shapes, without_autocast
+from plstm.checks import accumulation_dtype, check_positive, check_shapes, without_autocast
 from plstm.modules.block_diagonal import BlockDiagonal
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm, RMSNorm
-from plstm.modules.widths import head_widths
 from plstm.ops.packed import CuSeqlens, Packing, as_packing
 from plstm.ops.plstm_1d import plstm_1d
 
@@ -79,8 +78,19 @@ class PLSTM1d(nn.Module):
         super().__init__()
         self.dim, self.num_heads, self.lanes, self.backend = dim, num_heads, lanes, backend
         self.expanded = expansion > 0
-        _, self.v_dim = head_widths("PLSTM1d", max(expansion, 1) * dim, num_heads, 1, v_dim)
+        if (
+            num_heads < 1
+            or expansion < 0
+            or (v_dim is None and max(expansion, 1) * dim % num_heads)
+        ):
+            raise ValueError(
+                "PLSTM1d: num_heads must divide expansion * dim (dim for expansion=0), got "
+                f"num_heads={num_heads}, expansion={expansion} and dim={dim}; change one or give "
+                "v_dim"
+            )
+        self.v_dim = inner // num_heads if v_dim is None else v_dim
         self.qk_dim = self.v_dim if qk_dim is None else qk_dim
+        check_positive("PLSTM1d", dim=dim, qk_dim=self.qk_dim, v_dim=self.v_dim)
         if lanes < 1 or self.v_dim % lanes:
             raise ValueError(
                 f"PLSTM1d: lanes must divide the value width per head, got lanes={lanes} and "

@@ -18,8 +18,8 @@ class BlockDiagonal(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, block_width: int) -> None:
         super().__init__()
-        num_blocks = dim // block_width
-        if dim % block_width or out_dim % num_blocks:
+        num_blocks = dim // max(block_width, 1)
+        if block_width < 1 or dim % block_width or out_dim % num_blocks:
             raise ValueError(
                 f"BlockDiagonal: block_width must divide dim, and dim / block_width out_dim, got "
                 f"{block_width}, {dim} and {out_dim}; change one of them"
