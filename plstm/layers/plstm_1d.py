@@ -78,11 +78,8 @@ class PLSTM1d(nn.Module):
         super().__init__()
         self.dim, self.num_heads, self.lanes, self.backend = dim, num_heads, lanes, backend
         self.expanded = expansion > 0
-        if (
-            num_heads < 1
-            or expansion < 0
-            or (v_dim is None and max(expansion, 1) * dim % num_heads)
-        ):
+        inner = max(expansion, 1) * dim
+        if num_heads < 1 or expansion < 0 or (v_dim is None and inner % num_heads):
             raise ValueError(
                 "PLSTM1d: num_heads must divide expansion * dim (dim for expansion=0), got "
                 f"num_heads={num_heads}, expansion={expansion} and dim={dim}; change one or give "
