@@ -1,5 +1,6 @@
 """pLSTM layer for sequences."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -119,8 +120,11 @@ class PLSTM1d(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw new initial values."""
-        for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
-            small_init_(linear)
+        small_init_(self.out_proj)
+        for proj in (self.q_proj, self.k_proj, self.v_proj):
+            nn.init.normal_(proj.weight, std=math.sqrt(2 / (5 * self.dim)))
+            if proj.bias is not None:
+                nn.init.zeros_(proj.bias)
         if self.expanded:
             small_init_(self.up_proj)
             nn.init.ones_(self.skip)

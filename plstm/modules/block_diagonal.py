@@ -24,7 +24,7 @@ class BlockDiagonal(nn.Module):
                 f"BlockDiagonal: block_width must divide dim, and dim / block_width out_dim, got "
                 f"{block_width}, {dim} and {out_dim}; change one of them"
             )
-        self.in_features, self.bias = block_width, None  # as a Linear, for its initial values
+        self.bias = None  # as a Linear may have none
         self.weight = nn.Parameter(torch.empty(num_blocks, out_dim // num_blocks, block_width))
 
     def forward(self, x: Tensor) -> Tensor:
