@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from plstm.checks import check_shapes
+from plstm.modules.block_diagonal import BlockDiagonal
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import small_init_
 from plstm.ops.mlstm import MLSTMState, mlstm
@@ -79,7 +80,7 @@ class MLSTM(nn.Module):
         self.up_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.conv = CausalConv1d(inner, conv_width)
         self.q_proj, self.k_proj, self.v_proj = (
-            BlockDiagonal(inner, block_width) for _ in range(3)
+            BlockDiagonal(inner, inner, block_width) for _ in range(3)
         )
         self.gate_proj = nn.Linear(3 * inner, 2 * num_heads)  # input and forget gates
         self.norm = HeadLayerNorm(num_heads, inner // num_heads)
@@ -142,24 +143,6 @@ class MLSTM(nn.Module):
         """Numbers carried per sequence."""
         width = self.inner // self.num_heads
         return self.num_heads * (width**2 + width + 1) + self.conv.window_size()
-
-
-class BlockDiagonal(nn.Module):
-    """Linear map without bias of every block of `block_width` channels by itself.
-
-    Args:
-        dim: Channels in and out.
-        block_width: Channels of a block; divides dim.
-    """
-
-    def __init__(self, dim: int, block_width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim // block_width, block_width, block_width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (..., dim)."""
-        blocks = x.unflatten(-1, self.weight.shape[:2])
-        return torch.einsum("...ni,noi->...no", blocks, self.weight).flatten(-2)
 
 
 class HeadLayerNorm(nn.Module):

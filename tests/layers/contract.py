@@ -29,7 +29,12 @@ def resolve(value: object) -> object:
 
 OPTIONS = [  # class, arguments, positions
     ("plstm_1d.PLSTM1d", {"num_heads": 2, "lanes": 2, "conv_width": 3}, (7,)),
-    ("plstm_1d.PLSTM1d", {"num_heads": 3, "qk_dim": 5, "v_dim": 6, "lanes": 3}, (7,)),
+    (
+        "plstm_1d.PLSTM1d",
+        {"num_heads": 3, "expansion": 0, "conv_width": 0, "qk_dim": 5, "v_dim": 6, "lanes": 3},
+        (7,),
+    ),
+    ("plstm_1d.PLSTM1d", {"num_heads": 2, "v_dim": 8, "qk_dim": 4, "block_width": 2}, (7,)),
     ("plstm_2d.PLSTM2d", {"num_heads": 2, "mode": "D", "chirality": "R", "v_dim": 5}, (4, 5)),
     (
         "flattened_grid.FlattenedGrid",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from plstm import MLSTM
-from plstm.layers.mlstm import BlockDiagonal
+from plstm.modules.block_diagonal import BlockDiagonal
 from tests.helpers import assert_close
 
 
@@ -65,7 +65,7 @@ def test_by_hand(kwargs):
 
 
 def test_block_diagonal():
-    proj = BlockDiagonal(6, 3)
+    proj = BlockDiagonal(6, 6, 3)
     torch.nn.init.normal_(proj.weight)
     x = torch.randn(2, 5, 6)
     assert_close("output", proj(x), x @ torch.block_diag(*proj.weight).T, 1e-6)

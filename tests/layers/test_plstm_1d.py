@@ -54,17 +54,56 @@ def test_lanes_differ_at_the_start():
     assert not torch.allclose(transition, flipped)
 
 
-def test_published_biases():
-    layer = PLSTM1d(12, 2, source_bias=-4.0, mark_bias=-3.0, direct_bias=-5.0, transition_bias=0.1)
-    source, transition, mark, direct = gates(layer, torch.randn(2, 3, 12))
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_gates_at_the_start(lanes):
+    biases = {"source_bias": -4.0, "mark_bias": -3.0, "direct_bias": -5.0}
+    layer = PLSTM1d(12, 3, lanes=lanes, transition_bias=(0.1, 0.3), **biases)
+    source, transition, mark, direct = gates(layer, torch.randn(2, 4, 12))
     for gate, logit in ((source, -4.0), (mark, -3.0), (direct, -5.0)):
         assert_close("gate", gate, torch.full_like(gate, logit).sigmoid(), 1e-6)
-    assert_close("transition", transition, torch.full_like(transition, 0.5).tanh(), 1e-6)
+    want = (5 * torch.tensor([0.1, 0.2, 0.3])).tanh()
+    if lanes == 1:
+        assert_close("transition", transition, want.expand(2, 4, 3), 1e-6)
+    else:
+        sizes = torch.linalg.matrix_norm(transition, 2)
+        assert_close("norm of the transition", sizes, want.expand(2, 4, 3), 1e-5)
+
+
+def test_block_by_its_formula():
+    """y = W_out (norm(headnorm(r) + skip * c) * silu(z))"""
+    layer, x = perturbed(), torch.randn(2, 9, 12).double()
+    u, z = layer.up_proj(x).chunk(2, -1)
+    before = torch.nn.functional.pad(u, (0, 0, 3, 0))
+    weight, bias = layer.conv.conv.weight[:, 0], layer.conv.conv.bias
+    c = bias + sum(weight[:, i] * before[:, i : i + 9] for i in range(4))
+    c = c * c.sigmoid()
+    q, k, v = (
+        (c @ torch.block_diag(*proj.weight).mT).unflatten(-1, (2, 12))
+        for proj in (layer.q_proj, layer.k_proj, layer.v_proj)
+    )
+    logits = layer.gate_proj(c).split(2, -1)
+    source, mark, direct = (x.sigmoid() for x in logits[:3])
+    transition = (5 * logits[3]).tanh()
+    r = plstm_1d(q, k, v, source, transition, mark, direct, backend="naive")
+    r = r / (r.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    r = r.flatten(2) * layer.norm.weight + layer.skip * c
+    r = r / (r.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.inner_norm.weight
+    assert_close("output", layer(x), (r * z * z.sigmoid()) @ layer.out_proj.weight.mT, 1e-10)
+
+
+def test_plain_layer_by_its_formula():
+    layer, x = perturbed(expansion=0, conv_width=0), torch.randn(2, 9, 12).double()
+    q, k, v = (proj(x).unflatten(-1, (2, 6)) for proj in (layer.q_proj, layer.k_proj, layer.v_proj))
+    r = plstm_1d(q, k, v, *layer.gates(x), backend="naive")
+    r = r / (r.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    assert_close("output", layer(x), layer.out_proj(r.flatten(2) * layer.norm.weight), 1e-10)
 
 
 @pytest.mark.parametrize("conv_width", [0, 3])
-def test_gates_are_those_of_forward(conv_width, monkeypatch):
-    layer, x, used = perturbed(conv_width=conv_width), torch.randn(2, 5, 12).double(), []
+@pytest.mark.parametrize("expansion", [0, 2])
+def test_gates_are_those_of_forward(expansion, conv_width, monkeypatch):
+    layer, used = perturbed(expansion=expansion, conv_width=conv_width), []
+    x = torch.randn(2, 5, 12).double()
 
     def spy(*inputs, **options):
         used.extend(inputs[3:])
@@ -85,9 +124,10 @@ def test_scalar_gates_stay_in_their_ranges():
     assert (transition < 0).any()
 
 
-def test_convolution_reaches_back_by_its_width():
+@pytest.mark.parametrize("expansion", [0, 2])
+def test_convolution_reaches_back_by_its_width(expansion):
     """With the memory closed, the convolution is the only way from one position to a later one."""
-    layer = perturbed(conv_width=3)
+    layer = perturbed(expansion=expansion, conv_width=3)
     fix_gate(layer, "mark", -1000.0)
     x = torch.randn(1, 8, 12).double()
     y, moved = layer(x), x.clone()
@@ -97,7 +137,7 @@ def test_convolution_reaches_back_by_its_width():
 
 
 def test_without_memory_or_convolution_positions_are_alone():
-    layer = perturbed()
+    layer = perturbed(conv_width=0)
     fix_gate(layer, "mark", -1000.0)
     x = torch.randn(1, 8, 12).double()
     assert_close("each alone", torch.cat([layer(x[:, t : t + 1]) for t in range(8)], 1), layer(x))
@@ -124,10 +164,14 @@ def test_backends_agree():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"lanes": 4}, "PLSTM1d: lanes must divide the value width per head.*lanes=4 and v_dim=6"),
+        ({"lanes": 5}, "PLSTM1d: lanes must divide the value width per head.*lanes=5 and v_dim=12"),
         ({"lanes": 0}, "lanes must divide"),
-        ({"num_heads": 5}, "PLSTM1d: dim must be divisible by num_heads, got dim=12"),
-        ({"num_heads": 0}, "num_heads must be 1 or more, got 0"),
+        ({"num_heads": 5}, "PLSTM1d: num_heads must divide expansion.*num_heads=5.*dim=12"),
+        ({"num_heads": 0}, "PLSTM1d: num_heads must divide expansion.*got num_heads=0"),
+        ({"expansion": -1}, "expansion=-1"),
+        ({"block_width": 5}, "BlockDiagonal: block_width must divide dim, .*got 5, 24 and 24"),
+        ({"block_width": 0}, "got 0, 24 and 24"),
+        ({"qk_dim": 5}, "dim / block_width out_dim, got 4, 24 and 10"),
         ({"qk_dim": 0}, "qk_dim must be 1 or more, got 0"),
         ({"conv_width": 1}, "width must be at least 2, got 1"),
         ({"backend": "fast"}, "backend must be one of"),

@@ -1,0 +1,34 @@
+"""Linear maps of small groups of channels."""
+
+import torch
+from torch import Tensor, nn
+
+
+class BlockDiagonal(nn.Module):
+    """Linear map without bias of every block of `block_width` channels by itself.
+
+    Args:
+        dim: Channels in.
+        out_dim: Channels out.
+        block_width: Channels of a block; divides dim, and the number of blocks divides out_dim.
+
+    Raises:
+        ValueError: the blocks do not divide the channels.
+    """
+
+    def __init__(self, dim: int, out_dim: int, block_width: int) -> None:
+        super().__init__()
+        num_blocks = dim // max(block_width, 1)
+        if block_width < 1 or dim % block_width or out_dim % num_blocks:
+            raise ValueError(
+                f"BlockDiagonal: block_width must divide dim, and dim / block_width out_dim, got "
+                f"{block_width}, {dim} and {out_dim}; change one of them"
+            )
+        self.bias = None  # as a Linear may have none
+        self.weight = nn.Parameter(torch.empty(num_blocks, out_dim // num_blocks, block_width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., dim) to (..., out_dim)."""
+        num_blocks, _, block_width = self.weight.shape
+        blocks = x.unflatten(-1, (num_blocks, block_width))
+        return torch.einsum("...ni,noi->...no", blocks, self.weight).flatten(-2)
