@@ -48,7 +48,8 @@ class PLSTM1d(nn.Module):
         source_bias: Logit of the source gate at the start.
         mark_bias: Logit of the mark gate at the start.
         direct_bias: Logit of the direct gate at the start.
-        transition_bias: z of the first and of the last head at the start, evenly spaced between.
+        transition_bias: z at the start; of the first and the last head with evenly spaced values
+            between, or one number for all heads.
         backend: See `plstm.ops.plstm_1d`.
 
     Raises:
@@ -73,7 +74,7 @@ class PLSTM1d(nn.Module):
         source_bias: float = 0.0,
         mark_bias: float = 0.0,
         direct_bias: float = -5.0,
-        transition_bias: tuple[float, float] = (0.2, 0.6),
+        transition_bias: float | tuple[float, float] = (0.2, 0.6),
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -115,7 +116,8 @@ class PLSTM1d(nn.Module):
         self.rotation_proj = nn.Linear(width, 2 * num_heads * lanes**2) if lanes > 1 else None
         self.norm = HeadRMSNorm(num_heads, self.v_dim)
         self.biases = (source_bias, mark_bias, direct_bias)
-        self.transition_bias = transition_bias
+        one = isinstance(transition_bias, int | float)
+        self.transition_bias = (transition_bias, transition_bias) if one else transition_bias
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

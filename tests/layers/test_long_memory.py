@@ -21,7 +21,8 @@ class Flat(nn.Module):
 
 
 def sequence():
-    return PLSTM1d(DIM, 2, transition_bias=Z), (torch.randn(1, LENGTH, DIM),)
+    layer = PLSTM1d(DIM, 2, expansion=0, conv_width=0, transition_bias=Z)
+    return layer, (torch.randn(1, LENGTH, DIM),)
 
 
 def grid(mode):
