@@ -28,7 +28,7 @@ def test_matrices_decay_and_vectors_do_not():
     assert decay.keys() == set(names.values()) - {layer.k_proj.weight}
     for name in ("q_proj.weight", "out_proj.weight", "gate_proj.weight", "conv.conv.weight"):
         assert decay[names[name]] == 0.3
-    for name in ("q_proj.bias", "gate_proj.bias", "norm.weight", "conv.conv.bias"):
+    for name in ("skip", "gate_proj.bias", "norm.weight", "conv.conv.bias"):
         assert decay[names[name]] == 0.0
 
 
