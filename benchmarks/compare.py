@@ -80,13 +80,12 @@ class TimedCosine(WarmupCosine):
 
     Args:
         optimizer: Its learning rate is the highest one.
-        total_steps: Ignored.
         seconds: Time until the learning rate is 0.
     """
 
     TICKS = 10_000
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, seconds: float) -> None:
+    def __init__(self, optimizer: Optimizer, seconds: float) -> None:
         self.seconds, self.start = seconds, time.perf_counter()
         super().__init__(optimizer, self.TICKS)
 
