@@ -18,6 +18,7 @@ import tasks.tu  # noqa: F401
 from tasks.callbacks.checkpoints import LastCheckpoint, read_checkpoint
 from tasks.callbacks.guard import NotFinite
 from tasks.cli import resume
+from tasks.cli.checks import check_numbers, check_processes
 from tasks.cli.parser import Parser
 from tasks.cli.saved_config import SaveResolvedConfig
 from tasks.runs import finish_wandb
@@ -87,6 +88,9 @@ class CLI(LightningCLI):
         elif path is not None and "://" not in str(path):
             read_checkpoint(path)
 
+    def before_instantiate_classes(self) -> None:
+        check_numbers(self._get(self.config, "trainer"))
+
     def instantiate_classes(self) -> None:
         if self.subcommand != "fit":
             return super().instantiate_classes()
@@ -104,10 +108,12 @@ class CLI(LightningCLI):
             callbacks = [x for x in callbacks if not isinstance(x, Checkpoint)]
             own = config["callbacks"] or []
             config["callbacks"] = [x for x in own if not isinstance(x, Checkpoint)]
-        for name in ("accumulate_grad_batches", "val_check_interval"):
-            if config[name] == 0:
-                raise ValueError(f"trainer.{name} must be more than 0, got 0")
-        return super()._instantiate_trainer(config, callbacks)
+        try:
+            trainer = super()._instantiate_trainer(config, callbacks)
+        except TypeError as error:  # Lightning's word for devices that an accelerator cannot have
+            raise ValueError(f"trainer: {error}") from error
+        check_processes(trainer)
+        return trainer
 
     def before_fit(self) -> None:
         """Prepare the folder of a run, and the checkpoint it goes on from."""
@@ -129,6 +135,8 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Lightning cannot know that ours leaves nothing out.
     warnings.filterwarnings("ignore", message="You are using a custom batch sampler")
+    # PyTorch 2.13 calls it old; the argument that it names instead is not known to PyTorch 2.11.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     per_command = {
         name: {**options, "usage": USAGE.format(name), "description": what + CLASS_HELP}
         for name, what in SUBCOMMANDS.items()
