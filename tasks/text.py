@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from plstm.checks import check_positive
 from tasks.classification import Classification
-from tasks.data import DataModule, ShuffledSampler
+from tasks.data import DataModule, ShuffledSampler, chosen_seed
 from tasks.runs import log_text, run_folder
 
 EVAL_BATCHES = 8  # training batches in one for evaluation, which keeps no gradients
@@ -54,7 +54,7 @@ class TextData(DataModule):
         val_share: Share of the file to validate on.
         test_share: Share of the file to test on; with 0 the validation part is the test part.
         num_workers: Processes that cut windows.
-        seed: Seed of the training windows.
+        seed: Seed of the training windows; None takes that of `seed_everything`.
 
     Raises:
         ValueError: no such file, no UTF-8, or too little text for one window in every part.
@@ -69,9 +69,10 @@ class TextData(DataModule):
         val_share: float = 0.1,
         test_share: float = 0.0,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        self.seed = chosen_seed(seed)
         self.save_hyperparameters(logger=False)
         if not Path(path).is_file():
             raise ValueError(f"TextData: path must be a text file, got {path!r}; no such file")
@@ -143,7 +144,9 @@ class TextData(DataModule):
     def train_dataloader(self) -> DataLoader:
         part, h = self.parts["train"], self.hparams
         dataset = WindowDataset(part, h.context, torch.arange(len(part) - h.context))
-        sampler = ShuffledSampler(len(dataset), h.seed, self.train_epoch(), count=h.train_windows)
+        sampler = ShuffledSampler(
+            len(dataset), self.seed, self.train_epoch(), count=h.train_windows
+        )
         return self._loader(dataset, batch_sampler=self.train_batches(sampler))
 
     def val_dataloader(self) -> DataLoader:

@@ -6,7 +6,9 @@ import pytest
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
+from tasks.cli import main
 from tasks.cli.checks import NUMBERS, check_numbers, check_processes
+from tests.tasks.runs import arguments
 
 NAN, INF = float("nan"), float("inf")
 WRONG = {
@@ -92,3 +94,15 @@ def test_processes_that_train_together():
 
 def test_without_torchrun():
     check_processes(trainer())
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("task", ["quickstart", "text", "tu", "words"])
+def test_data_follow_the_seed_of_the_run(task):
+    def seeds(*args):
+        _, *rest = arguments("fit", task, *args)
+        return main(rest, run=False).datamodule.seed
+
+    assert seeds() == 0
+    assert seeds("--seed_everything=5") == 5
+    assert seeds("--seed_everything=5", "--data.seed=3") == 3
