@@ -28,7 +28,7 @@ class Mamba2D(nn.Module):
         dim: Model width.
         expand: Width of u over dim.
         state_dim: States N per channel.
-        dt_rank: Rank of the step sizes, a sixteenth of the width of u, rounded up, if None.
+        dt_rank: Rank of the step sizes, dim / 16, rounded up, if None.
         corner: Where the scan starts, "top_left" or "bottom_right".
         local_width: Side of the depthwise convolution of the local path, odd, 3 as published; 0
             leaves the path out.
@@ -54,7 +54,7 @@ class Mamba2D(nn.Module):
         super().__init__()
         check_choice("Mamba2D", "corner", corner, STARTS)
         inner = expand * dim
-        dt_rank = math.ceil(inner / 16) if dt_rank is None else dt_rank
+        dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         if min(dim, expand, state_dim, dt_rank) < 1 or (local_width and local_width % 2 == 0):
             raise ValueError(
                 "Mamba2D: dim, expand, state_dim and dt_rank must be positive and local_width odd "

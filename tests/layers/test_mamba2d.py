@@ -21,7 +21,7 @@ def test_published_initial_values():
     for log_rate in (layer.A_left_log, layer.A_top_log):
         assert_close("A", log_rate.exp(), rates, 1e-6)
     for proj in (layer.dt_left_proj, layer.dt_top_proj):
-        assert proj.in_features == 5  # 80 / 16
+        assert proj.in_features == 3  # 40 / 16, rounded up
         dt = torch.nn.functional.softplus(proj.bias)
         assert (dt > 0.99e-3).all()
         assert (dt < 0.101).all()
