@@ -1,5 +1,6 @@
 """Character language modelling on a text file."""
 
+import hashlib
 import math
 from functools import cached_property
 from pathlib import Path
@@ -94,6 +95,10 @@ class TextData(DataModule):
         if not text:
             raise ValueError(f"TextData: {path} is empty; name a file with text in it")
         return text
+
+    @cached_property
+    def checksums(self) -> dict[str, str]:
+        return {"the text": hashlib.sha256(self.text.encode()).hexdigest()}
 
     @cached_property
     def vocabulary(self) -> list[str]:

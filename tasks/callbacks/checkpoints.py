@@ -21,6 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from tasks.callbacks.metrics_file import rows_written
+from tasks.data import checksums_of
 from tasks.runs import run_folder
 
 FOLDER, LAST = "checkpoints", "last.ckpt"
@@ -220,7 +221,8 @@ class LastCheckpoint(Checkpoint):
         checkpoint["resume"] = {
             "between_batches": between_batches,
             "world_size": trainer.world_size,
-            "versions": [logger.version for logger in trainer.loggers],
+            "data": checksums_of(trainer.datamodule),
+            "loggers": [[type(x).__name__, x.version] for x in trainer.loggers],
             "rows": rows_written(trainer),
             "metrics": {k: v.cpu() for k, v in trainer._logger_connector._callback_metrics.items()},
         }

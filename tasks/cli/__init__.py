@@ -3,6 +3,7 @@
 import re
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -55,6 +56,10 @@ class CLI(LightningCLI):
 
     resumed: resume.Resumed | None = None
 
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        with ExitStack() as self.held:  # the lock of a run's folder, while the command runs
+            super().__init__(*args, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for key in LINKED:
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
@@ -92,7 +97,7 @@ class CLI(LightningCLI):
             return super().instantiate_classes()
         config = self.config.fit
         folder = config.pop("resume", None)
-        self.resumed = resume.find_run(self._parser("fit"), config, folder)
+        self.resumed = resume.find_run(self._parser("fit"), config, folder, self.held)
         loggers = config.get(resume.LOGGER)
         if self.resumed is not None:
             config[resume.LOGGER] = resume.in_folder(loggers, self.resumed)
@@ -111,7 +116,7 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Prepare the folder of a run, and the checkpoint it goes on from."""
-        resume.prepare(self.trainer, self.resumed)
+        resume.prepare(self.trainer, self.datamodule, self.resumed, self.held)
         if self.resumed is not None and self.resumed.checkpoint is not None:
             self.config_init.fit.ckpt_path = str(self.resumed.checkpoint)
 
