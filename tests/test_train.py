@@ -1,5 +1,7 @@
 """The command line in process: every config with every net that fits it, on a few samples."""
 
+import hashlib
+import json
 import sys
 from typing import ClassVar
 
@@ -110,6 +112,21 @@ def test_predictions_are_those_that_were_tested(config):
         targets = torch.cat([batch.y if config == "tu" else batch[1] for batch in loader])
         right = (probabilities.argmax(-1) == targets).float().mean()
         assert right.item() == pytest.approx(tested[f"test/accuracy{name}"])
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_folder_names_the_checkpoint_that_was_used(command):
+    folder = folder_of(run("fit", "text"))
+    best = folder / "checkpoints" / "best.ckpt"
+    for path in (best, None):
+        args = [] if path is None else [f"--ckpt_path={path}"]
+        used = folder_of(run(command, folder / "config.yaml", *args)) / "checkpoint.json"
+        assert json.loads(used.read_text()) == {
+            "command": command,
+            "checkpoint": path and str(best.resolve()),
+            "sha256": path and hashlib.sha256(best.read_bytes()).hexdigest(),
+        }
+    assert not (folder / "checkpoint.json").exists()
 
 
 def test_runs_without_a_logger():

@@ -3,6 +3,7 @@
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -154,21 +155,25 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
     )
 
 
-def run_process() -> None:
+def run_process(command: Callable[[], object] = main, name: str = "train.py") -> None:
     """Run the command line of the process; a mistake of the user is told in a line or two.
 
     --debug shows the whole stack instead.
+
+    Args:
+        command: Reads sys.argv.
+        name: What its messages begin with.
     """
     Parser.debug = debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        main()
+        command()
     except MISTAKES as error:
         if debug:
             raise
         framed = re.search(r"^Errors:\n  - (.*)$", str(error), re.MULTILINE)  # by jsonargparse
         message = framed[1] if framed else error
-        print(f"train.py: {message}\n(--debug shows where this came from)", file=sys.stderr)
+        print(f"{name}: {message}\n(--debug shows where this came from)", file=sys.stderr)
         sys.exit(2)
     finally:
         Parser.debug = False  # of this command only

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tasks.callbacks.checkpoints import FOLDER, LAST, check_writable, read_checkpoint
 from tasks.callbacks.metrics_file import open_metrics_files
 from tasks.cli.run_lock import only_writer
-from tasks.cli.same_command import PLACES, Change, another_command, differences
+from tasks.cli.same_command import PLACES, AnotherCommand, Change, differences
 from tasks.data import checksums_of
 from tasks.runs import run_folder
 
@@ -68,14 +68,17 @@ def find_run(
     command = yaml.safe_load(parser.dump(config, skip_none=False))
     if resume != "auto":
         return _open(Path(resume), command, held)
-    parent = Path(*_name(loggers[0]))
+    parent, others = Path(*_name(loggers[0])), []
     for folder in sorted(parent.glob("*/"), key=_last_saved, reverse=True):
         try:
             if _checkpoints(folder):
                 return _open(folder, command, held)
+        except AnotherCommand as error:
+            others.append(str(error))
         except ValueError as error:
             rank_zero_info(f"Not resumed: {error}")
-    rank_zero_info(f"--resume auto: no run in {parent} to go on with, a new one starts")
+    newest = f" (the newest: {others[0]})" if others else ""
+    rank_zero_info(f"--resume auto: no run in {parent} to go on with, a new one starts{newest}")
     return None
 
 
@@ -144,7 +147,7 @@ def _check_data(resumed: Resumed, data: LightningDataModule | None) -> None:
             f"{'; '.join(changes)}; bring those back, or leave out --resume to start a new run"
         )
     if resumed.moved and not now:
-        raise another_command(resumed.folder, resumed.moved)
+        raise AnotherCommand(resumed.folder, resumed.moved)
 
 
 def _open(folder: Path, command: dict[str, object], held: ExitStack) -> Resumed:
@@ -160,7 +163,7 @@ def _open(folder: Path, command: dict[str, object], held: ExitStack) -> Resumed:
     changes = differences(began, command)
     moved = [change for change in changes if change[0] in PLACES]
     if len(changes) > len(moved):
-        raise another_command(folder, [x for x in changes if x not in moved])
+        raise AnotherCommand(folder, [x for x in changes if x not in moved])
     held.enter_context(only_writer(folder))
     return _newest_readable(folder, command["trainer"], moved)
 

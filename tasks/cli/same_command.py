@@ -36,19 +36,21 @@ WATCHING = (
 Change = tuple[str, object, object]  # key, value of the run, value of the command
 
 
+class AnotherCommand(ValueError):
+    """A run was started with another command."""
+
+    def __init__(self, folder: Path, changes: list[Change]) -> None:
+        shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changes[:5])
+        rest = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
+        super().__init__(
+            f"--resume {folder}: the run was started with another command: {shown}{rest}; "
+            "repeat that command, or leave out --resume to start a new run"
+        )
+
+
 def differences(began: dict[str, object], command: dict[str, object]) -> list[Change]:
     """Where two commands, as nested configurations, would train two different nets."""
     return list(_differences(_without_watching(began), _without_watching(command)))
-
-
-def another_command(folder: Path, changes: list[Change]) -> ValueError:
-    """The error that tells of differences."""
-    shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changes[:5])
-    rest = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
-    return ValueError(
-        f"--resume {folder}: the run was started with another command: {shown}{rest}; "
-        "repeat that command, or leave out --resume to start a new run"
-    )
 
 
 def _without_watching(command: dict[str, object]) -> dict[str, object]:
