@@ -114,18 +114,18 @@ def test_predictions_are_those_that_were_tested(config):
         assert right.item() == pytest.approx(tested[f"test/accuracy{name}"])
 
 
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_folder_names_the_checkpoint_that_was_used(command):
+def test_folder_names_the_checkpoint_that_was_used():
     folder = folder_of(run("fit", "text"))
     best = folder / "checkpoints" / "best.ckpt"
-    for path in (best, None):
-        args = [] if path is None else [f"--ckpt_path={path}"]
-        used = folder_of(run(command, folder / "config.yaml", *args)) / "checkpoint.json"
-        assert json.loads(used.read_text()) == {
-            "command": command,
-            "checkpoint": path and str(best.resolve()),
-            "sha256": path and hashlib.sha256(best.read_bytes()).hexdigest(),
-        }
+
+    def used(command, *args):
+        return json.loads((folder_of(run(command, *args)) / "checkpoint.json").read_text())
+
+    config, sha256 = folder / "config.yaml", hashlib.sha256(best.read_bytes()).hexdigest()
+    for command in ("validate", "test", "predict"):
+        want = {"command": command, "checkpoint": str(best.resolve()), "sha256": sha256}
+        assert used(command, config, f"--ckpt_path={best}") == want
+    assert used("test", config) == {"command": "test", "checkpoint": None, "sha256": None}
     assert not (folder / "checkpoint.json").exists()
 
 
