@@ -350,7 +350,7 @@ class LanguageModel(Classification):
         data = self.trainer.datamodule
         prompt = data.parts["val"][None, :1].to(self.device).long()
         limit = self.net.max_length  # positions a learned code can name
-        length = self.sample_length if limit is None else min(self.sample_length, limit - 1)
+        length = self.sample_length if limit is None else min(self.sample_length, limit)
         generator = torch.Generator(self.device).manual_seed(0)
         tokens = self.net.generate(
             prompt, length, temperature=self.temperature, generator=generator
