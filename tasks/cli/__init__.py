@@ -91,7 +91,13 @@ class CLI(LightningCLI):
         if path is None and command not in (None, "fit"):
             rank_zero_info("No --ckpt_path: the weights are those of a new net.")
         elif path is not None and "://" not in str(path):
-            read_checkpoint(path)
+            self._take_arguments(read_checkpoint(path).get("data_arguments", {}))
+
+    def _take_arguments(self, arguments: dict[str, object]) -> None:
+        """Give the data what the net of a checkpoint asks of them, such as its alphabet."""
+        data = self.config[self.config.subcommand].data.init_args
+        for key in arguments.keys() & vars(data).keys():
+            data[key] = arguments[key]
 
     def instantiate_classes(self) -> None:
         if self.subcommand != "fit":

@@ -156,6 +156,7 @@ def test_killed_while_saving(kill, unbroken, n):
         ("quickstart", ()),
         slow("tu", ()),
         ("text", ("--trainer.accumulate_grad_batches=2", "--data.train_windows=10")),
+        ("text", ("--data.train_streams=true", "--data.eval_streams=true")),
         ("text", ("--trainer.max_epochs=-1", "--trainer.max_steps=7")),
         slow("text", ("--trainer.val_check_interval=0.5",)),
         slow("text", ("--trainer.check_val_every_n_epoch=2",)),
