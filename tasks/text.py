@@ -15,7 +15,7 @@ from plstm.models import SequenceState
 from tasks.alphabet import Alphabet, describe
 from tasks.carried import check_carries, detached, state_of, tensors_of
 from tasks.classification import Classification
-from tasks.data import DataModule, FreshSampler, ShardedBatches, ShuffledSampler
+from tasks.data import DataModule, FreshSampler, ShardedBatches, ShuffledSampler, chosen_seed
 from tasks.distributed import gather
 from tasks.runs import log_text, run_folder
 from tasks.windows import StreamDataset, WindowDataset
@@ -46,7 +46,7 @@ class TextData(DataModule):
         vocabulary: Characters a net knows; those of the file if None. A checkpoint brings its own.
             Characters beyond are left out, with a warning.
         num_workers: Processes that cut windows.
-        seed: Seed of the training windows.
+        seed: Seed of the training windows; None takes that of `seed_everything`.
 
     Raises:
         ValueError: no such file, no UTF-8, or too little text for one window in every part.
@@ -65,9 +65,10 @@ class TextData(DataModule):
         test_path: str | None = None,
         vocabulary: str | None = None,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        self.seed = chosen_seed(seed)
         self.save_hyperparameters(logger=False)
         _check_file(path if test_path is None else test_path)
         check_positive("TextData", context=context, train_windows=train_windows)
@@ -155,7 +156,9 @@ class TextData(DataModule):
         if h.train_streams:
             return self._stream_loader(part)
         dataset = WindowDataset(part, h.context, torch.arange(len(part) - h.context))
-        sampler = ShuffledSampler(len(dataset), h.seed, self.train_epoch(), count=h.train_windows)
+        sampler = ShuffledSampler(
+            len(dataset), self.seed, self.train_epoch(), count=h.train_windows
+        )
         return self._loader(dataset, batch_sampler=self.train_batches(sampler))
 
     def _stream_loader(self, part: Tensor) -> DataLoader:
@@ -168,7 +171,7 @@ class TextData(DataModule):
                 f"train_windows={h.train_windows}; raise it, or lower batch_size"
             )
         sampler = FreshSampler(
-            h.train_windows // streams * streams, h.seed, epoch=self.train_epoch()
+            h.train_windows // streams * streams, self.seed, epoch=self.train_epoch()
         )
         dataset = StreamDataset(part, h.context, streams)
         return self._loader(dataset, batch_sampler=self.train_batches(sampler))
