@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Self
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -13,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from tasks.callbacks.checkpoints import read_checkpoint
 from tasks.optim import SchedulerFactory, WarmupCosine, parameter_groups, wants_total_steps
 
 NetFactory = Callable[[int, int], nn.Module]  # (in_dim, out_dim), sizes that the data knows
@@ -211,6 +215,23 @@ class Classification(LightningModule):
                 "--model.scheduler=null"
             )
         return int(steps)
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | Path | IO[bytes], **options: object
+    ) -> Self:
+        """The trained module of a checkpoint, with its net.
+
+        Args:
+            checkpoint_path: The file; a local one is checked first.
+            options: Those of LightningModule.load_from_checkpoint, or other constructor arguments.
+
+        Raises:
+            ValueError: the file is absent, damaged, or no checkpoint of a run.
+        """
+        if isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
+            read_checkpoint(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, **options)
 
     def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Refuse the weights of another net, in fewer words than PyTorch.

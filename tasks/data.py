@@ -1,9 +1,11 @@
 """What every task's data has in common."""
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -69,6 +71,14 @@ class DataModule(LightningDataModule, ABC):
         """What `sizes` are."""
         return "size"
 
+    @property
+    def checksums(self) -> dict[str, str]:
+        """Checksum of every file the data are read from, by its name; none of data that are drawn.
+
+        A run goes on with the same files only, wherever they are.
+        """
+        return {}
+
     def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
         """Further pictures of what was predicted, by name; a task may have some.
 
@@ -112,6 +122,17 @@ class DataModule(LightningDataModule, ABC):
         Every process has as many batches, for a net may exchange numbers in each of them.
         """
         return ShardedBatches(range(size), batch_size or self.hparams.batch_size, self.shard)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksums_of(data: LightningDataModule | None) -> dict[str, str]:
+    """`DataModule.checksums` of data that have them."""
+    return getattr(data, "checksums", {})
 
 
 class ShuffledSampler(Sampler[int]):

@@ -1,6 +1,7 @@
 """Data that are drawn: every sample is a function of seed and index, at several sizes."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,6 +34,10 @@ class DrawnData(DataModule):
         """Whether every epoch has new samples."""
         return self.hparams.fresh
 
+    def collate(self, batch: object) -> object:
+        """What training and evaluation get of a drawn batch."""
+        return batch
+
     @property
     def eval_names(self) -> list[str]:
         return ["", *(f"@{size}" for size in self.sizes[1:])]
@@ -58,17 +63,21 @@ class DrawnData(DataModule):
         sampler_class = FreshSampler if self.fresh else ShuffledSampler
         sampler = sampler_class(len(dataset), self.seed, self.train_epoch())
         batches = self.train_batches(sampler, drop_last=True)
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=as_is)
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=self.collate)
 
     def val_dataloader(self) -> list[DataLoader]:
-        return self._eval_loaders("val")
+        return self._eval_loaders("val", self.collate)
 
     def test_dataloader(self) -> list[DataLoader]:
-        return self._eval_loaders("test")
+        return self._eval_loaders("test", self.collate)
 
-    def _eval_loaders(self, split: str) -> list[DataLoader]:
+    def predict_dataloader(self) -> list[DataLoader]:
+        """Predictions are made for the test sets, in batches as they are drawn."""
+        return self._eval_loaders("test", as_is)
+
+    def _eval_loaders(self, split: str, collate: Callable[[object], object]) -> list[DataLoader]:
         datasets = [self.dataset(split, size) for size in self.sizes]
         return [
-            DataLoader(x, batch_sampler=self.eval_batches(len(x)), collate_fn=as_is)
+            DataLoader(x, batch_sampler=self.eval_batches(len(x)), collate_fn=collate)
             for x in datasets
         ]

@@ -2,6 +2,8 @@
 
 import sys
 import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -58,6 +60,10 @@ class CLI(LightningCLI):
 
     resumed: resume.Resumed | None = None
 
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        with ExitStack() as self.held:  # the lock of a run's folder, while the command runs
+            super().__init__(*args, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for key in LINKED:
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
@@ -100,7 +106,13 @@ class CLI(LightningCLI):
         if path is None and command not in (None, "fit"):
             rank_zero_info("No --ckpt_path: the weights are those of a new net.")
         elif path is not None and "://" not in str(path):
-            read_checkpoint(path)
+            self._take_arguments(read_checkpoint(path).get("data_arguments", {}))
+
+    def _take_arguments(self, arguments: dict[str, object]) -> None:
+        """Give the data what the net of a checkpoint asks of them, such as its alphabet."""
+        data = self.config[self.config.subcommand].data.init_args
+        for key in arguments.keys() & vars(data).keys():
+            data[key] = arguments[key]
 
     def before_instantiate_classes(self) -> None:
         check_numbers(self._get(self.config, "trainer"))
@@ -110,7 +122,7 @@ class CLI(LightningCLI):
             return super().instantiate_classes()
         config = self.config.fit
         folder = config.pop("resume", None)
-        self.resumed = resume.find_run(self._parser("fit"), config, folder)
+        self.resumed = resume.find_run(self._parser("fit"), config, folder, self.held)
         loggers = config.get(resume.LOGGER)
         if self.resumed is not None:
             config[resume.LOGGER] = resume.in_folder(loggers, self.resumed)
@@ -150,7 +162,7 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Prepare the folder of a run, and the checkpoint it goes on from."""
-        resume.prepare(self.trainer, self.resumed)
+        resume.prepare(self.trainer, self.datamodule, self.resumed, self.held)
         if self.resumed is not None and self.resumed.checkpoint is not None:
             self.config_init.fit.ckpt_path = str(self.resumed.checkpoint)
 
@@ -200,20 +212,24 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
     )
 
 
-def run_process() -> None:
+def run_process(command: Callable[[], object] = main, name: str = "train.py") -> None:
     """Run the command line of the process; a mistake of the user is told in a line or two.
 
     --debug shows the whole stack instead.
+
+    Args:
+        command: Reads sys.argv.
+        name: What its messages begin with.
     """
     Parser.debug = debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        main()
+        command()
     except Exception as error:
         message = None if debug else explain_error(error)
         if message is None:
             raise
-        print(f"train.py: {message}\n(--debug shows where this came from)", file=sys.stderr)
+        print(f"{name}: {message}\n(--debug shows where this came from)", file=sys.stderr)
         sys.exit(2)
     finally:
         Parser.debug = False  # of this command only
