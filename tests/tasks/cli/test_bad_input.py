@@ -85,7 +85,7 @@ CONFIGS_AT_FAULT = {
     "model:\n\tnet: 3\n": r"mine.yaml, line 2, column 1: .*'\\t' .*; YAML is indented with spaces",
     "model: \0\n": "mine.yaml: a config must be YAML, unacceptable character #x0000",
     b"model: \xff\n": r"mine.yaml: a config must be a text file \(UTF-8\)",
-    "model:\n  init_args:\n    net: inner.yaml\n": "inner.yaml, line 2, column 1: .* unexpected end",
+    "model:\n  init_args:\n    net: inner.yaml\n": "inner.yaml, line 2, column 1: .*unexpected end",
     "": "a config must be YAML with keys like model, data and trainer, got ''",
     "words\n": "a config must be YAML .*, got 'words'",
     "data:\n  init_args: 3\n": "data: Problem with given class_path 'tasks.arrow.ArrowData'",
