@@ -12,16 +12,14 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from tasks.callbacks.checkpoints import read_checkpoint
-from tasks.optim import WarmupCosine, parameter_groups
+from tasks.optim import SchedulerFactory, WarmupCosine, parameter_groups, wants_total_steps
 
 NetFactory = Callable[[int, int], nn.Module]  # (in_dim, out_dim), sizes that the data knows
-SchedulerFactory = Callable[[Optimizer, int], LRScheduler]  # (optimizer, total steps)
 
 
 class Classification(LightningModule):
@@ -36,7 +34,10 @@ class Classification(LightningModule):
         out_dim: Number of classes; comes from the data.
         net_args: Further sizes for the factory; come from the data.
         optimizer: Factory called with the parameter groups.
-        scheduler: Factory called with the optimiser and the number of steps.
+        scheduler: Factory called with the optimiser, and with the number of steps of the run as
+            `total_steps` if it has an argument of that name that is not set. It counts steps of the
+            optimiser; ReduceLROnPlateau counts validated epochs and follows val/loss. None keeps
+            the learning rate constant.
         compile: Compile the net with torch.compile.
     """
 
@@ -47,7 +48,7 @@ class Classification(LightningModule):
         out_dim: int,
         net_args: dict[str, int] | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        scheduler: SchedulerFactory = WarmupCosine,
+        scheduler: SchedulerFactory | None = WarmupCosine,
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -148,17 +149,36 @@ class Classification(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(parameter_groups(self))
+        if self.scheduler is None:
+            return optimizer
+        steps = {"total_steps": self._total_steps()} if wants_total_steps(self.scheduler) else {}
+        try:
+            scheduler = self.scheduler(optimizer, **steps)
+        except (TypeError, NotImplementedError) as error:
+            raise ValueError(
+                f"Classification: the scheduler cannot be made of the optimizer alone ({error!r}); "
+                "choose one that --help lists, or null for a constant rate"
+            ) from error
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+        every = self.trainer.check_val_every_n_epoch
+        plateau = {
+            "scheduler": scheduler,
+            "monitor": getattr(scheduler, "monitor", "val/loss"),  # Lightning's own kind has one
+            "frequency": every or 1,
+            "strict": every is not None,  # otherwise an epoch may pass without a validation
+        }
+        return [optimizer], [plateau]
+
+    def _total_steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(
                 "Classification: the learning rate follows the share of all steps, and there is no "
-                "end to them; set --trainer.max_steps or --trainer.max_epochs"
+                "end to them; set --trainer.max_steps or --trainer.max_epochs, or a constant rate, "
+                "--model.scheduler=null"
             )
-        scheduler = self.scheduler(optimizer, int(steps))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return int(steps)
 
     @_restricted_classmethod
     def load_from_checkpoint(

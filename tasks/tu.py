@@ -21,7 +21,7 @@ from torch_geometric.datasets import TUDataset
 
 from plstm.graph.batching import GraphBatcher
 from plstm.graph.pyg import VERSION, DagData, ToDag
-from tasks.data import DataModule, ShuffledSampler, checksum
+from tasks.data import DataModule, ShuffledSampler, checksum, chosen_seed
 from tasks.tu_files import check_files
 
 VALIDATION_SHARE = 1 / 9  # of the graphs outside the test fold
@@ -174,7 +174,8 @@ class TUData(DataModule):
         batch_size: Graphs of a batch.
         order: Node order that makes DAGs of the graphs: "bfs", "given" or "random"; with "random"
             training graphs get a new order at every access, evaluation keeps one fixed order.
-        seed: Seed of the folds, of the order of the samples and of random node orders.
+        seed: Seed of the folds, of the order of the samples and of random node orders; None takes
+            that of `seed_everything`.
         num_workers: Processes that batch.
         plans: Let batches carry the plans of plstm_dag, for nets that run it.
 
@@ -191,7 +192,7 @@ class TUData(DataModule):
         num_folds: int = 10,
         batch_size: int = 64,
         order: str = "bfs",
-        seed: int = 0,
+        seed: int | None = None,
         num_workers: int = 0,
         plans: bool = True,
     ) -> None:
@@ -204,8 +205,9 @@ class TUData(DataModule):
                 f"with num_folds={num_folds}, got {fold}; "
                 "folds are counted from 0"
             )
+        self.seed = chosen_seed(seed)
         self.save_hyperparameters(logger=False)
-        self.pre_transform = ToDag(order, seed=seed if order == "random" else None)
+        self.pre_transform = ToDag(order, seed=self.seed if order == "random" else None)
 
     @cached_property
     def dataset(self) -> DagTUDataset:
@@ -238,17 +240,17 @@ class TUData(DataModule):
                 f"TUData: num_folds must be at most {smallest}, the size of the smallest class of "
                 f"{h.name}, got {h.num_folds}"
             )
-        folds = StratifiedKFold(h.num_folds, shuffle=True, random_state=h.seed)
+        folds = StratifiedKFold(h.num_folds, shuffle=True, random_state=self.seed)
         rest, test = list(folds.split(np.zeros(len(y)), y))[h.fold]
         train, val = train_test_split(
-            rest, test_size=VALIDATION_SHARE, stratify=y[rest], random_state=h.seed
+            rest, test_size=VALIDATION_SHARE, stratify=y[rest], random_state=self.seed
         )
         return {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
 
     def train_dataloader(self) -> DataLoader:
         graphs, h = self.splits["train"].tolist(), self.hparams
-        sampler = EpochSampler(len(graphs), h.seed, self.train_epoch())
-        seed = h.seed if h.order == "random" else None
+        sampler = EpochSampler(len(graphs), self.seed, self.train_epoch())
+        seed = self.seed if h.order == "random" else None
         batcher = TrainingBatcher(self._batcher(), graphs, seed)
         numbers = range(sys.maxsize)  # sample i is number i
         return self._loader(numbers, batcher, batch_sampler=self.train_batches(sampler))

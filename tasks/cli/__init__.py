@@ -17,9 +17,14 @@ import tasks.arrow  # makes the short names ArrowData, ... known to the command 
 import tasks.callbacks.lr_finder
 import tasks.text
 import tasks.tu  # noqa: F401
+from tasks.callbacks.best import BestCheckpoint
 from tasks.callbacks.checkpoints import LastCheckpoint, read_checkpoint
-from tasks.callbacks.guard import NotFinite
+from tasks.callbacks.guard import NotFinite, StopIfNotFinite
+from tasks.callbacks.monitor import Monitor
+from tasks.callbacks.pictures import Pictures
+from tasks.callbacks.predictions import SavePredictions
 from tasks.cli import resume
+from tasks.cli.checks import check_numbers, check_processes
 from tasks.cli.parser import Parser
 from tasks.cli.saved_config import SaveResolvedConfig
 from tasks.runs import finish_wandb
@@ -64,7 +69,16 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for key in LINKED:
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")
+        parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+        parser.add_argument(
+            "--standard_callbacks",
+            type=bool,
+            default=True,
+            help="Whether a run keeps best.ckpt, stops if its numbers are no longer finite, logs "
+            "gradient norm and speed, draws pictures and saves predictions, beside the callbacks "
+            "of the trainer.",
+        )
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: object) -> None:
         super()._add_subcommands(parser, **kwargs)
@@ -91,7 +105,16 @@ class CLI(LightningCLI):
         if path is None and command not in (None, "fit"):
             rank_zero_info("No --ckpt_path: the weights are those of a new net.")
         elif path is not None and "://" not in str(path):
-            read_checkpoint(path)
+            self._take_arguments(read_checkpoint(path).get("data_arguments", {}))
+
+    def _take_arguments(self, arguments: dict[str, object]) -> None:
+        """Give the data what the net of a checkpoint asks of them, such as its alphabet."""
+        data = self.config[self.config.subcommand].data.init_args
+        for key in arguments.keys() & vars(data).keys():
+            data[key] = arguments[key]
+
+    def before_instantiate_classes(self) -> None:
+        check_numbers(self._get(self.config, "trainer"))
 
     def instantiate_classes(self) -> None:
         if self.subcommand != "fit":
@@ -106,20 +129,37 @@ class CLI(LightningCLI):
         config[resume.LOGGER] = loggers
 
     def _instantiate_trainer(self, config: dict[str, object], callbacks: list[Callback]) -> Trainer:
+        """Add our callbacks to those of a config, which cannot remove them by naming others."""
+        own = config["callbacks"] or []
+        own = own if isinstance(own, list) else [own]
+        standard = [StopIfNotFinite(), Monitor(), Pictures(), SavePredictions()]
+        if not self._get(self.config_init, "standard_callbacks"):
+            standard, callbacks = [], _without(callbacks, BestCheckpoint)
+        if config["limit_val_batches"] == 0:  # nothing is better than anything
+            callbacks = _without(callbacks, BestCheckpoint)
+        if config["logger"] in (False, []) and config["default_root_dir"] is None:
+            callbacks = _without(callbacks, Checkpoint)
+            if own == _without(own, Checkpoint):
+                config["enable_checkpointing"] = False  # Lightning would save in the working folder
         if config["enable_checkpointing"] is False:  # with which Lightning refuses checkpoints
-            callbacks = [x for x in callbacks if not isinstance(x, Checkpoint)]
-            own = config["callbacks"] or []
-            config["callbacks"] = [x for x in own if not isinstance(x, Checkpoint)]
-        for name in ("accumulate_grad_batches", "val_check_interval"):
-            if config[name] == 0:
-                raise ValueError(f"trainer.{name} must be more than 0, got 0")
-        return super()._instantiate_trainer(config, callbacks)
+            callbacks, own = _without(callbacks, Checkpoint), _without(own, Checkpoint)
+        config["callbacks"], callbacks = [], [*standard, *callbacks, *own]
+        try:
+            trainer = super()._instantiate_trainer(config, callbacks)
+        except TypeError as error:  # Lightning's word for devices that an accelerator cannot have
+            raise ValueError(f"trainer: {error}") from error
+        check_processes(trainer)
+        return trainer
 
     def before_fit(self) -> None:
         """Prepare the folder of a run, and the checkpoint it goes on from."""
         resume.prepare(self.trainer, self.datamodule, self.resumed, self.held)
         if self.resumed is not None and self.resumed.checkpoint is not None:
             self.config_init.fit.ckpt_path = str(self.resumed.checkpoint)
+
+
+def _without(callbacks: list[Callback], kind: type[Callback]) -> list[Callback]:
+    return [callback for callback in callbacks if not isinstance(callback, kind)]
 
 
 def main(args: list[str] | None = None, run: bool = True) -> CLI:
@@ -135,6 +175,8 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Lightning cannot know that ours leaves nothing out.
     warnings.filterwarnings("ignore", message="You are using a custom batch sampler")
+    # PyTorch 2.13 calls it old; the argument that it names instead is not known to PyTorch 2.11.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     per_command = {
         name: {**options, "usage": USAGE.format(name), "description": what + CLASS_HELP}
         for name, what in SUBCOMMANDS.items()

@@ -16,16 +16,19 @@ COMMON = ["--trainer.max_epochs=2", "--trainer.precision=64-true", "--model.net.
 TASKS = {  # further arguments; last batches are uneven where they are not left out
     "quickstart": ["--data.val_size=9"],
     "text": ["--data.train_windows=7"],
+    "streams": ["--data.train_windows=9", "--data.train_streams=true", "--data.eval_streams=true"],
     "tu": ["--data.num_folds=3"],
 }
-BATCH = {"quickstart": 4, "text": 2, "tu": 4}  # of each of two processes
+BATCH = {"quickstart": 4, "text": 2, "streams": 2, "tu": 4}  # of each of two processes
 
 
 def job(task, processes, *further, command="fit", strategy="ddp"):
     batch = f"--data.batch_size={2 * BATCH[task] // processes}"
+    config = "text" if task == "streams" else task
+    further = (f"--trainer.logger.name={task}", *further)
     files = [f"--config={CONFIGS}/trainer/{strategy}.yaml"] if processes > 1 else []
     devices = f"--trainer.devices={processes}"
-    return arguments(command, task, *files, *COMMON, *TASKS[task], batch, devices, *further)
+    return arguments(command, config, *files, *COMMON, *TASKS[task], batch, devices, *further)
 
 
 def fitted(place, task):
