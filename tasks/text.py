@@ -1,7 +1,8 @@
 """Character language modelling on a text file."""
 
 import math
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -14,10 +15,11 @@ from plstm.models import SequenceState
 from tasks.alphabet import Alphabet, describe
 from tasks.carried import check_carries, detached, state_of, tensors_of
 from tasks.classification import Classification
-from tasks.data import DataModule, FreshSampler, ShardedBatches, ShuffledSampler
+from tasks.data import UNLABELLED, DataModule, FreshSampler, ShardedBatches, ShuffledSampler
 from tasks.distributed import gather
+from tasks.packing import Packed, packed_logits
 from tasks.runs import log_text, run_folder
-from tasks.windows import StreamDataset, WindowDataset
+from tasks.windows import DocumentDataset, StreamDataset, WindowDataset, collate_documents
 
 EVAL_BATCHES = 8  # training batches in one for evaluation, which keeps no gradients
 
@@ -39,6 +41,10 @@ class TextData(DataModule):
             ended, and the net carries its state over (truncated backpropagation through time).
         eval_streams: Validate and test on the whole part as one stream, whose characters are
             predicted from all before them, in constant memory; by all processes alike.
+        documents: What ends a document, for example a blank line. Windows then hold characters of
+            one document, those that are left at its end may be fewer, and batches are padded.
+        packed: Put the windows of documents one after another instead of padding them, which saves
+            the work on the padding; loss and metrics are the same. For nets that take cu_seqlens.
         val_share: Share of the file to validate on.
         test_share: Share of the file to test on; with 0 the validation part is the test part.
         test_path: Another text file to test on and to predict, the whole of it.
@@ -59,6 +65,8 @@ class TextData(DataModule):
         train_windows: int = 12_000,
         train_streams: bool = False,
         eval_streams: bool = False,
+        documents: str | None = None,
+        packed: bool = False,
         val_share: float = 0.1,
         test_share: float = 0.0,
         test_path: str | None = None,
@@ -74,6 +82,17 @@ class TextData(DataModule):
             raise ValueError(
                 "TextData: val_share and test_share must leave something to train on, "
                 f"got {val_share} and {test_share}"
+            )
+        if documents == "" or (documents and (train_streams or eval_streams)):
+            raise ValueError(
+                "TextData: documents must be some text, and leaves no streams, which go on from "
+                f"one to the next, got {documents!r}, train_streams={train_streams} and "
+                f"eval_streams={eval_streams}"
+            )
+        if packed and documents is None:
+            raise ValueError(
+                "TextData: packed is for documents, as windows have one length, got packed=True "
+                "and documents=None; say what ends a document, or set packed to false"
             )
         if test_path is not None and test_share > 0:
             raise ValueError(
@@ -149,9 +168,25 @@ class TextData(DataModule):
         part, h = self.parts["train"], self.hparams
         if h.train_streams:
             return self._stream_loader(part)
-        dataset = WindowDataset(part, h.context, torch.arange(len(part) - h.context))
+        if h.documents:
+            dataset = self._documents(part)
+        else:
+            dataset = WindowDataset(part, h.context, torch.arange(len(part) - h.context))
         sampler = ShuffledSampler(len(dataset), h.seed, self.train_epoch(), count=h.train_windows)
-        return self._loader(dataset, batch_sampler=self.train_batches(sampler))
+        return self._loader(
+            dataset, batch_sampler=self.train_batches(sampler), collate_fn=self._collate
+        )
+
+    def _documents(self, part: Tensor) -> DocumentDataset:
+        separator = self.alphabet.encode(self.hparams.documents)
+        return DocumentDataset(part, self.hparams.context, separator)
+
+    @property
+    def _collate(self) -> Callable[[list], object] | None:
+        h = self.hparams
+        if not h.documents:
+            return None  # that of PyTorch
+        return partial(collate_documents, context=h.context, packed=h.packed)
 
     def _stream_loader(self, part: Tensor) -> DataLoader:
         """The next pieces of all streams in every batch; every process has streams of its own."""
@@ -179,6 +214,10 @@ class TextData(DataModule):
         return self._window_loader(self.test_part)
 
     def _eval_loader(self, part: Tensor) -> DataLoader:
+        if self.hparams.documents:
+            dataset = self._documents(part)
+            batches = self.eval_batches(len(dataset), EVAL_BATCHES * self.hparams.batch_size)
+            return self._loader(dataset, batch_sampler=batches, collate_fn=self._collate)
         if not self.hparams.eval_streams:
             return self._window_loader(part)
         size = EVAL_BATCHES * self.hparams.batch_size * self.hparams.context
@@ -284,12 +323,20 @@ class LanguageModel(Classification):
     def on_test_batch_start(self, batch: object, batch_idx: int, *args: object) -> None:
         self._entering = self._eval_state if batch_idx > 0 else None
 
-    def _predict(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def labelled(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if self.trainer.datamodule.hparams.documents:
+            keep = targets != UNLABELLED
+            return logits[keep], targets[keep]
+        return super().labelled(logits, targets)
+
+    def _predict(self, batch: tuple[Tensor | Packed, Tensor]) -> tuple[Tensor, Tensor]:
+        inputs, targets = batch
+        if isinstance(inputs, Packed):
+            return packed_logits(self.net, inputs), targets
         data, training = self.trainer.datamodule.hparams, self.trainer.training
         streams = data.train_streams if training else data.eval_streams
         if not streams or self.trainer.predicting:
             return super()._predict(batch)
-        inputs, targets = batch
         logits, state = self.net(inputs, self._entering, return_state=True)
         if training:
             self._train_state = detached(state)
