@@ -46,7 +46,7 @@ TASKS = ("quickstart", "arrow", "tu", "text", "words", "languages", "recall", "l
 KEY = ("net", "seed", "lr", "budget", "arguments")  # what makes a run
 PLAIN = [  # nothing is written or drawn, or validated before the end
     "--trainer.logger=false",
-    "--trainer.callbacks=[]",
+    "--standard_callbacks=false",
     "--trainer.enable_checkpointing=false",
     "--trainer.enable_model_summary=false",
     "--trainer.num_sanity_val_steps=0",
@@ -81,13 +81,12 @@ class TimedCosine(WarmupCosine):
 
     Args:
         optimizer: Its learning rate is the highest one.
-        total_steps: Ignored.
         seconds: Time until the learning rate is 0.
     """
 
     TICKS = 10_000
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, seconds: float) -> None:
+    def __init__(self, optimizer: Optimizer, seconds: float) -> None:
         self.seconds, self.start = seconds, time.perf_counter()
         super().__init__(optimizer, self.TICKS)
 

@@ -50,7 +50,7 @@ def _step(setting: Setting, config: str, net: str) -> Work:
 def build(config: str, net: str, *arguments: str) -> CLI:
     """The net, data and optimizer of a config, by the command line of training."""
     files = [f"--config={CONFIGS / config}.yaml", f"--model.net={CONFIGS / 'net' / net}.yaml"]
-    plain = ["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.callbacks=[]"]
+    plain = ["--trainer.accelerator=cpu", "--trainer.logger=false", "--standard_callbacks=false"]
     plain += ["--trainer.enable_checkpointing=false", "--trainer.enable_model_summary=false"]
     cli = command_line([*files, *plain, *arguments], run=False)
     cli.model.configure_model()

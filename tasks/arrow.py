@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from tasks.arrow_errors import arrow_errors
 from tasks.arrow_scenes import Scene, check_placement, sample_scenes, unit
+from tasks.data import chosen_seed
 from tasks.drawn import DrawnData
 
 HEAD_LENGTH = 1 / 2.5  # of the head strokes over that of the arrow
@@ -182,7 +183,8 @@ class ArrowData(DrawnData):
         val_size: Validation images of every size.
         test_size: Test images of every size.
         batch_size: Images of a batch.
-        seed: Seed of the data; the splits and sizes of one seed share no image.
+        seed: Seed of the data; the splits and sizes of one seed share no image. None takes that of
+            `seed_everything`.
 
     Raises:
         ValueError: the shapes do not fit on a canvas; a range that is none; seed out of range;
@@ -203,9 +205,10 @@ class ArrowData(DrawnData):
         val_size: int = 5_000,
         test_size: int = 10_000,
         batch_size: int = 128,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        self.seed = chosen_seed(seed)
         self.save_hyperparameters(logger=False)
         ranges = {"radius": radius, "arrow_length": arrow_length, "line_width": line_width}
         for name, (low, high) in ranges.items():

@@ -2,22 +2,24 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Self
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from tasks.optim import WarmupCosine, parameter_groups
+from tasks.callbacks.checkpoints import read_checkpoint
+from tasks.optim import SchedulerFactory, WarmupCosine, parameter_groups, wants_total_steps
 
 NetFactory = Callable[[int, int], nn.Module]  # (in_dim, out_dim), sizes that the data knows
-SchedulerFactory = Callable[[Optimizer, int], LRScheduler]  # (optimizer, total steps)
 
 
 class Classification(LightningModule):
@@ -32,7 +34,10 @@ class Classification(LightningModule):
         out_dim: Number of classes; comes from the data.
         net_args: Further sizes for the factory; come from the data.
         optimizer: Factory called with the parameter groups.
-        scheduler: Factory called with the optimiser and the number of steps.
+        scheduler: Factory called with the optimiser, and with the number of steps of the run as
+            `total_steps` if it has an argument of that name that is not set. It counts steps of the
+            optimiser; ReduceLROnPlateau counts validated epochs and follows val/loss. None keeps
+            the learning rate constant.
         compile: Compile the net with torch.compile.
     """
 
@@ -43,7 +48,7 @@ class Classification(LightningModule):
         out_dim: int,
         net_args: dict[str, int] | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        scheduler: SchedulerFactory = WarmupCosine,
+        scheduler: SchedulerFactory | None = WarmupCosine,
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -144,17 +149,53 @@ class Classification(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(parameter_groups(self))
+        if self.scheduler is None:
+            return optimizer
+        steps = {"total_steps": self._total_steps()} if wants_total_steps(self.scheduler) else {}
+        try:
+            scheduler = self.scheduler(optimizer, **steps)
+        except (TypeError, NotImplementedError) as error:
+            raise ValueError(
+                f"Classification: the scheduler cannot be made of the optimizer alone ({error!r}); "
+                "choose one that --help lists, or null for a constant rate"
+            ) from error
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+        every = self.trainer.check_val_every_n_epoch
+        plateau = {
+            "scheduler": scheduler,
+            "monitor": getattr(scheduler, "monitor", "val/loss"),  # Lightning's own kind has one
+            "frequency": every or 1,
+            "strict": every is not None,  # otherwise an epoch may pass without a validation
+        }
+        return [optimizer], [plateau]
+
+    def _total_steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(
                 "Classification: the learning rate follows the share of all steps, and there is no "
-                "end to them; set --trainer.max_steps or --trainer.max_epochs"
+                "end to them; set --trainer.max_steps or --trainer.max_epochs, or a constant rate, "
+                "--model.scheduler=null"
             )
-        scheduler = self.scheduler(optimizer, int(steps))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return int(steps)
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | Path | IO[bytes], **options: object
+    ) -> Self:
+        """The trained module of a checkpoint, with its net.
+
+        Args:
+            checkpoint_path: The file; a local one is checked first.
+            options: Those of LightningModule.load_from_checkpoint, or other constructor arguments.
+
+        Raises:
+            ValueError: the file is absent, damaged, or no checkpoint of a run.
+        """
+        if isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
+            read_checkpoint(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, **options)
 
     def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Refuse the weights of another net, in fewer words than PyTorch.

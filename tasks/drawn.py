@@ -18,6 +18,8 @@ class DrawnData(DataModule):
     sizes end in @ and the size.
     """
 
+    seed: int
+
     @property
     @abstractmethod
     def sizes(self) -> list[int]:
@@ -42,14 +44,15 @@ class DrawnData(DataModule):
 
     def check_seed(self) -> None:
         """Raise a ValueError unless the seed leaves room for sizes and splits."""
-        seed = self.hparams.seed
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"{type(self).__name__}: seed must lie in 0..{2**32 - 1}, got {seed}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(
+                f"{type(self).__name__}: seed must lie in 0..{2**32 - 1}, got {self.seed}"
+            )
 
     def split_seed(self, split: str, size: int) -> int:
         """One stream of random numbers per (seed, size, split)."""
         number = SPLITS.index(split)
-        return (self.hparams.seed * (MAX_SIZE + 1) + size) * len(SPLITS) + number
+        return (self.seed * (MAX_SIZE + 1) + size) * len(SPLITS) + number
 
     def split_size(self, split: str) -> int:
         """Samples of a split at one size."""
@@ -58,7 +61,7 @@ class DrawnData(DataModule):
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train", self.sizes[0])
         sampler_class = FreshSampler if self.fresh else ShuffledSampler
-        sampler = sampler_class(len(dataset), self.hparams.seed, self.train_epoch())
+        sampler = sampler_class(len(dataset), self.seed, self.train_epoch())
         batches = self.train_batches(sampler, drop_last=True)
         return DataLoader(dataset, batch_sampler=batches, collate_fn=self.collate)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tasks.accuracy_by_length import accuracy_by_length
-from tasks.data import UNLABELLED
+from tasks.data import UNLABELLED, chosen_seed
 from tasks.drawn import MAX_SIZE, DrawnData
 from tasks.draws import integers
 from tasks.packing import Packed, pack
@@ -56,7 +56,8 @@ class SequenceData(DrawnData):
         packed: Put the sequences of a batch one after another instead of padding them, which
             saves the work on the padding; loss and metrics are the same. For nets that take
             cu_seqlens.
-        seed: Seed of the data; the splits and sets of one seed share no random number.
+        seed: Seed of the data; the splits and sets of one seed share no random number. None takes
+            that of `seed_everything`.
 
     Raises:
         ValueError: lengths that are none, or two sets of the same greatest length; packed without
@@ -73,9 +74,10 @@ class SequenceData(DrawnData):
         test_size: int = 2_048,
         batch_size: int = 128,
         packed: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        self.seed = chosen_seed(seed)
         self.save_hyperparameters(logger=False)
         self.check_seed()
         self.ranges = [self._range(x) for x in (length, *extrapolation_lengths)]

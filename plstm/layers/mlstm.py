@@ -34,6 +34,7 @@ class MLSTMCore(nn.Module):
         expansion: Width of u and z over dim.
         block_width: Width of the diagonal blocks of the maps to q, k and v.
         num_blocks: Blocks of the whole net.
+        bias: Biases of the linear maps and of the norm.
         backend: See `plstm.ops.mlstm`.
 
     Raises:
@@ -50,6 +51,7 @@ class MLSTMCore(nn.Module):
         expansion: int,
         block_width: int,
         num_blocks: int,
+        bias: bool,
         backend: str,
     ) -> None:
         super().__init__()
@@ -64,14 +66,14 @@ class MLSTMCore(nn.Module):
             )
         self.dim, self.inner, self.num_heads = dim, inner, num_heads
         self.num_blocks, self.backend = num_blocks, backend
-        self.up_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.up_proj = nn.Linear(dim, 2 * inner, bias)
         self.q_proj, self.k_proj, self.v_proj = (
-            BlockDiagonal(inner, inner, block_width) for _ in range(3)
+            BlockDiagonal(inner, inner, block_width, bias) for _ in range(3)
         )
         self.gate_proj = nn.Linear(3 * inner, 2 * num_heads)  # input and forget gates
-        self.norm = HeadLayerNorm(num_heads, inner // num_heads)
+        self.norm = HeadLayerNorm(num_heads, inner // num_heads, bias)
         self.skip = nn.Parameter(torch.empty(inner))
-        self.down_proj = nn.Linear(inner, dim, bias=False)
+        self.down_proj = nn.Linear(inner, dim, bias)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -85,6 +87,9 @@ class MLSTMCore(nn.Module):
         nn.init.normal_(input_bias, std=0.1)
         forget_bias.copy_(torch.linspace(3, 6, self.num_heads))
         nn.init.ones_(self.norm.weight)
+        for part in (self.q_proj, self.k_proj, self.v_proj, self.norm, self.down_proj):
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
         nn.init.ones_(self.skip)
         nn.init.normal_(self.down_proj.weight, std=2 / (self.num_blocks * math.sqrt(self.dim)))
 
@@ -152,7 +157,9 @@ class MLSTM(MLSTMCore):
         num_blocks: int = 1,
         backend: str = "auto",
     ) -> None:
-        super().__init__("MLSTM", dim, num_heads, expansion, block_width, num_blocks, backend)
+        super().__init__(
+            "MLSTM", dim, num_heads, expansion, block_width, num_blocks, False, backend
+        )
         self.conv = CausalConv1d(self.inner, conv_width)
         self.reset_parameters()
 
@@ -189,19 +196,21 @@ class MLSTM(MLSTMCore):
 
 
 class HeadLayerNorm(nn.Module):
-    """Layer norm of every head by itself, with a scale per head and channel and no bias.
+    """Layer norm of every head by itself, with a scale per head and channel.
 
     Args:
         num_heads: Number of heads H.
         width: Channels per head W.
+        bias: Add a learned number per head and channel.
     """
 
-    def __init__(self, num_heads: int, width: int) -> None:
+    def __init__(self, num_heads: int, width: int, bias: bool = False) -> None:
         super().__init__()
         self.width = width
         self.weight = nn.Parameter(torch.ones(num_heads * width))
+        self.bias = nn.Parameter(torch.zeros(num_heads * width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (..., H, W) and merge the heads: (..., H * W)."""
-        normed = nn.functional.layer_norm(x, (self.width,))
-        return normed.flatten(-2) * self.weight.to(x.dtype)
+        normed = nn.functional.layer_norm(x, (self.width,)).flatten(-2) * self.weight.to(x.dtype)
+        return normed if self.bias is None else normed + self.bias.to(x.dtype)

@@ -31,7 +31,8 @@ class VisionLSTM(MLSTMCore):
         ValueError: unknown corner; an even conv_width; expansion * dim is not divisible by the
             heads and by the block width.
 
-    Source: arXiv 2406.04303, section 3; its linear maps and norms have biases, ours have none.
+    Source: arXiv 2406.04303, section 3, with biases in all maps and in the norm of the heads, as in
+    its code; they start at 0.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class VisionLSTM(MLSTMCore):
         num_blocks: int = 1,
         backend: str = "auto",
     ) -> None:
-        super().__init__("VisionLSTM", dim, num_heads, expansion, block_width, num_blocks, backend)
+        super().__init__(
+            "VisionLSTM", dim, num_heads, expansion, block_width, num_blocks, True, backend
+        )
         check_choice("VisionLSTM", "corner", corner, STARTS)
         if conv_width < 1 or conv_width % 2 == 0:
             raise ValueError(

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import warnings
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from tasks.callbacks.metrics_file import rows_written
+from tasks.data import checksums_of
 from tasks.runs import run_folder
 
 FOLDER, LAST = "checkpoints", "last.ckpt"
@@ -32,6 +34,7 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
         ValueError: no such file; damaged; no checkpoint of a run; code in it.
     """
     try:
+        _check_sums(path)
         checkpoint = _load_weights(path)
     except FileNotFoundError:
         raise ValueError(f"read_checkpoint: there is no checkpoint {path}") from None
@@ -43,6 +46,15 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
             "folder and end in .ckpt"
         )
     return checkpoint
+
+
+def _check_sums(path: str | Path) -> None:
+    """Compare every part of a checkpoint with its checksum; torch.load does not."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+        if part is not None:
+            raise ValueError(f"the checksum of its part {part} is wrong")
 
 
 def _load_weights(file: str | Path | io.BytesIO) -> object:
@@ -57,7 +69,7 @@ def _what_is_wrong(error: Exception) -> str:
         return f"holds code ({code[1]}) and not only weights; it is refused"
     line = (str(error) or type(error).__name__).splitlines()[0]
     reason = "not a pickle of weights" if line.startswith("Weights only") else line[:100]
-    return f"is damaged or no checkpoint ({reason})"
+    return f"is damaged or no checkpoint ({reason}); take another one of the run"
 
 
 def check_writable(folder: Path) -> None:
@@ -209,7 +221,8 @@ class LastCheckpoint(Checkpoint):
         checkpoint["resume"] = {
             "between_batches": between_batches,
             "world_size": trainer.world_size,
-            "versions": [logger.version for logger in trainer.loggers],
+            "data": checksums_of(trainer.datamodule),
+            "loggers": [[type(x).__name__, x.version] for x in trainer.loggers],
             "rows": rows_written(trainer),
             "metrics": {k: v.cpu() for k, v in trainer._logger_connector._callback_metrics.items()},
         }

@@ -24,6 +24,8 @@ GOT = [
 ]
 SHOWN = 16  # known subclasses named in the help of an argument, at most
 LISTED = 40  # arguments named in place of one that is unlike all of them, at most
+# Schedulers that are abstract or made of other schedulers, which no argument can name.
+NOT_BY_NAME = {"LRScheduler", "SequentialLR", "ChainedScheduler"}
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 FROM_ELSEWHERE = ("in_dim", "out_dim", "net_args", "params")  # the data, and the model, know these
 NAMES = {"Sequence": "a list", "Iterable": "a list"}
@@ -41,10 +43,10 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 def _chosen(match: re.Match[str]) -> str:
-    names = match[1].split(", ")
+    names = [name for name in match[1].split(", ") if name.split(".")[-1] not in NOT_BY_NAME]
     ours = [name for name in names if re.fullmatch(r"plstm\.\w+", name)]
     if len(names) <= SHOWN or not ours:
-        return match[0]
+        return f"known subclasses: {', '.join(names)}"
     return f"known subclasses: {', '.join(ours)} and {len(names) - len(ours)} more"
 
 
@@ -98,6 +100,8 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         name, names = unknown[1].split(".")[0], _parameters(CLASS.findall(message)[-1])
         return f"there is no {key}.{unknown[1]}{_meant(name, names)}"
     if missing := re.search(r"arguments are required: (.*)", message):
+        if key:
+            return f"{key} needs {missing[1]}"
         return f"needs {missing[1]}; name the config of a task: --config configs/quickstart.yaml"
     if wrong := re.match(r"Unexpected config: *(.*)", message):
         return f"a config must be YAML with keys like model, data and trainer, got {wrong[1]!r}"

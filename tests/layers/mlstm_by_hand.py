@@ -9,11 +9,15 @@ def silu(x):
     return x * x.sigmoid()
 
 
+def bias_of(part):
+    return 0 if part.bias is None else part.bias
+
+
 def mix_by_hand(layer, u, z, convolved):
     """What a layer makes of u, z and the convolution of u, (L, inner), head by head."""
     c = silu(convolved)
     q, k, v = (
-        x @ torch.block_diag(*proj.weight).T
+        x @ torch.block_diag(*proj.weight).T + bias_of(proj)
         for proj, x in ((layer.q_proj, c), (layer.k_proj, c), (layer.v_proj, u))
     )
     input_logits, forget_logits = layer.gate_proj(torch.cat([q, k, v], -1)).chunk(2, -1)
@@ -32,5 +36,5 @@ def mix_by_hand(layer, u, z, convolved):
             (out - out.mean(-1, keepdim=True))
             / (out.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
         )
-    y = torch.cat(heads, -1) * layer.norm.weight + layer.skip * c
+    y = torch.cat(heads, -1) * layer.norm.weight + bias_of(layer.norm) + layer.skip * c
     return layer.down_proj(y * silu(z))

@@ -17,7 +17,7 @@ def make(**kwargs):
 
 def by_hand(layer, x):
     """The grid x (Y, X, dim) from the top left; the convolution pixel by pixel."""
-    u, z = (x @ layer.up_proj.weight.T).chunk(2, -1)
+    u, z = (x @ layer.up_proj.weight.T + layer.up_proj.bias).chunk(2, -1)
     kernel, rows, columns = layer.conv.weight[:, 0], *x.shape[:2]
     reach = kernel.shape[-1] // 2
     convolved = layer.conv.bias.expand_as(u).clone()
@@ -40,10 +40,12 @@ def test_a_row_with_a_kernel_that_looks_back_is_the_sequence():
     layer, sequence = make(), MLSTM(8, 2, conv_width=2).double()
     with torch.no_grad():
         layer.conv.weight[..., 1, 2] = 0
+        for part in ("up_proj", "q_proj", "k_proj", "v_proj", "norm", "down_proj"):
+            getattr(layer, part).bias.zero_()
     state = layer.state_dict()
     state["conv.conv.weight"] = state.pop("conv.weight")[:, :, 1, :2]
     state["conv.conv.bias"] = state.pop("conv.bias")
-    sequence.load_state_dict(state)
+    sequence.load_state_dict({name: state[name] for name in sequence.state_dict()})
     x = torch.randn(2, 7, 8).double()
     assert_close("output", layer(x[:, None])[:, 0], sequence(x))
 

@@ -56,7 +56,8 @@ WRONG_ARGUMENTS = {
     "--trainer.logger=NoLogger": "trainer.logger must be .*the name of a class.*, got NoLogger",
     "--trainer.callbacks+=NoCallback": "trainer.callbacks must be the name of a class",
     "--trainer.accelerator=tpu": "Requirement 'torch_xla.*' not met",
-    "--trainer.devices=0": r"Trainer\(devices='0'\)` value is not a valid input",
+    "--trainer.devices=0": "trainer.devices must be auto, a number from 1 on, .* got 0",
+    "--trainer.devices=-1": "`devices` selected with `CPUAccelerator` should be an int > 0",
     "--data=NoData": "data must be the name of a class or a file, got NoData",
     "--data.batchsize=3": r"there is no data.batchsize; did you mean batch_size\?",
     "--data.batch_size=x": "data.batch_size must be int, got x",
@@ -83,7 +84,7 @@ WRONG_ARGUMENTS = {
     "--model.scheduler.warmup=1.5": r"WarmupCosine: warmup is a share .* in \[0, 1\), got 1.5",
     "--model.optimiser.lr=1": r"there is no model.optimiser.lr.*; did you mean optimizer\?",
     "--trainer.max_epochs=-1": "the learning rate follows the share of all steps",
-    "--trainer.accumulate_grad_batches=0": "accumulate_grad_batches must be more than 0",
+    "--trainer.accumulate_grad_batches=-2": "accumulate_grad_batches must be 1 or more, got -2",
     "--trainer.callbacks+=FindLearningRate --trainer.callbacks.min_lr=0": (
         "FindLearningRate: needs 0 < min_lr < max_lr"
     ),
