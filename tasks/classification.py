@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from tasks.callbacks.checkpoints import read_checkpoint
+from tasks.checkpoint_file import read_checkpoint
 from tasks.optim import SchedulerFactory, WarmupCosine, parameter_groups, wants_total_steps
 
 NetFactory = Callable[[int, int], nn.Module]  # (in_dim, out_dim), sizes that the data knows

@@ -17,11 +17,12 @@ import tasks.language_model
 import tasks.text
 import tasks.tu  # noqa: F401
 from tasks.callbacks.best import BestCheckpoint
-from tasks.callbacks.checkpoints import LastCheckpoint, read_checkpoint
+from tasks.callbacks.checkpoints import LastCheckpoint
 from tasks.callbacks.guard import StopIfNotFinite
 from tasks.callbacks.monitor import Monitor
 from tasks.callbacks.pictures import Pictures
 from tasks.callbacks.predictions import SavePredictions
+from tasks.checkpoint_file import read_checkpoint
 from tasks.cli import resume
 from tasks.cli.checks import check_numbers, check_processes
 from tasks.cli.config_files import check_config_files
