@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from tasks.callbacks.checkpoints import FOLDER, LAST, read_checkpoint
-from tasks.text import LanguageModel
+from tasks.language_model import LanguageModel
 
 BEST = "best.ckpt"
 

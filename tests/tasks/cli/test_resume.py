@@ -24,7 +24,7 @@ from tasks.callbacks.checkpoints import (
 )
 from tasks.callbacks.metrics_file import MetricsFile
 from tasks.classification import Classification
-from tasks.text import LanguageModel
+from tasks.language_model import LanguageModel
 from tests.tasks.runs import folder_of, run
 
 pytestmark = pytest.mark.usefixtures("workplace")
