@@ -28,6 +28,7 @@ from tasks.cli.checks import check_numbers, check_processes
 from tasks.cli.config_files import check_config_files
 from tasks.cli.mistakes import explain_error
 from tasks.cli.parser import Parser
+from tasks.cli.run_lock import RunInUse
 from tasks.cli.saved_config import SaveResolvedConfig
 from tasks.runs import finish_wandb, remove_empty_run
 
@@ -157,6 +158,8 @@ class CLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
+        except RunInUse:
+            raise
         except Exception:
             if subcommand == "fit" and self.resumed is None and self.trainer.global_step == 0:
                 remove_empty_run(self.trainer)
