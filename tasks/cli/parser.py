@@ -1,4 +1,8 @@
-"""What the command line says: help that can be read, and wrong arguments in a line."""
+"""What the command line says: help that can be read, and wrong arguments in a line.
+
+The patterns are those of jsonargparse 4.53, to which pyproject.toml holds it; a message that none
+of them fits is shown as it is, in one line.
+"""
 
 import difflib
 import inspect

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ import plstm
 from plstm.graph import LineGraph, ToDag
 from plstm.models import SequenceModel, VisionModel
 from tasks import classification
-from tasks.cli import run_process
 from tests.tasks.runs import TU_NAME, arguments, folder_of, run
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -23,28 +21,10 @@ pytestmark = pytest.mark.usefixtures("workplace")
 RAW = Path("tu", TU_NAME, "raw", f"{TU_NAME}_")
 
 
-@pytest.fixture
-def told(monkeypatch, capsys):
-    """What train.py says before it exits with code 2."""
-
-    def run_and_read(*args):
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, args)])
-        with pytest.raises(SystemExit) as stopped:
-            run_process()
-        assert stopped.value.code == 2
-        said = capsys.readouterr().err
-        assert "Traceback" not in said
-        lines = said[said.index("train.py: ") :].splitlines()
-        assert len(lines) <= 3, lines
-        assert "--debug" in lines[-1]
-        return " ".join(lines[:-1])
-
-    return run_and_read
-
-
 def config(text):
-    """A config beside that of the quick start."""
-    Path("mine.yaml").write_text(text, "utf-8")
+    """A config beside that of the quick start, and one that it may name."""
+    Path("mine.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    Path("inner.yaml").write_text("'\n", "utf-8")
     return arguments("fit", "quickstart", "--config=mine.yaml")
 
 
@@ -101,7 +81,11 @@ def test_argument(argument, message, told):
 CONFIGS_AT_FAULT = {
     "modle: 3\n": r"there is no modle; did you mean model\?",
     "trainer:\n  max_step: 3\n": r"there is no trainer.max_step; did you mean max_steps\?",
-    "model: [\n": "Problems parsing config: .*line 2",
+    "model: [\n": "mine.yaml, line 2, column 1: a config must be YAML, expected the node content",
+    "model:\n\tnet: 3\n": r"mine.yaml, line 2, column 1: .*'\\t' .*; YAML is indented with spaces",
+    "model: \0\n": "mine.yaml: a config must be YAML, unacceptable character #x0000",
+    b"model: \xff\n": r"mine.yaml: a config must be a text file \(UTF-8\)",
+    "model:\n  init_args:\n    net: inner.yaml\n": "inner.yaml, line 2, column 1: .*unexpected end",
     "": "a config must be YAML with keys like model, data and trainer, got ''",
     "words\n": "a config must be YAML .*, got 'words'",
     "data:\n  init_args: 3\n": "data: Problem with given class_path 'tasks.arrow.ArrowData'",

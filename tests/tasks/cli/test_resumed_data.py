@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tasks.classification import Classification
 from tasks.cli import run_lock
 from tasks.cli.run_lock import only_writer
+from tasks.cli.same_command import differences
 from tasks.listops import ListOpsData
 from tasks.text import TextData
 from tests.tasks.runs import TU_NAME, folder_of, run
@@ -48,6 +49,17 @@ def test_place_of_the_data_and_what_only_watches_may_change():
     assert folder_of(cli) == folder
     assert cli.trainer.global_step == 4
     assert list(Path("boards").rglob("events*"))
+
+
+def test_callbacks_that_only_watch_make_no_other_command():
+    def command(callbacks: object) -> dict[str, object]:
+        return {"trainer": {"callbacks": callbacks}}
+
+    watching, other = {"class_path": "lightning.RichProgressBar"}, {"class_path": "mine.Freeze"}
+    for callbacks in (None, [], watching, [watching], "RichProgressBar"):
+        assert differences(command(None), command(callbacks)) == []
+        assert differences(command([other, watching]), command(callbacks)) != []
+    assert differences(command(other), command([watching, other])) == []
 
 
 def test_place_of_data_without_checksums_may_not_change(monkeypatch):
