@@ -110,7 +110,10 @@ class Classification(LightningModule):
         return {"loss": (losses,), "accuracy": (logits, targets)}
 
     def forward(self, inputs: object) -> Tensor:
-        """Logits of a batch of inputs."""
+        """Logits of a batch of inputs; the first call makes the net, if nothing has yet."""
+        if self.net is None:
+            self.configure_model()
+            self.net.to(self.device, self.dtype)
         return self.net(inputs)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
