@@ -57,6 +57,22 @@ def test_help_of_classes(arguments, shown, capsys, monkeypatch):
     assert len(text) < 20_000  # the known subclasses of Module alone are more
 
 
+def test_help_lists_schedulers_that_can_be_named(capsys, monkeypatch):
+    config = f"--config={CONFIGS / 'quickstart.yaml'}"
+    text = help_of(capsys, monkeypatch, "fit", config, "--model.help=Classification")
+    text = "".join(text[text.index("--model.scheduler SCHEDULER") :].split())
+    assert "lr_scheduler.StepLR" in text
+    assert "tasks.optim.WarmupCosine" in text
+    for name in ("LRScheduler,", "SequentialLR", "ChainedScheduler"):
+        assert f"lr_scheduler.{name}" not in text
+
+
+def test_help_of_checkpoints(capsys, monkeypatch):
+    text = " ".join(help_of(capsys, monkeypatch, "test", "--help").split())
+    assert "File with the weights, for example RUN/checkpoints/best.ckpt." in text
+    assert '"last"' not in text
+
+
 def named(value):
     """All class paths in a config."""
     if isinstance(value, dict):
