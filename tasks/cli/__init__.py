@@ -17,11 +17,12 @@ import tasks.language_model
 import tasks.text
 import tasks.tu  # noqa: F401
 from tasks.callbacks.best import BestCheckpoint
-from tasks.callbacks.checkpoints import LastCheckpoint, read_checkpoint
+from tasks.callbacks.checkpoints import LastCheckpoint
 from tasks.callbacks.guard import StopIfNotFinite
 from tasks.callbacks.monitor import Monitor
 from tasks.callbacks.pictures import Pictures
 from tasks.callbacks.predictions import SavePredictions
+from tasks.checkpoint_file import read_checkpoint
 from tasks.cli import resume
 from tasks.cli.checks import check_numbers, check_processes
 from tasks.cli.config_files import check_config_files
@@ -219,12 +220,14 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
 def run_process(command: Callable[[], object] = main, name: str = "train.py") -> None:
     """Run the command line of the process; a mistake of the user is told in a line or two.
 
-    --debug shows the whole stack instead.
+    --debug shows the whole stack instead. Class paths may name files of the working folder.
 
     Args:
         command: Reads sys.argv.
         name: What its messages begin with.
     """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     Parser.debug = debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
