@@ -26,13 +26,14 @@ GOT = [
     re.compile(r"Given value: NestedArg\(.*val='?(.*?)'?\)$", re.MULTILINE),
     re.compile(r"Given value: (?!Namespace|NestedArg)(.+?)(?:\. Got value.*)?$", re.MULTILINE),
 ]
+NO_CLASS = re.compile(r"expects a function or a callable class: (?!Parser key)(.+?)\.+ Got value")
 SHOWN = 16  # known subclasses named in the help of an argument, at most
 LISTED = 40  # arguments named in place of one that is unlike all of them, at most
 # Schedulers that are abstract or made of other schedulers, which no argument can name.
 NOT_BY_NAME = {"LRScheduler", "SequentialLR", "ChainedScheduler"}
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 FROM_ELSEWHERE = ("in_dim", "out_dim", "net_args", "params")  # the data, and the model, know these
-NAMES = {"Sequence": "a list", "Iterable": "a list"}
+NAMES = dict.fromkeys(("Sequence", "Iterable", "list", "tuple"), "a list")
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -111,7 +112,8 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         return f"a config must be YAML with keys like model, data and trainer, got {wrong[1]!r}"
     if key and (kinds := _kinds(message)):
         got = next((found[1] for pattern in GOT if (found := pattern.search(message))), None)
-        return f"{key} must be {' or '.join(kinds)}" + (f", got {got}" if got else "")
+        why = f" ({_plain(wrong[1])})" if (wrong := NO_CLASS.search(message)) else ""
+        return f"{key} must be {' or '.join(kinds)}" + (f", got {got}{why}" if got else "")
     return _flat(message)
 
 
@@ -151,11 +153,17 @@ def _kinds(message: str) -> list[str]:
     reason = message[[found.end() for found in KEY.finditer(message)][-1] :]
     found = EXPECTED.findall(reason)
     kinds = [NAMES.get(name, name) or f"one of {choices}" for name, choices in found]
-    if "dot import path" in reason or "Unexpected import path" in reason:
+    no_class = ("dot import path", "Unexpected import path", "callable class")
+    if any(text in reason for text in no_class):
         kinds.append("the name of a class")
     if "Expected a path" in reason and not {"int", "float"} & set(kinds):
         kinds.append("a file")
     return [kind for kind in dict.fromkeys(kinds) if kind != "NoneType"]
+
+
+def _plain(reason: str) -> str:
+    """A reason in which classes have their names only."""
+    return re.sub(r"<class '(\w+\.)*(\w+)'>", r"\2", reason)
 
 
 def _flat(message: str) -> str:

@@ -47,9 +47,15 @@ WRONG_ARGUMENTS = {
     "--data.radius=[5,3]": "ArrowData: radius must be the least and the greatest .* 5.0 and 3.0",
     "--data.line_width=[0,3]": "ArrowData: line_width must be",
     "--data.seed=99999999999": "ArrowData: seed must lie in 0..4294967295",
+    "--data.test_size=-1": "ArrowData: test_size must be 1 or more, got -1",
+    "--data.extrapolation_sizes=[32]": r"sizes of the sets must differ, .* got \[32, 32\]",
+    "--data.extrapolation_sizes=48": "data.extrapolation_sizes must be a list, got 48",
     "--data.padding=40": "ArrowData: the padded square must be wider than twice",
     "--model=TUData": "model must be the name of a class",
     "--model.net=no/file.yaml": "model.net must be .* a file, got no/file.yaml",
+    "--model.net=plstm.NoNet": r"a class or a file, got plstm.NoNet \(module 'plstm' has no",
+    "--model.optimizer=torch.nn.Linear": r"torch.nn.Linear \(Expected .* subclass of Optimizer\)",
+    "--model.scheduler=ExponentialLR": "^train.py: model.scheduler needs gamma",
     "--model.net.depth=2.5": "model.net.depth must be int, got 2.5",
     "--model.net.depth=0": "build_blocks: need depth >= 1",
     "--model.net.dim=50": "dim must be divisible by num_heads, got dim=50 and num_heads=6",
@@ -95,6 +101,18 @@ CONFIGS_AT_FAULT = {
 @pytest.mark.parametrize(("text", "message"), CONFIGS_AT_FAULT.items())
 def test_config(text, message, told):
     assert re.search(message, told(*config(text)))
+
+
+def test_config_of_a_class(told):
+    net = Path(__file__).parents[3] / "configs" / "net" / "plstm_text.yaml"
+    message = told("fit", "--config", net)
+    assert "plstm_text.yaml: a config must have keys like model" in message
+    assert f"--model.net {net}" in message
+
+
+def test_config_of_any_suffix(told):
+    Path("mine.txt").write_text("a: b: c\n")
+    assert "mine.txt, line 1, column 5: a config must be YAML" in told("fit", "--config=mine.txt")
 
 
 def test_no_config(told):

@@ -20,9 +20,9 @@ from tasks.callbacks.checkpoints import (
     AtomicCheckpointIO,
     LastCheckpoint,
     check_writable,
-    read_checkpoint,
 )
 from tasks.callbacks.metrics_file import MetricsFile
+from tasks.checkpoint_file import read_checkpoint
 from tasks.classification import Classification
 from tasks.language_model import LanguageModel
 from tests.tasks.runs import folder_of, run
