@@ -217,7 +217,7 @@ class ArrowData(DrawnData):
                     f"ArrowData: {name} must be the least and the greatest number of pixels, both "
                     f"above 0, got {low} and {high}"
                 )
-        self.check_seed()
+        self.check_settings()
         check_placement(min(self.sizes), padding, radius[1], arrow_length[1], placement)
 
     @property

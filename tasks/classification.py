@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from tasks.callbacks.checkpoints import read_checkpoint
+from tasks.checkpoint_file import read_checkpoint
 from tasks.optim import SchedulerFactory, WarmupCosine, parameter_groups, wants_total_steps
 
 NetFactory = Callable[[int, int], nn.Module]  # (in_dim, out_dim), sizes that the data knows
@@ -39,6 +39,10 @@ class Classification(LightningModule):
             optimiser; ReduceLROnPlateau counts validated epochs and follows val/loss. None keeps
             the learning rate constant.
         compile: Compile the net with torch.compile.
+
+    Raises:
+        ValueError: fewer than two classes; the first batch shows that the net is not one for such
+            data.
     """
 
     def __init__(
@@ -52,21 +56,37 @@ class Classification(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        if out_dim < 2:
+            raise ValueError(
+                f"{type(self).__name__}: there must be two classes or more to tell apart, the data "
+                f"have {out_dim}; do all samples have the same label, or none?"
+            )
         self.save_hyperparameters(logger=False)
         self.make_net, self.net_args = net, net_args or {}
         self.in_dim, self.out_dim = in_dim, out_dim
         self.optimizer, self.scheduler, self.compile_net = optimizer, scheduler, compile
         self.net: nn.Module | None = None
+        self._net_fits = False  # it has computed a batch
         self.metrics = nn.ModuleDict()
 
     def configure_model(self) -> None:
         if self.net is None:
-            self.net = self.make_net(self.in_dim, self.out_dim, **self.net_args)
+            self.net = self._make_net()
             if self.device_mesh is not None:  # of configs/trainer/fsdp.yaml
                 for part in [*getattr(self.net, "blocks", []), self.net]:
                     fully_shard(part, mesh=self.device_mesh["data_parallel"])
             if self.compile_net:
                 self.net.compile()  # in place, so that checkpoints keep their names
+
+    def _make_net(self) -> nn.Module:
+        try:
+            return self.make_net(self.in_dim, self.out_dim, **self.net_args)
+        except TypeError as error:
+            sizes = [self.in_dim, self.out_dim, *(f"{k}={v}" for k, v in self.net_args.items())]
+            raise ValueError(
+                f"{type(self).__name__}: the net cannot be built with the sizes of these data, "
+                f"({', '.join(map(str, sizes))}): {error}; is it a net for such data?"
+            ) from error
 
     def setup(self, stage: str) -> None:
         self.eval_names = getattr(self.trainer.datamodule, "eval_names", [""])
@@ -145,7 +165,23 @@ class Classification(LightningModule):
 
     def _predict(self, batch: object) -> tuple[Tensor, Tensor]:
         inputs, targets = inputs_and_targets(batch)
-        return self.net(inputs), targets
+        try:
+            logits = self.net(inputs)
+        except (AttributeError, LookupError, TypeError, RuntimeError) as error:
+            if self._net_fits or is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"{type(self).__name__}: {type(self.net).__name__} cannot compute a batch of these "
+                f"data, {_describe(inputs)}: {error!r}; is it a net for such data?"
+            ) from error
+        want = (*targets.shape, self.out_dim)
+        if not isinstance(logits, Tensor) or logits.shape != want:
+            raise ValueError(
+                f"{type(self).__name__}: {type(self.net).__name__} must return logits {want}, the "
+                f"classes on the last axis, got {_describe(logits)}"
+            )
+        self._net_fits = True
+        return logits, targets
 
     def _log(self, name: str, value: object, size: int, **options: object) -> None:
         self.log(name, value, batch_size=size, add_dataloader_idx=False, **options)
@@ -252,6 +288,19 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
             f"Classification: targets must be classes 0..{logits.shape[-1] - 1}, got "
             f"{int(low)}..{int(high)}; out_dim of the data is the number of classes"
         ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has too little memory."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _describe(value: object) -> str:
+    """What a net takes or gives, in a few words."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def _is_plain(value: object) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from torch.utils.data import DataLoader, Dataset
 
+from plstm.checks import check_positive
 from tasks.data import SPLITS, DataModule, FreshSampler, ShuffledSampler, as_is
 
 MAX_SIZE = 2**16 - 1
@@ -42,8 +43,16 @@ class DrawnData(DataModule):
     def eval_names(self) -> list[str]:
         return ["", *(f"@{size}" for size in self.sizes[1:])]
 
-    def check_seed(self) -> None:
-        """Raise a ValueError unless the seed leaves room for sizes and splits."""
+    def check_settings(self) -> None:
+        """Raise a ValueError unless seed and sizes make sets that can be told apart."""
+        check_positive(
+            type(self).__name__, val_size=self.hparams.val_size, test_size=self.hparams.test_size
+        )
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(
+                f"{type(self).__name__}: the sizes of the sets must differ, for they name the "
+                f"metrics, got {self.sizes}"
+            )
         if not 0 <= self.seed < 2**32:
             raise ValueError(
                 f"{type(self).__name__}: seed must lie in 0..{2**32 - 1}, got {self.seed}"

@@ -79,13 +79,8 @@ class SequenceData(DrawnData):
         super().__init__()
         self.seed = chosen_seed(seed)
         self.save_hyperparameters(logger=False)
-        self.check_seed()
         self.ranges = [self._range(x) for x in (length, *extrapolation_lengths)]
-        if len(set(self.sizes)) < len(self.sizes):
-            raise ValueError(
-                f"{type(self).__name__}: the greatest lengths of the sets must differ, for they "
-                f"name the metrics, got {self.sizes}"
-            )
+        self.check_settings()
         if packed and all(low == high for low, high in self.ranges):
             raise ValueError(
                 f"{type(self).__name__}: packed is for sequences of many lengths, got "

@@ -1,8 +1,11 @@
-"""Pieces of a text and the same pieces one character later: windows, and streams."""
+"""Pieces of a text and the same pieces one character later: windows, documents, streams."""
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from tasks.data import UNLABELLED
+from tasks.packing import Packed, pack
 
 
 class WindowDataset(Dataset):
@@ -24,6 +27,57 @@ class WindowDataset(Dataset):
         start = self.starts[index]
         window = self.tokens[start : start + self.context + 1].long()
         return window[:-1], window[1:]
+
+
+class DocumentDataset(Dataset):
+    """Windows of a text that begin with a document, or where a window ends within one.
+
+    A document ends behind every separator. With the text "abc;de;f", the separator ";" and a
+    context of 2, the windows are "ab", "c" and "de": the last character is predicted only.
+
+    Args:
+        tokens: The text as integers, (T,).
+        context: Characters of a window, at most.
+        separator: What ends a document, (n,).
+    """
+
+    def __init__(self, tokens: Tensor, context: int, separator: Tensor) -> None:
+        self.tokens = tokens
+        last = torch.tensor([len(tokens)])
+        ends = torch.cat([ends_of(tokens, separator), last]).unique()
+        begins = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1]])
+        counts = (ends - begins - 1 + context - 1) // context  # 0 for a single character
+        document = torch.repeat_interleave(counts)
+        number = torch.arange(len(document)) - (counts.cumsum(0) - counts)[document]
+        self.starts = begins[document] + context * number
+        self.stops = torch.minimum(self.starts + context + 1, ends[document])
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        window = self.tokens[self.starts[index] : self.stops[index]].long()
+        return window[:-1], window[1:]
+
+
+def ends_of(tokens: Tensor, separator: Tensor) -> Tensor:
+    """Positions behind every separator (n,) in tokens (T,)."""
+    size = len(tokens) - len(separator) + 1
+    found = torch.ones(max(size, 0), dtype=torch.bool)
+    for i, token in enumerate(separator):
+        found &= tokens[i : i + len(found)] == token
+    return found.nonzero()[:, 0] + len(separator)
+
+
+def collate_documents(
+    windows: list[tuple[Tensor, Tensor]], context: int, packed: bool
+) -> tuple[Tensor | Packed, Tensor]:
+    """Batch of windows of up to `context` characters: inputs, padded or packed, and targets."""
+    inputs, targets = zip(*windows, strict=True)
+    kept = torch.arange(context) < torch.tensor([len(x) for x in inputs])[:, None]
+    tokens = torch.zeros(kept.shape, dtype=torch.int64).masked_scatter(kept, torch.cat(inputs))
+    padded = torch.full_like(tokens, UNLABELLED).masked_scatter(kept, torch.cat(targets))
+    return pack(tokens, kept) if packed else tokens, padded
 
 
 class StreamDataset(Dataset):

@@ -11,7 +11,8 @@ import wandb
 import yaml
 from lightning.pytorch import Callback
 
-from tasks.cli import MISTAKES, run_process
+from tasks.cli import run_process
+from tasks.cli.mistakes import MISTAKES
 from tasks.cli.parser import Parser
 from tests.layers.contract import import_class
 from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run

@@ -1,13 +1,11 @@
 """The command line: LightningCLI with our defaults."""
 
-import re
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -15,19 +13,24 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import tasks.arrow  # makes the short names ArrowData, ... known to the command line
 import tasks.callbacks.lr_finder
+import tasks.language_model
 import tasks.text
 import tasks.tu  # noqa: F401
 from tasks.callbacks.best import BestCheckpoint
-from tasks.callbacks.checkpoints import LastCheckpoint, read_checkpoint
-from tasks.callbacks.guard import NotFinite, StopIfNotFinite
+from tasks.callbacks.checkpoints import LastCheckpoint
+from tasks.callbacks.guard import StopIfNotFinite
 from tasks.callbacks.monitor import Monitor
 from tasks.callbacks.pictures import Pictures
 from tasks.callbacks.predictions import SavePredictions
+from tasks.checkpoint_file import read_checkpoint
 from tasks.cli import resume
 from tasks.cli.checks import check_numbers, check_processes
+from tasks.cli.config_files import check_config_files
+from tasks.cli.mistakes import explain_error
 from tasks.cli.parser import Parser
+from tasks.cli.run_lock import RunInUse
 from tasks.cli.saved_config import SaveResolvedConfig
-from tasks.runs import finish_wandb
+from tasks.runs import finish_wandb, remove_empty_run
 
 DEFAULTS = Path(__file__).parents[2] / "configs" / "trainer" / "default.yaml"
 USAGE = "train.py {} --config FILE [--model.net.KEY V] [--data.KEY V] [--trainer.KEY V] [--debug]"
@@ -49,8 +52,6 @@ CLASS_HELP = """
 Classes have help of their own, for example --data.help TUData, --model.help LanguageModel
 and, after --config FILE, --model.net.help plstm.VisionModel.
 --print_config shows every value, --debug the stack of an error."""
-# Of the user; other errors are ours.
-MISTAKES = (ValueError, OSError, ModuleNotFoundError, MisconfigurationException, NotFinite)
 LINKED = ("in_dim", "out_dim", "net_args")  # sizes the data knows and the net needs
 
 
@@ -91,6 +92,9 @@ class CLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             parser.add_argument("--resume", type=str | None, default=None, help=resume.HELP)
+        for action in parser._actions:
+            if action.dest == "ckpt_path":  # Lightning describes names that only its own loops know
+                action.help = "File with the weights, for example RUN/checkpoints/best.ckpt."
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -151,6 +155,16 @@ class CLI(LightningCLI):
         check_processes(trainer)
         return trainer
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except RunInUse:
+            raise
+        except Exception:
+            if subcommand == "fit" and self.resumed is None and self.trainer.global_step == 0:
+                remove_empty_run(self.trainer)
+            raise
+
     def before_fit(self) -> None:
         """Prepare the folder of a run, and the checkpoint it goes on from."""
         resume.prepare(self.trainer, self.datamodule, self.resumed, self.held)
@@ -168,13 +182,19 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
     Args:
         args: For example ["fit", "--config", "configs/quickstart.yaml"].
         run: Run the subcommand; otherwise only build, with no subcommand in `args`.
+
+    Raises:
+        ValueError: a config file that is no YAML, and wrong values of all kinds.
     """
     finish_wandb()
+    check_config_files(sys.argv[1:] if args is None else args)
     options = {"default_config_files": [str(DEFAULTS)]}
     # Lightning asks PyTorch 2.13 in a way that works and that PyTorch calls old.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Lightning cannot know that ours leaves nothing out.
     warnings.filterwarnings("ignore", message="You are using a custom batch sampler")
+    # A checkpoint that is tested belongs to another run folder, as it should.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
     # PyTorch 2.13 calls it old; the argument that it names instead is not known to PyTorch 2.11.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     per_command = {
@@ -212,11 +232,10 @@ def run_process(command: Callable[[], object] = main, name: str = "train.py") ->
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         command()
-    except MISTAKES as error:
-        if debug:
+    except Exception as error:
+        message = None if debug else explain_error(error)
+        if message is None:
             raise
-        framed = re.search(r"^Errors:\n  - (.*)$", str(error), re.MULTILINE)  # by jsonargparse
-        message = framed[1] if framed else error
         print(f"{name}: {message}\n(--debug shows where this came from)", file=sys.stderr)
         sys.exit(2)
     finally:

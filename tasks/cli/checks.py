@@ -8,6 +8,7 @@ from collections.abc import Callable
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 Number = int | float
 
@@ -60,13 +61,19 @@ def check_numbers(trainer: Namespace) -> None:
 
 
 def check_processes(trainer: Trainer) -> None:
-    """Refuse to train the same net once in every process that torchrun has started.
+    """Refuse to train the same net in every process that torchrun has started, or in copies.
 
     DDP is not chosen by itself: the batch of a step would become larger, unasked.
 
     Raises:
-        ValueError: torchrun has started more processes than train together.
+        ValueError: torchrun has started more processes than train together; the strategy copies the
+            process, which cannot be copied.
     """
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            "trainer.strategy must not copy this process, as those with spawn, fork or notebook "
+            "in their names do; take --config configs/trainer/ddp.yaml, which starts new ones"
+        )
     if not TorchElasticEnvironment.detect():
         return
     started = int(os.environ["WORLD_SIZE"])

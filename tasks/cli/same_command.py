@@ -21,6 +21,7 @@ FREE = (
     "trainer.enable_model_summary",
     "trainer.profiler",
     "data.init_args.num_workers",
+    "data.init_args.test_path",
 )
 # May differ too if the data have checksums, which then are the same.
 PLACES = ("data.init_args.root", "data.init_args.path")
@@ -60,6 +61,7 @@ def _without_watching(command: dict[str, object]) -> dict[str, object]:
     first = loggers[0] if isinstance(loggers, list) and loggers else loggers
     trainer["logger"] = first.get("class_path") if isinstance(first, dict) else first
     callbacks = trainer.get("callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     trainer["callbacks"] = [x for x in callbacks if _name_of_class(x) not in WATCHING]
     return command | {"trainer": trainer}
 

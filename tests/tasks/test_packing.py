@@ -12,7 +12,7 @@ from tasks.recall import RecallData
 from tasks.words import WordData
 from tests.helpers import assert_close
 from tests.models.nets import SEQUENCE
-from tests.tasks.runs import CONFIGS, metrics_of, run
+from tests.tasks.runs import metrics_of, run
 from tests.tasks.test_sequences import updated
 
 RANGE = {"length": (1, 13), "extrapolation_lengths": ((5, 29),), "batch_size": 7, "val_size": 16}
@@ -88,12 +88,18 @@ def test_nets_that_take_no_packed_sequences():
 
 
 @pytest.mark.usefixtures("workplace")
-def test_run():
-    """Trained and validated with the same numbers, in float32 but for rounding."""
-    net = f"--model.net={CONFIGS / 'net' / 'mamba2_sequences.yaml'}"
-    more = [net, "--model.net.dim=12", "--model.net.depth=1", "--trainer.precision=64-true"]
+@pytest.mark.parametrize(
+    ("task", "more", "names"),
+    [
+        ("languages", [], ["val/accuracy@9", "val/scaled_accuracy"]),
+        ("text", ["--data.documents= "], ["val/bits_per_char", "val/accuracy"]),
+    ],
+)
+def test_run(task, more, names):
+    """Trained and validated with the same numbers."""
+    net = "--model.net.dim=16", "--model.net.depth=1", "--trainer.precision=64-true"
     padded, packed = (
-        metrics_of(run("fit", "languages", *more, f"--data.packed={x}")) for x in ("false", "true")
+        metrics_of(run("fit", task, *net, *more, f"--data.packed={x}")) for x in ("false", "true")
     )
-    for name in ("train/loss", "val/loss", "val/accuracy@9", "val/scaled_accuracy"):
+    for name in ("train/loss", "val/loss", *names):
         assert packed[name] == pytest.approx(padded[name], rel=1e-6), name

@@ -8,7 +8,10 @@ import torch
 from lightning.pytorch import Callback
 from torch.nn.functional import cross_entropy
 
+from tasks.alphabet import Alphabet
 from tasks.carried import detached, state_of, tensors_of
+from tasks.checkpoint_file import read_checkpoint
+from tasks.language_model import LanguageModel
 from tests.helpers import assert_close
 from tests.models.nets import SEQUENCE
 from tests.models.test_sequence import model, tokens
@@ -158,20 +161,13 @@ def test_another_text_by_the_alphabet_of_the_checkpoint():
 
 
 @workplace
-def test_data_of_another_alphabet_are_refused():
-    cli = run("fit", "text", *SMALL)
-    path = folder_of(cli) / "checkpoints" / "last.ckpt"
-    Path("input.txt").write_text("TO BE OR NOT TO BE, THAT IS THE QUESTION\n" * 10, "utf-8")
-    with pytest.raises(ValueError, match=r"knows the characters '.*,abe.*', got data with '.*,ABE"):
-        run("fit", "text", *SMALL, "--trainer.max_epochs=2", f"--resume={path.parents[1]}")
-
-
-@workplace
 def test_a_loaded_net_has_its_alphabet():
-    from tasks.text import LanguageModel
-
     cli = run("fit", "text", TRAIN, *SMALL)
-    loaded = LanguageModel.load_from_checkpoint(folder_of(cli) / "checkpoints" / "last.ckpt")
+    path = folder_of(cli) / "checkpoints" / "last.ckpt"
+    loaded = LanguageModel.load_from_checkpoint(path)
     assert loaded.alphabet.characters == cli.datamodule.vocabulary
     x = loaded.alphabet.encode("to be")[None]
     assert torch.equal(loaded.net(x), cli.model.net(x))
+    loaded.alphabet = Alphabet("TO BE")  # of data
+    with pytest.raises(ValueError, match=r"knows the characters '.*,abe.*', got data with ' BEOT'"):
+        loaded.on_load_checkpoint(read_checkpoint(path))

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from plstm import SequenceModel
-from tasks.data import Shard
+from tasks.alphabet import Alphabet
+from tasks.data import UNLABELLED, Shard
 from tasks.text import TextData
-from tasks.windows import StreamDataset, WindowDataset
+from tasks.windows import DocumentDataset, StreamDataset, WindowDataset
 from tests.models.nets import SEQUENCE
 
 TEXT = "".join(random.Random(0).choices("abcdefgh .", k=200)) + "é\n"
@@ -213,3 +214,68 @@ def test_evaluation_streams_predict_every_character(split, context, path):
     part = text.parts[split].tolist()
     assert (inputs, targets) == (part[:-1], part[1:])
     assert len(batches) == -(-len(inputs) // (8 * context))
+
+
+def pieces_of(text, separator, context):
+    """Windows of every document, by the definition."""
+    documents = [x + separator for x in text.split(separator)]
+    documents[-1] = documents[-1].removesuffix(separator)
+    return [
+        document[i : i + context + 1]
+        for document in documents
+        for i in range(0, len(document) - 1, context)
+    ]
+
+
+@pytest.mark.parametrize("separator", [";", "ab", "Z"])
+@pytest.mark.parametrize("context", [1, 2, 3, 100])
+def test_windows_of_documents(separator, context):
+    text = "abc;de;f;;ab;aabcd;abab"
+    alphabet = Alphabet(text + "Z")
+    dataset = DocumentDataset(alphabet.encode(text), context, alphabet.encode(separator))
+    windows = [
+        alphabet.decode(inputs) + alphabet.decode(targets[-1:])
+        for inputs, targets in (dataset[i] for i in range(len(dataset)))
+    ]
+    assert windows == pieces_of(text, separator, context)
+
+
+def test_a_text_shorter_than_the_separator():
+    dataset = DocumentDataset(torch.tensor([1, 2]), 5, torch.tensor([1, 2, 3]))
+    assert [x.tolist() for x in dataset[0]] == [[1], [2]]
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_batches_of_documents(split, path):
+    """The same windows, padded and packed."""
+    padded, packed = (data(path, documents=".", packed=x, context=9) for x in (False, True))
+    loaders = (getattr(x, f"{split}_dataloader")() for x in (padded, packed))
+    count = 0
+    for (tokens, targets), (packed_tokens, same) in zip(*loaders, strict=True):
+        assert torch.equal(targets, same)
+        kept = packed_tokens.kept
+        assert tokens.shape == targets.shape == kept.shape
+        assert torch.equal(kept, targets != UNLABELLED)
+        assert torch.equal(packed_tokens.tokens[0], tokens[kept])
+        count += len(targets)
+    assert count == len(padded._documents(padded.parts[split]))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"packed": True}, "packed is for documents"),
+        ({"documents": ""}, "documents must be some text"),
+        ({"documents": ".", "train_streams": True}, "leaves no streams"),
+        ({"documents": ".", "eval_streams": True}, "leaves no streams"),
+    ],
+    ids=str,
+)
+def test_wrong_documents(kwargs, message, path):
+    with pytest.raises(ValueError, match=message):
+        data(path, **kwargs)
+
+
+def test_documents_end_in_known_characters(path):
+    with pytest.raises(ValueError, match=r"got 'Z' \(1 times\)"):
+        data(path, documents="Z").train_dataloader()

@@ -92,6 +92,12 @@ def test_processes_that_train_together():
     check_processes(trainer(strategy="ddp", devices=2))
 
 
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_processes_that_are_copies(strategy):
+    with pytest.raises(ValueError, match=r"must not copy this process, .*trainer/ddp.yaml"):
+        check_processes(trainer(strategy=strategy, devices=2))
+
+
 def test_without_torchrun():
     check_processes(trainer())
 

@@ -8,7 +8,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tasks.classification import Classification
 from tasks.cli import run_lock
-from tasks.cli.run_lock import only_writer
+from tasks.cli.run_lock import RunInUse, only_writer
+from tasks.cli.same_command import differences
 from tasks.listops import ListOpsData
 from tasks.text import TextData
 from tests.tasks.runs import TU_NAME, folder_of, run
@@ -48,6 +49,17 @@ def test_place_of_the_data_and_what_only_watches_may_change():
     assert folder_of(cli) == folder
     assert cli.trainer.global_step == 4
     assert list(Path("boards").rglob("events*"))
+
+
+def test_callbacks_that_only_watch_make_no_other_command():
+    def command(callbacks: object) -> dict[str, object]:
+        return {"trainer": {"callbacks": callbacks}}
+
+    watching, other = {"class_path": "lightning.RichProgressBar"}, {"class_path": "mine.Freeze"}
+    for callbacks in (None, [], watching, [watching], "RichProgressBar"):
+        assert differences(command(None), command(callbacks)) == []
+        assert differences(command([other, watching]), command(callbacks)) != []
+    assert differences(command(other), command([watching, other])) == []
 
 
 def test_place_of_data_without_checksums_may_not_change(monkeypatch):
@@ -97,6 +109,15 @@ def test_two_processes_cannot_train_one_run(impatient):
                 run(*TEXT, "--trainer.max_epochs=2", *args)
     assert [file.read_bytes() for file in files] == before
     run(*TEXT, f"--resume={folder}", "--trainer.max_epochs=2")
+
+
+def test_new_run_leaves_the_folder_of_another_that_has_just_begun(impatient):
+    folder = Path("runs/text/version_0")
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("step\n0\n")
+    with FileLock(folder / "run.lock"), pytest.raises(RunInUse):
+        run(*TEXT, "--trainer.logger.version=0")
+    assert (folder / "metrics.csv").read_text() == "step\n0\n"
 
 
 @pytest.mark.parametrize("further", [[], ["--trainer.logger=TensorBoardLogger"]])
