@@ -34,6 +34,7 @@ from benchmarks.compare_report import METRICS, best_rate, picture, report
 from benchmarks.measure import ROOT, commit, conditions
 from benchmarks.quiet import quiet_trainer
 from benchmarks.results import Row
+from benchmarks.state_sizes import several_sizes, state_picture
 from plstm.models import state_size
 from tasks.cli import CLI
 from tasks.cli import main as command_line
@@ -45,7 +46,7 @@ TASKS = ("quickstart", "arrow", "tu", "text", "words", "languages", "recall", "l
 KEY = ("net", "seed", "lr", "budget", "arguments")  # what makes a run
 PLAIN = [  # nothing is written or drawn, or validated before the end
     "--trainer.logger=false",
-    "--trainer.callbacks=[]",
+    "--standard_callbacks=false",
     "--trainer.enable_checkpointing=false",
     "--trainer.enable_model_summary=false",
     "--trainer.num_sanity_val_steps=0",
@@ -80,13 +81,12 @@ class TimedCosine(WarmupCosine):
 
     Args:
         optimizer: Its learning rate is the highest one.
-        total_steps: Ignored.
         seconds: Time until the learning rate is 0.
     """
 
     TICKS = 10_000
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, seconds: float) -> None:
+    def __init__(self, optimizer: Optimizer, seconds: float) -> None:
         self.seconds, self.start = seconds, time.perf_counter()
         super().__init__(optimizer, self.TICKS)
 
@@ -235,12 +235,25 @@ def todo(args: argparse.Namespace, rows: list[Row]) -> Iterator[tuple[str, int, 
 
 
 def write_reports(out: Path, task: str, rows: list[Row], budget: tuple[object, ...]) -> None:
-    """The table of all rows, and the picture of those of one (budget, arguments)."""
+    """The table of all rows, and the picture of those of one (budget, arguments).
+
+    Where only arguments of the net differ, as its width does, another picture has the metric
+    against the size of the state.
+    """
     rows = sorted(rows, key=setting)
     parts = {k: list(group) for k, group in groupby(rows, key=setting)}
     text = "\n\n".join(report(task, group) for group in parts.values())
     (out / f"compare_{task}.md").write_text(text + "\n", "utf-8")
     picture(task, parts[budget]).savefig(out / f"compare_{task}.png", dpi=150)
+    kin = [group for group in parts.values() if family(group[0]) == family(parts[budget][0])]
+    if several_sizes([row for group in kin for row in group]):
+        state_picture(task, kin).savefig(out / f"compare_{task}_state.png", dpi=150)
+
+
+def family(row: Row) -> tuple[str, list[str]]:
+    """Budget and arguments of a run without those of the net."""
+    kept = [x for x in shlex.split(row["arguments"]) if not x.startswith("--model.net.")]
+    return row["budget"], kept
 
 
 @quiet_trainer()

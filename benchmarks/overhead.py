@@ -29,7 +29,7 @@ BARE = "no logger, no callbacks"
 WAYS = {
     BARE: [
         "--trainer.logger=false",
-        "--trainer.callbacks=[]",
+        "--standard_callbacks=false",
         "--trainer.enable_checkpointing=false",
     ],
     "defaults: CSV file": [],

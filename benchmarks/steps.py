@@ -43,14 +43,13 @@ def _step(setting: Setting, config: str, net: str) -> Work:
             arguments = [f"--data.path={text}"]
         cli = build(config, f"{net}_{config}", *arguments)
         batch = next(iter(cli.datamodule.train_dataloader()))
-        batch = cli.datamodule.on_after_batch_transfer(batch, 0)
     return training_step(setting, cli, to_device(batch, setting.device))
 
 
 def build(config: str, net: str, *arguments: str) -> CLI:
     """The net, data and optimizer of a config, by the command line of training."""
     files = [f"--config={CONFIGS / config}.yaml", f"--model.net={CONFIGS / 'net' / net}.yaml"]
-    plain = ["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.callbacks=[]"]
+    plain = ["--trainer.accelerator=cpu", "--trainer.logger=false", "--standard_callbacks=false"]
     plain += ["--trainer.enable_checkpointing=false", "--trainer.enable_model_summary=false"]
     cli = command_line([*files, *plain, *arguments], run=False)
     cli.model.configure_model()

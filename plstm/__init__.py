@@ -18,6 +18,7 @@ from plstm.layers import (
     PLSTMGraph,
     RetNet,
     SoftmaxAttention,
+    VisionLSTM,
 )
 from plstm.models import GNNModel, GraphModel, SequenceModel, VisionModel
 from plstm.ops import (
@@ -53,6 +54,7 @@ __all__ = [
     "RetNet",
     "SequenceModel",
     "SoftmaxAttention",
+    "VisionLSTM",
     "VisionModel",
     "delta_rule",
     "gated_linear_attention",

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from tasks.arrow_errors import arrow_errors
 from tasks.arrow_scenes import Scene, check_placement, sample_scenes, unit
+from tasks.data import chosen_seed
 from tasks.drawn import DrawnData
 
 HEAD_LENGTH = 1 / 2.5  # of the head strokes over that of the arrow
@@ -164,8 +165,8 @@ class ArrowDataset(Dataset):
 class ArrowData(DrawnData):
     """Arrow-pointing images: train at one size, validate and test there and at larger sizes.
 
-    Loaders give drawings still to be made. The trainer moves them to the device of the net and
-    calls `on_after_batch_transfer`, which makes them.
+    With a trainer loaders give drawings still to be made: it moves them to the device of the net
+    and calls `on_after_batch_transfer`, which makes them. Without one they give the images.
 
     Args:
         image_size: Side of the training canvas in pixels.
@@ -182,7 +183,8 @@ class ArrowData(DrawnData):
         val_size: Validation images of every size.
         test_size: Test images of every size.
         batch_size: Images of a batch.
-        seed: Seed of the data; the splits and sizes of one seed share no image.
+        seed: Seed of the data; the splits and sizes of one seed share no image. None takes that of
+            `seed_everything`.
 
     Raises:
         ValueError: the shapes do not fit on a canvas; a range that is none; seed out of range;
@@ -203,9 +205,10 @@ class ArrowData(DrawnData):
         val_size: int = 5_000,
         test_size: int = 10_000,
         batch_size: int = 128,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        self.seed = chosen_seed(seed)
         self.save_hyperparameters(logger=False)
         ranges = {"radius": radius, "arrow_length": arrow_length, "line_width": line_width}
         for name, (low, high) in ranges.items():
@@ -214,7 +217,7 @@ class ArrowData(DrawnData):
                     f"ArrowData: {name} must be the least and the greatest number of pixels, both "
                     f"above 0, got {low} and {high}"
                 )
-        self.check_seed()
+        self.check_settings()
         check_placement(min(self.sizes), padding, radius[1], arrow_length[1], placement)
 
     @property
@@ -250,6 +253,12 @@ class ArrowData(DrawnData):
             arrow_length=h.arrow_length,
             line_width=h.line_width,
         )
+
+    def collate(
+        self, batch: tuple[Drawing, Tensor]
+    ) -> tuple[Drawing, Tensor] | tuple[Tensor, Tensor]:
+        """What a loader gives: drawings for a trainer, else images."""
+        return batch if self.trainer is not None else self.on_after_batch_transfer(batch, 0)
 
     def on_after_batch_transfer(
         self, batch: tuple[Drawing, Tensor], dataloader_idx: int

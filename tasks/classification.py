@@ -2,22 +2,24 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Self
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from tasks.optim import WarmupCosine, parameter_groups
+from tasks.checkpoint_file import read_checkpoint
+from tasks.optim import SchedulerFactory, WarmupCosine, parameter_groups, wants_total_steps
 
 NetFactory = Callable[[int, int], nn.Module]  # (in_dim, out_dim), sizes that the data knows
-SchedulerFactory = Callable[[Optimizer, int], LRScheduler]  # (optimizer, total steps)
 
 
 class Classification(LightningModule):
@@ -32,8 +34,15 @@ class Classification(LightningModule):
         out_dim: Number of classes; comes from the data.
         net_args: Further sizes for the factory; come from the data.
         optimizer: Factory called with the parameter groups.
-        scheduler: Factory called with the optimiser and the number of steps.
+        scheduler: Factory called with the optimiser, and with the number of steps of the run as
+            `total_steps` if it has an argument of that name that is not set. It counts steps of the
+            optimiser; ReduceLROnPlateau counts validated epochs and follows val/loss. None keeps
+            the learning rate constant.
         compile: Compile the net with torch.compile.
+
+    Raises:
+        ValueError: fewer than two classes; the first batch shows that the net is not one for such
+            data.
     """
 
     def __init__(
@@ -43,25 +52,41 @@ class Classification(LightningModule):
         out_dim: int,
         net_args: dict[str, int] | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        scheduler: SchedulerFactory = WarmupCosine,
+        scheduler: SchedulerFactory | None = WarmupCosine,
         compile: bool = False,
     ) -> None:
         super().__init__()
+        if out_dim < 2:
+            raise ValueError(
+                f"{type(self).__name__}: there must be two classes or more to tell apart, the data "
+                f"have {out_dim}; do all samples have the same label, or none?"
+            )
         self.save_hyperparameters(logger=False)
         self.make_net, self.net_args = net, net_args or {}
         self.in_dim, self.out_dim = in_dim, out_dim
         self.optimizer, self.scheduler, self.compile_net = optimizer, scheduler, compile
         self.net: nn.Module | None = None
+        self._net_fits = False  # it has computed a batch
         self.metrics = nn.ModuleDict()
 
     def configure_model(self) -> None:
         if self.net is None:
-            self.net = self.make_net(self.in_dim, self.out_dim, **self.net_args)
+            self.net = self._make_net()
             if self.device_mesh is not None:  # of configs/trainer/fsdp.yaml
                 for part in [*getattr(self.net, "blocks", []), self.net]:
                     fully_shard(part, mesh=self.device_mesh["data_parallel"])
             if self.compile_net:
                 self.net.compile()  # in place, so that checkpoints keep their names
+
+    def _make_net(self) -> nn.Module:
+        try:
+            return self.make_net(self.in_dim, self.out_dim, **self.net_args)
+        except TypeError as error:
+            sizes = [self.in_dim, self.out_dim, *(f"{k}={v}" for k, v in self.net_args.items())]
+            raise ValueError(
+                f"{type(self).__name__}: the net cannot be built with the sizes of these data, "
+                f"({', '.join(map(str, sizes))}): {error}; is it a net for such data?"
+            ) from error
 
     def setup(self, stage: str) -> None:
         self.eval_names = getattr(self.trainer.datamodule, "eval_names", [""])
@@ -85,7 +110,10 @@ class Classification(LightningModule):
         return {"loss": (losses,), "accuracy": (logits, targets)}
 
     def forward(self, inputs: object) -> Tensor:
-        """Logits of a batch of inputs."""
+        """Logits of a batch of inputs; the first call makes the net, if nothing has yet."""
+        if self.net is None:
+            self.configure_model()
+            self.net.to(self.device, self.dtype)
         return self.net(inputs)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
@@ -137,24 +165,76 @@ class Classification(LightningModule):
 
     def _predict(self, batch: object) -> tuple[Tensor, Tensor]:
         inputs, targets = inputs_and_targets(batch)
-        return self.net(inputs), targets
+        try:
+            logits = self.net(inputs)
+        except (AttributeError, LookupError, TypeError, RuntimeError) as error:
+            if self._net_fits or is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"{type(self).__name__}: {type(self.net).__name__} cannot compute a batch of these "
+                f"data, {_describe(inputs)}: {error!r}; is it a net for such data?"
+            ) from error
+        want = (*targets.shape, self.out_dim)
+        if not isinstance(logits, Tensor) or logits.shape != want:
+            raise ValueError(
+                f"{type(self).__name__}: {type(self.net).__name__} must return logits {want}, the "
+                f"classes on the last axis, got {_describe(logits)}"
+            )
+        self._net_fits = True
+        return logits, targets
 
     def _log(self, name: str, value: object, size: int, **options: object) -> None:
         self.log(name, value, batch_size=size, add_dataloader_idx=False, **options)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(parameter_groups(self))
+        if self.scheduler is None:
+            return optimizer
+        steps = {"total_steps": self._total_steps()} if wants_total_steps(self.scheduler) else {}
+        try:
+            scheduler = self.scheduler(optimizer, **steps)
+        except (TypeError, NotImplementedError) as error:
+            raise ValueError(
+                f"Classification: the scheduler cannot be made of the optimizer alone ({error!r}); "
+                "choose one that --help lists, or null for a constant rate"
+            ) from error
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+        every = self.trainer.check_val_every_n_epoch
+        plateau = {
+            "scheduler": scheduler,
+            "monitor": getattr(scheduler, "monitor", "val/loss"),  # Lightning's own kind has one
+            "frequency": every or 1,
+            "strict": every is not None,  # otherwise an epoch may pass without a validation
+        }
+        return [optimizer], [plateau]
+
+    def _total_steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(
                 "Classification: the learning rate follows the share of all steps, and there is no "
-                "end to them; set --trainer.max_steps or --trainer.max_epochs"
+                "end to them; set --trainer.max_steps or --trainer.max_epochs, or a constant rate, "
+                "--model.scheduler=null"
             )
-        scheduler = self.scheduler(optimizer, int(steps))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return int(steps)
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | Path | IO[bytes], **options: object
+    ) -> Self:
+        """The trained module of a checkpoint, with its net.
+
+        Args:
+            checkpoint_path: The file; a local one is checked first.
+            options: Those of LightningModule.load_from_checkpoint, or other constructor arguments.
+
+        Raises:
+            ValueError: the file is absent, damaged, or no checkpoint of a run.
+        """
+        if isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
+            read_checkpoint(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, **options)
 
     def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Refuse the weights of another net, in fewer words than PyTorch.
@@ -208,6 +288,19 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
             f"Classification: targets must be classes 0..{logits.shape[-1] - 1}, got "
             f"{int(low)}..{int(high)}; out_dim of the data is the number of classes"
         ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has too little memory."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _describe(value: object) -> str:
+    """What a net takes or gives, in a few words."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def _is_plain(value: object) -> bool:

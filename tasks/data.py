@@ -1,8 +1,11 @@
 """What every task's data has in common."""
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -16,6 +19,7 @@ from plstm.checks import check_positive
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
+LISTED = 2**16  # indices in a list at once
 UNLABELLED = -100  # target of a position that nothing is asked of; PyTorch's losses leave it out
 
 
@@ -48,6 +52,11 @@ class DataModule(LightningDataModule, ABC):
         return [str(number) for number in range(self.out_dim)]
 
     @property
+    def node_names(self) -> list[str] | None:
+        """Names of the node features where these are kinds of nodes and known, for pictures."""
+        return None
+
+    @property
     def net_args(self) -> dict[str, int]:
         """Further sizes the net is built with, by keyword."""
         return {}
@@ -66,6 +75,14 @@ class DataModule(LightningDataModule, ABC):
     def size_name(self) -> str:
         """What `sizes` are."""
         return "size"
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """Checksum of every file the data are read from, by its name; none of data that are drawn.
+
+        A run goes on with the same files only, wherever they are.
+        """
+        return {}
 
     def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
         """Further pictures of what was predicted, by name; a task may have some.
@@ -112,6 +129,17 @@ class DataModule(LightningDataModule, ABC):
         return ShardedBatches(range(size), batch_size or self.hparams.batch_size, self.shard)
 
 
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksums_of(data: LightningDataModule | None) -> dict[str, str]:
+    """`DataModule.checksums` of data that have them."""
+    return getattr(data, "checksums", {})
+
+
 class ShuffledSampler(Sampler[int]):
     """Indices in an order that depends on (seed, epoch) only, none of them twice.
 
@@ -135,7 +163,9 @@ class ShuffledSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) & (2**63 - 1))
-        yield from torch.randperm(self.size, generator=generator)[: self.count].tolist()
+        order = torch.randperm(self.size, generator=generator)[: self.count]
+        for part in order.split(LISTED):  # a list of all of them takes four times the memory
+            yield from part.tolist()
 
 
 class FreshSampler(ShuffledSampler):
@@ -192,9 +222,15 @@ class ShardedBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         rank, count = self.shard
-        order = list(self.sampler)
-        for start, stop in list(pairwise(self.bounds))[self.skip() :]:
-            yield order[start + rank : stop : count]
+        bounds = list(pairwise(self.bounds))[self.skip() :]
+        order = islice(self.sampler, bounds[0][0] if bounds else 0, None)
+        for start, stop in bounds:
+            yield list(islice(order, stop - start))[rank::count]
+
+
+def chosen_seed(seed: int | None) -> int:
+    """The seed of data: if None that of Lightning's `seed_everything`, and 0 without one."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
 
 
 def as_is(batch: T) -> T:

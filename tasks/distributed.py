@@ -43,26 +43,37 @@ class SyncBatchNorm(LayerSync):
 
 
 class _Synced(_BatchNorm):
-    """y = (x - mean) / sqrt(var + eps) * weight + bias, sums over all rows of all processes."""
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, for every channel of x (N, C, ...).
+
+    Mean and variance are those of all positions in the batches of all processes.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or distributed.get_world_size() == 1:
+        of_the_batch = self.training or self.running_mean is None
+        if not of_the_batch or distributed.get_world_size() == 1:
             return super().forward(x)
-        rows = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        local = torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])
-        *sums, count = all_reduce(local).split([x.shape[1], 1])
-        mean = sums[0] / count
-        centred = rows - mean
-        var = all_reduce(centred.square().sum(0)) / count
-        if count > 1:
+        self._check_input_dim(x)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]  # of numbers per channel
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        local = torch.cat([wide.sum(axes), wide.new_tensor([x.numel() // x.shape[1]])])
+        sums, count = all_reduce(local).split([x.shape[1], 1])
+        mean = sums / count
+        centred = wide - mean.view(shape)
+        var = all_reduce(centred.square().sum(axes)) / count
+        if count == 1 and self.running_mean is not None:  # of which there is no variance
+            centred, var = wide - self.running_mean.view(shape), self.running_var
+        elif self.training and self.running_mean is not None:
             self._remember(mean.detach(), var.detach() * count / (count - 1))
-        else:
-            centred, var = rows - self.running_mean, self.running_var
-        y = centred * (var + self.eps).rsqrt() * self.weight + self.bias
+        y = centred * (var + self.eps).rsqrt().view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(x.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, var: Tensor) -> None:
         self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+        # Without a momentum the running statistics are means over all batches.
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(var.to(self.running_var.dtype), share)

@@ -6,14 +6,15 @@ from torchmetrics import MeanMetric, Metric
 
 from tasks.classification import Classification
 from tasks.data import UNLABELLED
+from tasks.packing import Packed, packed_logits
 
 
 class SequenceLabelling(Classification):
     """Learns the labels of positions: accuracy per label, and of sequences without any error.
 
-    Batches are tokens and targets (B, L); targets `UNLABELLED` count neither in the loss nor in a
-    metric. Metrics: `loss`, `accuracy` over labels, `sequence_accuracy` over sequences, which is 1
-    for a sequence with every label right.
+    Batches are tokens (B, L), or the same `Packed`, and targets (B, L); targets `UNLABELLED` count
+    neither in the loss nor in a metric. Metrics: `loss`, `accuracy` over labels,
+    `sequence_accuracy` over sequences, which is 1 for a sequence with every label right.
 
     Args:
         until_error: Train on the labels of a sequence up to the first one that the net gets wrong.
@@ -29,6 +30,12 @@ class SequenceLabelling(Classification):
 
     def new_metrics(self) -> dict[str, Metric]:
         return super().new_metrics() | {"sequence_accuracy": MeanMetric()}
+
+    def _predict(self, batch: tuple[Tensor | Packed, Tensor]) -> tuple[Tensor, Tensor]:
+        tokens, targets = batch
+        if isinstance(tokens, Packed):
+            return packed_logits(self.net, tokens), targets
+        return super()._predict(batch)
 
     def labelled(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (n, C) and targets (n,) of the positions that have a label and count."""

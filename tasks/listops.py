@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tasks.data import SPLITS
+from tasks.data import SPLITS, checksum
 from tasks.listops_expressions import (
     PADDING,
     VOCABULARY,
@@ -96,6 +96,15 @@ class ListOpsData(SequenceData):
                 "tokens; choose another length"
             )
         return dataset
+
+    @cached_property
+    def checksums(self) -> dict[str, str]:
+        if self.hparams.path is None:
+            return {}
+        path = Path(self.hparams.path)
+        if path.is_dir():
+            return {f"the {split} file": checksum(_file_of(path, split)) for split in SPLITS}
+        return {"the file": checksum(path)}
 
     @cached_property
     def expressions(self) -> dict[str, tuple[list[list[int]], list[int]]]:

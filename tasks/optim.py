@@ -1,12 +1,16 @@
 """Optimiser groups and learning-rate schedule."""
 
+import inspect
 import math
+from collections.abc import Callable
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from plstm.modules.position import LearnedPosition1d, LearnedPosition2d
+
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, object]]:
@@ -33,22 +37,42 @@ def describe(optimizer: Optimizer) -> str:
     return f"{type(optimizer).__name__}: {', '.join(groups)}"
 
 
+def wants_total_steps(factory: SchedulerFactory) -> bool:
+    """Whether a scheduler has an argument `total_steps` that nobody has set."""
+    given = getattr(factory, "keywords", {})  # of a partial; the command line lists defaults too
+    if "total_steps" in given:
+        return given["total_steps"] is None
+    return "total_steps" in inspect.signature(factory).parameters
+
+
 class WarmupCosine(LambdaLR):
     """Learning rate that rises linearly, then falls along half a cosine.
 
     Args:
         optimizer: Its learning rate is the highest one.
-        total_steps: Steps of the run.
+        total_steps: Steps of the run; None takes those of the trainer.
         warmup: Share of the steps that rise, in [0, 1).
         final: Learning rate at the end over the highest one.
 
     Raises:
-        ValueError: warmup outside [0, 1).
+        ValueError: warmup outside [0, 1); final below 0; no total_steps outside a trainer.
     """
 
     def __init__(
-        self, optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: float = 0.0
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None = None,
+        warmup: float = 0.05,
+        final: float = 0.0,
     ) -> None:
+        if total_steps is None:
+            raise ValueError("WarmupCosine: needs total_steps, the steps of the run, got None")
+        if total_steps < 1:
+            raise ValueError(f"WarmupCosine: total_steps must be 1 or more, got {total_steps}")
+        if not 0 <= final < math.inf:
+            raise ValueError(
+                f"WarmupCosine: final is a share of the highest rate, 0 or more, got {final}"
+            )
         if not 0 <= warmup < 1:
             raise ValueError(f"WarmupCosine: warmup is a share of the run in [0, 1), got {warmup}")
         rising = round(warmup * total_steps)

@@ -1,12 +1,16 @@
 """The folder of a run, and what its loggers show: pictures, texts, facts."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
+
+# What a run writes before its first step.
+FIRST_FILES = {"config.yaml", "facts.json", "hparams.yaml", "metrics.csv", "run.lock"}
 
 
 def run_folder(trainer: Trainer) -> Path | None:
@@ -24,6 +28,17 @@ def run_folder(trainer: Trainer) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     return None
+
+
+def remove_empty_run(trainer: Trainer) -> None:
+    """Remove the folder of a run that failed before its first step, if nothing else is in it."""
+    log_dir = getattr(trainer.logger, "log_dir", None)
+    if not trainer.is_global_zero or log_dir is None or not Path(log_dir).is_dir():
+        return
+    folder = Path(log_dir)
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    if {path.name for path in files} <= FIRST_FILES:
+        shutil.rmtree(folder)
 
 
 def finish_wandb() -> None:

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tasks.accuracy_by_length import accuracy_by_length
-from tasks.data import UNLABELLED
+from tasks.data import UNLABELLED, chosen_seed
 from tasks.drawn import MAX_SIZE, DrawnData
 from tasks.draws import integers
+from tasks.packing import Packed, pack
 
 Length = int | tuple[int, int]  # one, or the least and the greatest
 Draw = Callable[[int, Tensor, tuple[int, int]], tuple[Tensor, Tensor]]
@@ -68,11 +69,16 @@ class SequenceData(DrawnData):
         val_size: Validation sequences of every set.
         test_size: Test sequences of every set.
         batch_size: Sequences of a batch.
-        seed: Seed of the data; the splits and sets of one seed share no random number.
+        packed: Put the sequences of a batch one after another instead of padding them, which
+            saves the work on the padding; loss and metrics are the same. For nets that take
+            cu_seqlens.
+        seed: Seed of the data; the splits and sets of one seed share no random number. None takes
+            that of `seed_everything`.
 
     Raises:
         ValueError: lengths that are none, or two sets of the same greatest length; first_length
-            beyond `length` or without `fresh`; seed out of range.
+            beyond `length` or without `fresh`; packed without a range of lengths; seed out of
+            range.
     """
 
     def __init__(
@@ -85,18 +91,20 @@ class SequenceData(DrawnData):
         val_size: int = 512,
         test_size: int = 2_048,
         batch_size: int = 128,
-        seed: int = 0,
+        packed: bool = False,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        self.seed = chosen_seed(seed)
         self.save_hyperparameters(logger=False)
-        self.check_seed()
         self.ranges = [self._range(x) for x in (length, *extrapolation_lengths)]
-        if len(set(self.sizes)) < len(self.sizes):
+        self.check_settings()
+        if packed and all(low == high for low, high in self.ranges):
             raise ValueError(
-                f"{type(self).__name__}: the greatest lengths of the sets must differ, for they "
-                f"name the metrics, got {self.sizes}"
+                f"{type(self).__name__}: packed is for sequences of many lengths, got "
+                f"length={length}; give a range such as [1, {self.sizes[0]}], or set packed to "
+                "false"
             )
-
         if first_length is not None and not (fresh and 1 <= first_length <= self.sizes[0]):
             raise ValueError(
                 f"{type(self).__name__}: first_length must lie in 1..{self.sizes[0]}, the length "
@@ -116,6 +124,13 @@ class SequenceData(DrawnData):
     @abstractmethod
     def draw(self, seed: int, index: Tensor, lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Tokens and targets, both (B, greatest length), of the sequences `index` (B,)."""
+
+    def collate(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor | Packed, Tensor]:
+        """Pack the tokens on request; the targets stay as they are."""
+        tokens, targets = batch
+        if self.hparams.packed:
+            return pack(tokens, tokens != self.in_dim - 1), targets
+        return batch
 
     @property
     def sizes(self) -> list[int]:

@@ -4,39 +4,48 @@ Example: MUTAG asks of 188 molecules (atoms are nodes, bonds are edges) whether 
 """
 
 import hashlib
+import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock
+from lightning.pytorch.utilities import rank_zero_info
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch.utils.data import DataLoader
 from torch_geometric.datasets import TUDataset
 
 from plstm.graph.batching import GraphBatcher
 from plstm.graph.pyg import VERSION, DagData, ToDag
-from tasks.data import DataModule, ShuffledSampler
+from tasks.data import DataModule, ShuffledSampler, checksum, chosen_seed
+from tasks.tu_files import check_files
 
+ATOM = re.compile(r"^\s*(\d+)\s+([A-Z][a-z]?)\s*$", re.MULTILINE)  # a line as in "  0  C"
 VALIDATION_SHARE = 1 / 9  # of the graphs outside the test fold
 
 
 class DagTUDataset(TUDataset):
-    """TUDataset for several processes at once, whose cache folder names its pre_transform.
+    """TUDataset for several processes at once; its cache is of these files and this transform.
 
-    One process downloads and prepares, the others wait; what is half prepared is never read.
+    One process downloads and prepares, the others wait; what is half there is never read. Prepared
+    graphs are kept beside the raw files, or in the cache of the user where those cannot be written.
 
     Args:
         root: Folder of all TU data sets.
         name: Name of the data set.
         pre_transform: Prepares every graph once.
+
+    Raises:
+        ValueError: damaged files.
+        OSError: the files cannot be downloaded.
     """
 
-    preparing = False
+    downloading = preparing = False
 
     def __init__(self, root: str, name: str, pre_transform: ToDag) -> None:
         super().__init__(root, name, pre_transform=pre_transform)
@@ -45,25 +54,60 @@ class DagTUDataset(TUDataset):
             self._data.dag_edge_attr = self._data.dag_edge_attr[:, self.num_edge_attributes :]
 
     @property
+    def raw_dir(self) -> str:
+        return super().raw_dir + (".partial" if self.downloading else "")
+
+    @property
     def processed_dir(self) -> str:
-        made_by = hashlib.sha256(f"{VERSION} {self.pre_transform!r}".encode()).hexdigest()[:10]
-        partial = ".partial" if self.preparing else ""
-        return f"{super().processed_dir}_{made_by}{partial}"
+        return str(self._cache / self._key) + (".partial" if self.preparing else "")
+
+    @cached_property
+    def checksums(self) -> dict[str, str]:
+        """Checksum of every raw file, by its name."""
+        files = sorted(Path(self.raw_dir).glob(f"{self.name}_*.txt"))
+        return {file.name: checksum(file) for file in files}
+
+    @cached_property
+    def _key(self) -> str:
+        made_by = f"{VERSION} {self.pre_transform!r} {self.checksums}"
+        return f"processed_{hashlib.sha256(made_by.encode()).hexdigest()[:10]}"
+
+    @cached_property
+    def _cache(self) -> Path:
+        own = Path(self.root, self.name)
+        if Path(own, self._key).exists() or os.access(own, os.W_OK):
+            return own
+        user = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        folder = user / "plstm" / "tu" / self.name
+        rank_zero_info(f"TUData: {own} cannot be written; prepared graphs are kept in {folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _download(self) -> None:
-        with self._alone():
-            try:
-                super()._download()
-            except Exception as error:  # of whatever fetches files
-                raise OSError(
-                    f"TUData: could not download {self.name} ({error}); check its name, or put its "
-                    f"files into {self.raw_dir}"
-                ) from error
+        final = Path(self.raw_dir)
+        if _has_files(final):
+            return
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(final.parent / "downloading.lock"):
+                if not _has_files(final):
+                    self.downloading = True
+                    shutil.rmtree(self.raw_dir, ignore_errors=True)
+                    super()._download()
+                    Path(self.raw_dir).rename(final)
+                    self.downloading = False
+        except Exception as error:  # of whatever fetches files
+            raise OSError(
+                f"TUData: could not download {self.name} ({error}); check its name, or put its "
+                f"files into {final}"
+            ) from error
 
     def _process(self) -> None:
-        final = self.processed_dir
-        with self._alone():
-            if not Path(final).exists():
+        final = Path(self.processed_dir)
+        if final.exists():
+            return
+        with FileLock(self._cache / "preparing.lock"):
+            if not final.exists():
                 self.preparing = True
                 shutil.rmtree(self.processed_dir, ignore_errors=True)
                 self._prepare()
@@ -72,11 +116,12 @@ class DagTUDataset(TUDataset):
 
     def _prepare(self) -> None:
         try:
+            check_files(Path(self.raw_dir), self.name)
             super()._process()
         except Exception as error:  # readers of files have errors of their own
             raise ValueError(
-                f"TUData: the files of {self.name} in {self.raw_dir} are damaged ({error}); remove "
-                "them, and they are downloaded again"
+                f"TUData: the files of {self.name} in {self.raw_dir} are damaged ({error}); mend "
+                "them, or name another --data.root, where they are downloaded anew"
             ) from error
         x = self._data.get("x")
         if x is not None and not torch.isfinite(x).all():
@@ -84,13 +129,9 @@ class DagTUDataset(TUDataset):
                 f"TUData: node attributes of {self.name} are not finite; mend {self.raw_dir}"
             )
 
-    def _alone(self) -> AbstractContextManager:
-        """One process at a time, unless all is prepared, maybe where nobody may write."""
-        folder = Path(self.root, self.name)
-        if Path(self.processed_dir).exists():
-            return nullcontext()
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / "preparing.lock")
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 class EpochSampler(ShuffledSampler):
@@ -135,7 +176,8 @@ class TUData(DataModule):
         batch_size: Graphs of a batch.
         order: Node order that makes DAGs of the graphs: "bfs", "given" or "random"; with "random"
             training graphs get a new order at every access, evaluation keeps one fixed order.
-        seed: Seed of the folds, of the order of the samples and of random node orders.
+        seed: Seed of the folds, of the order of the samples and of random node orders; None takes
+            that of `seed_everything`.
         num_workers: Processes that batch.
         plans: Let batches carry the plans of plstm_dag, for nets that run it.
 
@@ -152,7 +194,7 @@ class TUData(DataModule):
         num_folds: int = 10,
         batch_size: int = 64,
         order: str = "bfs",
-        seed: int = 0,
+        seed: int | None = None,
         num_workers: int = 0,
         plans: bool = True,
     ) -> None:
@@ -165,13 +207,18 @@ class TUData(DataModule):
                 f"with num_folds={num_folds}, got {fold}; "
                 "folds are counted from 0"
             )
+        self.seed = chosen_seed(seed)
         self.save_hyperparameters(logger=False)
-        self.pre_transform = ToDag(order, seed=seed if order == "random" else None)
+        self.pre_transform = ToDag(order, seed=self.seed if order == "random" else None)
 
     @cached_property
     def dataset(self) -> DagTUDataset:
         """All graphs, prepared once and cached on disk; sizes are read from them before setup."""
         return DagTUDataset(self.hparams.root, self.hparams.name, self.pre_transform)
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        return self.dataset.checksums
 
     @property
     def in_dim(self) -> int:
@@ -180,6 +227,23 @@ class TUData(DataModule):
     @property
     def out_dim(self) -> int:
         return self.dataset.num_classes
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The labels of the raw file, which the data set numbers in their order."""
+        file = Path(self.dataset.raw_dir, f"{self.hparams.name}_graph_labels.txt")
+        return [str(label) for label in sorted(set(map(int, file.read_text("utf-8").split())))]
+
+    @cached_property
+    def node_names(self) -> list[str] | None:
+        """Symbols of the atoms, where the description beside the raw files lists all of them."""
+        symbols: dict[int, str] = {}
+        raw = Path(self.dataset.raw_dir)
+        for file in (file for file in raw.iterdir() if "readme" in file.name.lower()):
+            pairs = ATOM.findall(file.read_text("utf-8", errors="replace"))
+            symbols |= {int(number): symbol for number, symbol in pairs}
+        kinds = range(self.dataset.num_node_features)
+        return [symbols[kind] for kind in kinds] if symbols.keys() == set(kinds) else None
 
     @property
     def net_args(self) -> dict[str, int]:
@@ -195,17 +259,17 @@ class TUData(DataModule):
                 f"TUData: num_folds must be at most {smallest}, the size of the smallest class of "
                 f"{h.name}, got {h.num_folds}"
             )
-        folds = StratifiedKFold(h.num_folds, shuffle=True, random_state=h.seed)
+        folds = StratifiedKFold(h.num_folds, shuffle=True, random_state=self.seed)
         rest, test = list(folds.split(np.zeros(len(y)), y))[h.fold]
         train, val = train_test_split(
-            rest, test_size=VALIDATION_SHARE, stratify=y[rest], random_state=h.seed
+            rest, test_size=VALIDATION_SHARE, stratify=y[rest], random_state=self.seed
         )
         return {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
 
     def train_dataloader(self) -> DataLoader:
         graphs, h = self.splits["train"].tolist(), self.hparams
-        sampler = EpochSampler(len(graphs), h.seed, self.train_epoch())
-        seed = h.seed if h.order == "random" else None
+        sampler = EpochSampler(len(graphs), self.seed, self.train_epoch())
+        seed = self.seed if h.order == "random" else None
         batcher = TrainingBatcher(self._batcher(), graphs, seed)
         numbers = range(sys.maxsize)  # sample i is number i
         return self._loader(numbers, batcher, batch_sampler=self.train_batches(sampler))

@@ -1,5 +1,7 @@
 """The command line in process: every config with every net that fits it, on a few samples."""
 
+import hashlib
+import json
 import sys
 from typing import ClassVar
 
@@ -9,7 +11,8 @@ import wandb
 import yaml
 from lightning.pytorch import Callback
 
-from tasks.cli import MISTAKES, run_process
+from tasks.cli import run_process
+from tasks.cli.mistakes import MISTAKES
 from tasks.cli.parser import Parser
 from tests.layers.contract import import_class
 from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run
@@ -110,6 +113,21 @@ def test_predictions_are_those_that_were_tested(config):
         targets = torch.cat([batch.y if config == "tu" else batch[1] for batch in loader])
         right = (probabilities.argmax(-1) == targets).float().mean()
         assert right.item() == pytest.approx(tested[f"test/accuracy{name}"])
+
+
+def test_folder_names_the_checkpoint_that_was_used():
+    folder = folder_of(run("fit", "text"))
+    best = folder / "checkpoints" / "best.ckpt"
+
+    def used(command, *args):
+        return json.loads((folder_of(run(command, *args)) / "checkpoint.json").read_text())
+
+    config, sha256 = folder / "config.yaml", hashlib.sha256(best.read_bytes()).hexdigest()
+    for command in ("validate", "test", "predict"):
+        want = {"command": command, "checkpoint": str(best.resolve()), "sha256": sha256}
+        assert used(command, config, f"--ckpt_path={best}") == want
+    assert used("test", config) == {"command": "test", "checkpoint": None, "sha256": None}
+    assert not (folder / "checkpoint.json").exists()
 
 
 def test_runs_without_a_logger():

@@ -16,6 +16,7 @@ from plstm.layers.plstm_2d import PLSTM2d
 from plstm.layers.plstm_graph import PLSTMGraph
 from plstm.layers.retnet import RetNet, RetNetState
 from plstm.layers.softmax_attention import AttentionState, SoftmaxAttention
+from plstm.layers.vision_lstm import VisionLSTM
 
 __all__ = [
     "GLA",
@@ -42,4 +43,5 @@ __all__ = [
     "RetNet",
     "RetNetState",
     "SoftmaxAttention",
+    "VisionLSTM",
 ]

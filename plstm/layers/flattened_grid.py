@@ -15,7 +15,7 @@ class FlattenedGrid(nn.Module):
     y = flip(mixer(flip(flatten(x)))), without the flips from the top left
 
     With a causal mixer a position sees those before it in reading order only; blocks that alternate
-    between the two corners, `mixers: [top_left, bottom_right]`, see the whole grid: Vision-LSTM.
+    between the two corners, `mixers: [top_left, bottom_right]`, see the whole grid.
 
     Args:
         dim: Model width.
@@ -25,7 +25,7 @@ class FlattenedGrid(nn.Module):
     Raises:
         ValueError: unknown corner.
 
-    Source: arXiv 2406.04303, section 3.
+    Source: arXiv 2406.04303, section 3; `plstm.layers.vision_lstm.VisionLSTM` is its mLSTM.
     """
 
     def __init__(self, dim: int, mixer: MixerFactory, corner: str = "top_left") -> None:

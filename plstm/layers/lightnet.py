@@ -59,7 +59,11 @@ class LightNet(nn.Module):
         ValueError: widths do not divide; an unknown code; phantom or a state without causal; causal
             with more than one position axis; other axes than tpe_axes.
 
-    Source: arXiv 2405.21022; gate and norm as in its author's code. Linear maps N(0, 0.02^2).
+    Source: arXiv 2405.21022, version 1. Gate and norm, which it leaves open, as in later versions
+    of its first author's library xmixers: a sigmoid of rank dim / num_heads after a norm per head.
+    Earlier versions have rank num_heads, and gate before a norm of all heads together;
+    flash-linear-attention has a SiLU of rank 128 and a norm of all heads. Linear maps
+    N(0, 0.02^2).
     """
 
     def __init__(

@@ -8,29 +8,30 @@ from torch import Tensor, nn
 from plstm.checks import check_choice, check_shapes
 from plstm.layers.flattened_grid import STARTS
 from plstm.modules.init import step_size_bias_
+from plstm.modules.separable_conv import SeparableConv
 from plstm.ops.mamba2d import mamba2d
 
 
 class Mamba2D(nn.Module):
     """Selective state-space model whose states move along both axes of a grid at once.
 
-    u = gelu(W_in x),   y = W_out gelu(scan(u) + D u) (+ pointwise(depthwise(x)))
+    u = gelu(W_in x),   y = W_out gelu(scan(u) + D u) (+ local(x))
 
     The scan is `plstm.ops.mamba2d`. From u come B_L, B_T and C, shared by all channels, and
     through a low rank the step sizes dt_L = softplus(W_L r_L + b_L), dt_T likewise. A_L and A_T are
     -(1, 2, ..., state_dim) in every channel at the start. Cost O(Y X D N) in Y + X - 1 steps. One
     scan looks up and to the left only; alternate the corners from block to block.
 
-    Our reading where the paper leaves a choice: B, C and dt are made of u, and the local path runs
-    beside the whole branch.
+    The local path, `plstm.modules.separable_conv.SeparableConv`, runs beside the whole branch.
 
     Args:
         dim: Model width.
         expand: Width of u over dim.
         state_dim: States N per channel.
-        dt_rank: Rank of the step sizes, a sixteenth of the width of u, rounded up, if None.
+        dt_rank: Rank of the step sizes, dim / 16, rounded up, if None.
         corner: Where the scan starts, "top_left" or "bottom_right".
-        local_width: Side of the depthwise convolution of the local path, odd; 0 leaves it out.
+        local_width: Side of the depthwise convolution of the local path, odd, 3 as published; 0
+            leaves the path out.
         backend: Backend of mamba2d.
 
     Raises:
@@ -53,7 +54,7 @@ class Mamba2D(nn.Module):
         super().__init__()
         check_choice("Mamba2D", "corner", corner, STARTS)
         inner = expand * dim
-        dt_rank = math.ceil(inner / 16) if dt_rank is None else dt_rank
+        dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         if min(dim, expand, state_dim, dt_rank) < 1 or (local_width and local_width % 2 == 0):
             raise ValueError(
                 "Mamba2D: dim, expand, state_dim and dt_rank must be positive and local_width odd "
@@ -70,14 +71,16 @@ class Mamba2D(nn.Module):
         self.A_top_log = nn.Parameter(torch.empty(inner * state_dim))
         self.D = nn.Parameter(torch.empty(inner))
         self.out_proj = nn.Linear(inner, dim)
-        self.local = _separable_conv(dim, local_width) if local_width else None
+        self.local = SeparableConv(dim, local_width) if local_width else None
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw new initial values."""
-        for linear in (self.in_proj, self.scan_proj, self.out_proj, *(self.local or ())):
+        for linear in (self.in_proj, self.scan_proj, self.out_proj):
             linear.reset_parameters()
+        if self.local is not None:
+            self.local.reset_parameters()
         for proj in (self.dt_left_proj, self.dt_top_proj):
             bound = proj.in_features**-0.5
             nn.init.uniform_(proj.weight, -bound, bound)
@@ -105,14 +108,7 @@ class Mamba2D(nn.Module):
         y = self.out_proj(nn.functional.gelu(out + self.D.to(u.dtype) * u))
         if self.corner == "bottom_right":
             y = torch.flip(y, [1, 2])
-        return y if self.local is None else y + self.local(x.movedim(-1, 1)).movedim(1, -1)
+        return y if self.local is None else y + self.local(x)
 
     def extra_repr(self) -> str:
         return f"state_dim={self.state_dim}, corner={self.corner!r}"
-
-
-def _separable_conv(dim: int, width: int) -> nn.Sequential:
-    """Depthwise, then pointwise; on (B, dim, Y, X)."""
-    return nn.Sequential(
-        nn.Conv2d(dim, dim, width, padding=width // 2, groups=dim), nn.Conv2d(dim, dim, 1)
-    )

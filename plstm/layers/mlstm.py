@@ -12,7 +12,7 @@ from plstm.modules.block_diagonal import BlockDiagonal
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import small_init_
 from plstm.ops.mlstm import MLSTMState, mlstm
-from plstm.ops.packed import CuSeqlens, as_packing
+from plstm.ops.packed import CuSeqlens, Packing, as_packing
 
 
 class MLSTMLayerState(NamedTuple):
@@ -24,7 +24,99 @@ class MLSTMLayerState(NamedTuple):
     window: Tensor  # last inputs of the convolution, (B, conv_width - 1, expansion dim)
 
 
-class MLSTM(nn.Module):
+class MLSTMCore(nn.Module):
+    """What mLSTM layers have in common: all but the convolution, which is theirs to set.
+
+    Args:
+        layer: Name of the layer for messages.
+        dim: Model width.
+        num_heads: Number of heads.
+        expansion: Width of u and z over dim.
+        block_width: Width of the diagonal blocks of the maps to q, k and v.
+        num_blocks: Blocks of the whole net.
+        bias: Biases of the linear maps and of the norm.
+        backend: See `plstm.ops.mlstm`.
+
+    Raises:
+        ValueError: expansion * dim is not divisible by the heads and by the block width.
+    """
+
+    conv: nn.Module
+
+    def __init__(
+        self,
+        layer: str,
+        dim: int,
+        num_heads: int,
+        expansion: int,
+        block_width: int,
+        num_blocks: int,
+        bias: bool,
+        backend: str,
+    ) -> None:
+        super().__init__()
+        inner = expansion * dim
+        if min(dim, num_heads, expansion, block_width, num_blocks) < 1 or (
+            inner % num_heads or inner % block_width
+        ):
+            raise ValueError(
+                f"{layer}: num_heads and block_width must divide expansion * dim, all positive, "
+                f"got num_heads={num_heads}, block_width={block_width}, expansion={expansion} and "
+                f"dim={dim}; change one of them"
+            )
+        self.dim, self.inner, self.num_heads = dim, inner, num_heads
+        self.num_blocks, self.backend = num_blocks, backend
+        self.up_proj = nn.Linear(dim, 2 * inner, bias)
+        self.q_proj, self.k_proj, self.v_proj = (
+            BlockDiagonal(inner, inner, block_width, bias) for _ in range(3)
+        )
+        self.gate_proj = nn.Linear(3 * inner, 2 * num_heads)  # input and forget gates
+        self.norm = HeadLayerNorm(num_heads, inner // num_heads, bias)
+        self.skip = nn.Parameter(torch.empty(inner))
+        self.down_proj = nn.Linear(inner, dim, bias)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new initial values."""
+        small_init_(self.up_proj)
+        self.conv.reset_parameters()
+        for proj in (self.q_proj, self.k_proj, self.v_proj):
+            nn.init.normal_(proj.weight, std=math.sqrt(2 / (5 * self.dim)))
+        nn.init.zeros_(self.gate_proj.weight)
+        input_bias, forget_bias = self.gate_proj.bias.chunk(2)
+        nn.init.normal_(input_bias, std=0.1)
+        forget_bias.copy_(torch.linspace(3, 6, self.num_heads))
+        nn.init.ones_(self.norm.weight)
+        for part in (self.q_proj, self.k_proj, self.v_proj, self.norm, self.down_proj):
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        nn.init.ones_(self.skip)
+        nn.init.normal_(self.down_proj.weight, std=2 / (self.num_blocks * math.sqrt(self.dim)))
+
+    def mix(
+        self,
+        u: Tensor,
+        z: Tensor,
+        convolved: Tensor,
+        state: MLSTMState | None = None,
+        packing: Packing | None = None,
+    ) -> tuple[Tensor, MLSTMState]:
+        """The output from u, z and the convolution of u, (B, L, inner), and the next state."""
+        mixed = nn.functional.silu(convolved)
+        qkv = [self.q_proj(mixed), self.k_proj(mixed), self.v_proj(u)]
+        h, cell = mlstm(
+            *(rearrange(part, "b l (h k) -> b l h k", h=self.num_heads) for part in qkv),
+            *self.gate_proj(torch.cat(qkv, -1)).chunk(2, -1),
+            state=state,
+            return_state=True,
+            backend=self.backend,
+            cu_seqlens=packing,
+        )
+        y = self.norm(h) + self.skip.to(mixed.dtype) * mixed
+        return self.down_proj(y * nn.functional.silu(z)), cell
+
+
+class MLSTM(MLSTMCore):
     """Matrix LSTM with exponential input gates, causal, linear in the length.
 
     (u, z) = W_up x,   c = silu(conv(u)),   q, k = blockdiagonal(c),   v = blockdiagonal(u)
@@ -65,43 +157,11 @@ class MLSTM(nn.Module):
         num_blocks: int = 1,
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        inner = expansion * dim
-        if min(dim, num_heads, expansion, block_width, num_blocks) < 1 or (
-            inner % num_heads or inner % block_width
-        ):
-            raise ValueError(
-                "MLSTM: num_heads and block_width must divide expansion * dim, all positive, got "
-                f"num_heads={num_heads}, block_width={block_width}, expansion={expansion} and "
-                f"dim={dim}; change one of them"
-            )
-        self.dim, self.inner, self.num_heads = dim, inner, num_heads
-        self.num_blocks, self.backend = num_blocks, backend
-        self.up_proj = nn.Linear(dim, 2 * inner, bias=False)
-        self.conv = CausalConv1d(inner, conv_width)
-        self.q_proj, self.k_proj, self.v_proj = (
-            BlockDiagonal(inner, inner, block_width) for _ in range(3)
+        super().__init__(
+            "MLSTM", dim, num_heads, expansion, block_width, num_blocks, False, backend
         )
-        self.gate_proj = nn.Linear(3 * inner, 2 * num_heads)  # input and forget gates
-        self.norm = HeadLayerNorm(num_heads, inner // num_heads)
-        self.skip = nn.Parameter(torch.empty(inner))
-        self.down_proj = nn.Linear(inner, dim, bias=False)
+        self.conv = CausalConv1d(self.inner, conv_width)
         self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw new initial values."""
-        small_init_(self.up_proj)
-        self.conv.reset_parameters()
-        for proj in (self.q_proj, self.k_proj, self.v_proj):
-            nn.init.normal_(proj.weight, std=math.sqrt(2 / (5 * self.dim)))
-        nn.init.zeros_(self.gate_proj.weight)
-        input_bias, forget_bias = self.gate_proj.bias.chunk(2)
-        nn.init.normal_(input_bias, std=0.1)
-        forget_bias.copy_(torch.linspace(3, 6, self.num_heads))
-        nn.init.ones_(self.norm.weight)
-        nn.init.ones_(self.skip)
-        nn.init.normal_(self.down_proj.weight, std=2 / (self.num_blocks * math.sqrt(self.dim)))
 
     def forward(
         self,
@@ -117,19 +177,9 @@ class MLSTM(nn.Module):
         check_shapes("MLSTM", x=(x, f"B L {self.dim}"))
         packing = as_packing("MLSTM", cu_seqlens, x)
         u, z = self.up_proj(x).chunk(2, -1)
-        mixed, window = self.conv(u, state.window if state is not None else None, packing)
-        mixed = nn.functional.silu(mixed)
-        qkv = [self.q_proj(mixed), self.k_proj(mixed), self.v_proj(u)]
-        h, cell = mlstm(
-            *(rearrange(part, "b l (h k) -> b l h k", h=self.num_heads) for part in qkv),
-            *self.gate_proj(torch.cat(qkv, -1)).chunk(2, -1),
-            state=MLSTMState(*state[:3]) if state is not None else None,
-            return_state=True,
-            backend=self.backend,
-            cu_seqlens=packing,
-        )
-        y = self.norm(h) + self.skip.to(mixed.dtype) * mixed
-        y = self.down_proj(y * nn.functional.silu(z))
+        convolved, window = self.conv(u, state.window if state is not None else None, packing)
+        before = MLSTMState(*state[:3]) if state is not None else None
+        y, cell = self.mix(u, z, convolved, before, packing)
         return (y, MLSTMLayerState(*cell, window)) if return_state else y
 
     def step(
@@ -146,19 +196,21 @@ class MLSTM(nn.Module):
 
 
 class HeadLayerNorm(nn.Module):
-    """Layer norm of every head by itself, with a scale per head and channel and no bias.
+    """Layer norm of every head by itself, with a scale per head and channel.
 
     Args:
         num_heads: Number of heads H.
         width: Channels per head W.
+        bias: Add a learned number per head and channel.
     """
 
-    def __init__(self, num_heads: int, width: int) -> None:
+    def __init__(self, num_heads: int, width: int, bias: bool = False) -> None:
         super().__init__()
         self.width = width
         self.weight = nn.Parameter(torch.ones(num_heads * width))
+        self.bias = nn.Parameter(torch.zeros(num_heads * width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (..., H, W) and merge the heads: (..., H * W)."""
-        normed = nn.functional.layer_norm(x, (self.width,))
-        return normed.flatten(-2) * self.weight.to(x.dtype)
+        normed = nn.functional.layer_norm(x, (self.width,)).flatten(-2) * self.weight.to(x.dtype)
+        return normed if self.bias is None else normed + self.bias.to(x.dtype)

@@ -1,6 +1,8 @@
 """Sequence model: tokens, blocks of any causal mixer, next-token logits."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -13,6 +15,8 @@ from plstm.modules.init import reset_children
 from plstm.modules.norm import RMSNorm
 from plstm.modules.position import LearnedPosition1d
 from plstm.ops.packed import CuSeqlens, Packing, as_packing
+
+PROMPT_PIECE = 4096  # positions of a prompt that are read at once
 
 
 class SequenceState(NamedTuple):
@@ -129,7 +133,6 @@ class SequenceModel(nn.Module):
             after.append(carried)
         return x, SequenceState(tuple(after), seen)
 
-    @torch.no_grad()
     def generate(
         self,
         tokens: Tensor,
@@ -139,48 +142,69 @@ class SequenceModel(nn.Module):
         top_k: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Continue tokens (B, L) by sampling, one step at a time from the carried states.
+        """Continue tokens (B, L) by `length` samples: prompt and samples, (B, L + length).
+
+        Further arguments and errors are those of `stream`.
+        """
+        with closing(
+            self.stream(tokens, temperature=temperature, top_k=top_k, generator=generator)
+        ) as samples:
+            return torch.cat([tokens, *islice(samples, length)], 1)
+
+    def stream(
+        self,
+        tokens: Tensor,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Generator[Tensor, None, None]:
+        """Continue tokens (B, L) by sampling, one position after another and without end.
+
+        Prompt and continuation may have any length: the net reads the prompt in pieces and then
+        its own samples, and keeps nothing but its state. It is in evaluation mode until the
+        iterator is closed.
 
         Args:
             tokens: Prompt, (B, L) with L >= 1.
-            length: Tokens to add.
             temperature: Divides the logits; 0 takes the most likely token.
             top_k: Sample from the k most likely tokens only.
             generator: Source of randomness.
 
-        Returns:
-            Prompt and continuation, (B, L + length).
+        Yields:
+            Samples (B, 1).
 
         Raises:
-            ValueError: empty prompt, negative temperature, top_k below 1, more than max_length.
+            ValueError: empty prompt, negative temperature, top_k below 1; more than max_length
+                positions are read.
         """
         _check_tokens(tokens)
-        if temperature < 0 or (top_k is not None and top_k < 1):
+        if not temperature >= 0 or (top_k is not None and top_k < 1):
             raise ValueError(
-                "SequenceModel.generate: temperature must be 0 or more and top_k 1 or more, got "
+                "SequenceModel.stream: temperature must be 0 or more and top_k 1 or more, got "
                 f"{temperature} and {top_k}; leave top_k out to sample from all tokens"
             )
-        training = self.training
-        self.eval()
-        try:
-            return self._continue(tokens, length, temperature, top_k, generator)
-        finally:
-            self.train(training)
+        return self._continue(tokens, temperature, top_k, generator)
 
+    @torch.no_grad()
     def _continue(
         self,
         tokens: Tensor,
-        length: int,
         temperature: float,
         top_k: int | None,
         generator: torch.Generator | None,
-    ) -> Tensor:
-        x, state = self._run(tokens, None, True)
-        for _ in range(length):
-            token = _sample(self._logits(x[:, -1:])[:, 0], temperature, top_k, generator)
-            tokens = torch.cat([tokens, token], 1)
-            x, state = self._run(token, state, True)
-        return tokens
+    ) -> Generator[Tensor, None, None]:
+        training, state = self.training, None
+        self.eval()
+        try:
+            for piece in tokens.split(PROMPT_PIECE, 1):
+                x, state = self._run(piece, state, True)
+            while True:
+                token = _sample(self._logits(x[:, -1:])[:, 0], temperature, top_k, generator)
+                yield token
+                x, state = self._run(token, state, True)
+        finally:
+            self.train(training)
 
     def _embed(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         try:

@@ -5,18 +5,19 @@ from torch import Tensor, nn
 
 
 class BlockDiagonal(nn.Module):
-    """Linear map without bias of every block of `block_width` channels by itself.
+    """Linear map of every block of `block_width` channels by itself.
 
     Args:
         dim: Channels in.
         out_dim: Channels out.
         block_width: Channels of a block; divides dim, and the number of blocks divides out_dim.
+        bias: Add a learned number per channel.
 
     Raises:
         ValueError: the blocks do not divide the channels.
     """
 
-    def __init__(self, dim: int, out_dim: int, block_width: int) -> None:
+    def __init__(self, dim: int, out_dim: int, block_width: int, bias: bool = False) -> None:
         super().__init__()
         num_blocks = dim // max(block_width, 1)
         if block_width < 1 or dim % block_width or out_dim % num_blocks:
@@ -24,11 +25,12 @@ class BlockDiagonal(nn.Module):
                 f"BlockDiagonal: block_width must divide dim, and dim / block_width out_dim, got "
                 f"{block_width}, {dim} and {out_dim}; change one of them"
             )
-        self.bias = None  # as a Linear may have none
         self.weight = nn.Parameter(torch.empty(num_blocks, out_dim // num_blocks, block_width))
+        self.bias = nn.Parameter(torch.empty(out_dim)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., dim) to (..., out_dim)."""
         num_blocks, _, block_width = self.weight.shape
         blocks = x.unflatten(-1, (num_blocks, block_width))
-        return torch.einsum("...ni,noi->...no", blocks, self.weight).flatten(-2)
+        y = torch.einsum("...ni,noi->...no", blocks, self.weight).flatten(-2)
+        return y if self.bias is None else y + self.bias.to(y.dtype)

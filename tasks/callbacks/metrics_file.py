@@ -49,7 +49,7 @@ class MetricsFile(ExperimentWriter):
         self.rows += count
 
     def _check_log_dir_exists(self) -> None:
-        if not self._resumed:
+        if not self._resumed and Path(self.metrics_file_path).is_file():
             super()._check_log_dir_exists()
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:

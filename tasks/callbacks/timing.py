@@ -8,7 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class EpochTimer(Callback):
     """Seconds of every training epoch, from its start to the end of its last batch.
 
-    The validation at the end of an epoch does not count.
+    The validation at the end of an epoch does not count, nor does the rest of an epoch that a
+    resumed run goes on with.
     """
 
     def __init__(self) -> None:
@@ -20,4 +21,5 @@ class EpochTimer(Callback):
         self.seconds.append(0.0)
 
     def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
-        self.seconds[-1] = time.perf_counter() - self._start
+        if self.seconds:
+            self.seconds[-1] = time.perf_counter() - self._start

@@ -2,10 +2,12 @@
 
     python -m tasks.cli.folds --config configs/tu.yaml [--num_folds_to_run 3] [--data.name NCI1 ...]
 
---fold 4 runs that fold only, for a sweep. Other arguments go to `train.py fit`.
+--fold 4 runs that fold only, for a sweep. --resume auto goes on where the same command was stopped.
+Other arguments go to `train.py fit`.
 """
 
 import argparse
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 
 from tasks.callbacks.timing import EpochTimer
 from tasks.cli import main as train
+from tasks.cli import run_process
 
 Main = Callable[[list[str]], object]
 
@@ -23,12 +26,18 @@ class FoldResult:
 
     fold: int
     accuracy: float  # of the best-validation checkpoint on the test fold
-    seconds: float  # median over the training epochs
+    seconds: float | None  # median over the epochs trained now, None if it was complete
     epochs: int
 
 
 def run_fold(main: Main, arguments: list[str], fold: int) -> tuple[FoldResult, int]:
-    """Fit and test one fold; also returns the number of folds of the data."""
+    """Fit and test one fold; also returns the number of folds of the data.
+
+    Raises:
+        ValueError: the arguments name a fold too, or there is none of that number.
+    """
+    if any(re.match(r"--data\.(init_args\.)?fold(=|$)", x) for x in arguments):
+        raise ValueError("run_fold: --data.fold is set for every fold; choose one with --fold 4")
     timer = f"--trainer.callbacks+={EpochTimer.__module__}.{EpochTimer.__name__}"
     cli = main(["fit", *arguments, f"--data.fold={fold}", timer])
     best = cli.trainer.checkpoint_callback.best_model_path
@@ -36,7 +45,8 @@ def run_fold(main: Main, arguments: list[str], fold: int) -> tuple[FoldResult, i
         cli.model, datamodule=cli.datamodule, ckpt_path=best, verbose=False
     )
     (seconds,) = (x.seconds for x in cli.trainer.callbacks if isinstance(x, EpochTimer))
-    result = FoldResult(fold, metrics["test/accuracy"], statistics.median(seconds), len(seconds))
+    typical = statistics.median(seconds) if seconds else None
+    result = FoldResult(fold, metrics["test/accuracy"], typical, cli.trainer.current_epoch)
     return result, cli.datamodule.hparams.num_folds
 
 
@@ -69,26 +79,42 @@ def table(results: list[FoldResult]) -> str:
     """Results fold by fold, then the mean and the sample standard deviation over folds."""
     rows = [f"{'fold':>4}  {'test/accuracy':>13}  {'epochs':>6}  {'s/epoch':>8}"]
     for r in results:
-        rows.append(f"{r.fold:>4}  {r.accuracy:>13.4f}  {r.epochs:>6}  {r.seconds:>8.3f}")
+        rows.append(f"{r.fold:>4}  {r.accuracy:>13.4f}  {r.epochs:>6}  {_seconds([r])}")
     accuracy = [r.accuracy for r in results]
     deviation = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
-    seconds = statistics.mean(r.seconds for r in results)
-    rows.append(f"mean  {statistics.mean(accuracy):>13.4f}  {'':>6}  {seconds:>8.3f}")
+    rows.append(f"mean  {statistics.mean(accuracy):>13.4f}  {'':>6}  {_seconds(results)}")
     rows.append(f"  sd  {deviation:>13.4f}")
     return "\n".join(rows)
 
 
+def _seconds(results: list[FoldResult]) -> str:
+    measured = [r.seconds for r in results if r.seconds is not None]
+    return f"{statistics.mean(measured):>8.3f}" if measured else f"{'-':>8}"
+
+
 def main(arguments: list[str] | None = None) -> list[FoldResult]:
-    """Run the command line (that of the process if None) and print the table."""
+    """Run the command line (that of the process if None) and print the table.
+
+    Raises:
+        ValueError: a run to resume without its fold.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m tasks.cli.folds", description=__doc__, allow_abbrev=False
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--num_folds_to_run", type=int, help="all folds if left out")
     which.add_argument("--fold", type=int, help="run this fold only")
+    parser.add_argument("--resume", help="auto, or with --fold the folder of a run")
     if arguments is None:  # taken out of sys.argv: the CLI warns of a command line beside its own
         arguments, sys.argv[1:] = sys.argv[1:], []
     options, rest = parser.parse_known_args(arguments)
+    if options.resume is not None:
+        rest.append(f"--resume={options.resume}")
+    if options.fold is None and options.resume not in (None, "auto"):
+        raise ValueError(
+            f"tasks.cli.folds: --resume must be auto, which finds the run of every fold, got "
+            f"{options.resume}; with --fold 4 it may be the folder of one"
+        )
     if options.fold is None:
         results = run_folds(train, rest, options.num_folds_to_run)
     else:
@@ -98,4 +124,4 @@ def main(arguments: list[str] | None = None) -> list[FoldResult]:
 
 
 if __name__ == "__main__":
-    main()
+    run_process(main, "tasks.cli.folds")

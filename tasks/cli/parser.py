@@ -1,4 +1,8 @@
-"""What the command line says: help that can be read, and wrong arguments in a line."""
+"""What the command line says: help that can be read, and wrong arguments in a line.
+
+The patterns are those of jsonargparse 4.53, to which pyproject.toml holds it; a message that none
+of them fits is shown as it is, in one line.
+"""
 
 import difflib
 import inspect
@@ -12,6 +16,8 @@ from typing import NoReturn
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
+from plstm import models
+
 KEY = re.compile(r'Parser key "([^"]+)":')
 REFUSED = re.compile(r"(?:(?:Group '([^']+)'|Subcommand \S+) does not accept o|O)ption '([^']+)'")
 CLASS = re.compile(r"class_path[= ]'([\w.]+)'")
@@ -22,11 +28,19 @@ GOT = [
     re.compile(r"Given value: NestedArg\(.*val='?(.*?)'?\)$", re.MULTILINE),
     re.compile(r"Given value: (?!Namespace|NestedArg)(.+?)(?:\. Got value.*)?$", re.MULTILINE),
 ]
+NO_CLASS = re.compile(r"expects a function or a callable class: (?!Parser key)(.+?)\.+ Got value")
 SHOWN = 16  # known subclasses named in the help of an argument, at most
 LISTED = 40  # arguments named in place of one that is unlike all of them, at most
+# Schedulers that are abstract or made of other schedulers, which no argument can name.
+NOT_BY_NAME = {"LRScheduler", "SequentialLR", "ChainedScheduler"}
+KNOWN_NETS = (
+    "known nets: the files of configs/net, "
+    + ", ".join(f"plstm.models.{x}" for x in models.__all__ if x.endswith("Model"))
+    + ", or a class of your own"
+)
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 FROM_ELSEWHERE = ("in_dim", "out_dim", "net_args", "params")  # the data, and the model, know these
-NAMES = {"Sequence": "a list", "Iterable": "a list"}
+NAMES = dict.fromkeys(("Sequence", "Iterable", "list", "tuple"), "a list")
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -37,14 +51,16 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         text = super()._get_help_string(action)
+        if action.dest.split(".")[-1] == "net":
+            return re.sub(r"known subclasses: [\w., ]+", KNOWN_NETS, text)
         return re.sub(r"known subclasses: ([\w., ]+)", _chosen, text)
 
 
 def _chosen(match: re.Match[str]) -> str:
-    names = match[1].split(", ")
+    names = [name for name in match[1].split(", ") if name.split(".")[-1] not in NOT_BY_NAME]
     ours = [name for name in names if re.fullmatch(r"plstm\.\w+", name)]
     if len(names) <= SHOWN or not ours:
-        return match[0]
+        return f"known subclasses: {', '.join(names)}"
     return f"known subclasses: {', '.join(ours)} and {len(names) - len(ours)} more"
 
 
@@ -98,12 +114,15 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         name, names = unknown[1].split(".")[0], _parameters(CLASS.findall(message)[-1])
         return f"there is no {key}.{unknown[1]}{_meant(name, names)}"
     if missing := re.search(r"arguments are required: (.*)", message):
+        if key:
+            return f"{key} needs {missing[1]}"
         return f"needs {missing[1]}; name the config of a task: --config configs/quickstart.yaml"
     if wrong := re.match(r"Unexpected config: *(.*)", message):
         return f"a config must be YAML with keys like model, data and trainer, got {wrong[1]!r}"
     if key and (kinds := _kinds(message)):
         got = next((found[1] for pattern in GOT if (found := pattern.search(message))), None)
-        return f"{key} must be {' or '.join(kinds)}" + (f", got {got}" if got else "")
+        why = f" ({_plain(wrong[1])})" if (wrong := NO_CLASS.search(message)) else ""
+        return f"{key} must be {' or '.join(kinds)}" + (f", got {got}{why}" if got else "")
     return _flat(message)
 
 
@@ -143,11 +162,17 @@ def _kinds(message: str) -> list[str]:
     reason = message[[found.end() for found in KEY.finditer(message)][-1] :]
     found = EXPECTED.findall(reason)
     kinds = [NAMES.get(name, name) or f"one of {choices}" for name, choices in found]
-    if "dot import path" in reason or "Unexpected import path" in reason:
+    no_class = ("dot import path", "Unexpected import path", "callable class")
+    if any(text in reason for text in no_class):
         kinds.append("the name of a class")
     if "Expected a path" in reason and not {"int", "float"} & set(kinds):
         kinds.append("a file")
     return [kind for kind in dict.fromkeys(kinds) if kind != "NoneType"]
+
+
+def _plain(reason: str) -> str:
+    """A reason in which classes have their names only."""
+    return re.sub(r"<class '(\w+\.)*(\w+)'>", r"\2", reason)
 
 
 def _flat(message: str) -> str:

@@ -3,41 +3,29 @@
 import copy
 import re
 import warnings
-from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from tasks.callbacks.checkpoints import FOLDER, LAST, check_writable, read_checkpoint
+from tasks.callbacks.checkpoints import LAST, check_writable
 from tasks.callbacks.metrics_file import open_metrics_files
+from tasks.checkpoint_file import FOLDER, read_checkpoint
+from tasks.cli.run_lock import only_writer
+from tasks.cli.same_command import PLACES, AnotherCommand, Change, differences
+from tasks.data import checksums_of
+from tasks.runs import run_folder
 
 HELP = (
     "Go on with the run of this folder, for example runs/text/version_0, with the command it was "
     "started with; 'auto' takes the newest run of this command, and starts a new one if there is "
     "none."
 )
-# What may differ from the command that started the run.
-FREE = (
-    "ckpt_path",
-    "weights_only",
-    "last_checkpoint",
-    "trainer.accelerator",
-    "trainer.strategy",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.max_epochs",
-    "trainer.max_steps",
-    "trainer.max_time",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.profiler",
-    "data.init_args.num_workers",
-)
-FREE_OF_LOGGERS = ("save_dir", "name", "version", "id", "offline")
 LOGGER = "trainer.logger"
 
 
@@ -48,6 +36,7 @@ class Resumed:
     folder: Path
     checkpoint: Path | None
     state: dict[str, object]  # what the checkpoint keeps for this purpose
+    moved: list[Change]  # where the data are
 
     @property
     def rows(self) -> list[int | None]:
@@ -55,16 +44,20 @@ class Resumed:
         return self.state.get("rows", [])
 
 
-def find_run(parser: ArgumentParser, config: Namespace, resume: str | None) -> Resumed | None:
+def find_run(
+    parser: ArgumentParser, config: Namespace, resume: str | None, held: ExitStack
+) -> Resumed | None:
     """The run that `--resume` means, None if there is none to go on with.
 
     Args:
         parser: Of the subcommand fit.
         config: What it parsed.
         resume: A folder, "auto" or None.
+        held: Gets the lock of the run's folder.
 
     Raises:
         ValueError: no run in the folder; its command was another one; no checkpoint can be read.
+        OSError: another process is training the run.
     """
     if resume is None:
         return None
@@ -75,15 +68,18 @@ def find_run(parser: ArgumentParser, config: Namespace, resume: str | None) -> R
         raise ValueError("--resume needs a run folder: name a logger, --trainer.logger=CSVLogger")
     command = yaml.safe_load(parser.dump(config, skip_none=False))
     if resume != "auto":
-        return _open(Path(resume), command)
-    parent = Path(*_name(loggers[0]))
+        return _open(Path(resume), command, held)
+    parent, others = Path(*_name(loggers[0])), []
     for folder in sorted(parent.glob("*/"), key=_last_saved, reverse=True):
         try:
             if _checkpoints(folder):
-                return _open(folder, command)
+                return _open(folder, command, held)
+        except AnotherCommand as error:
+            others.append(str(error))
         except ValueError as error:
             rank_zero_info(f"Not resumed: {error}")
-    rank_zero_info(f"--resume auto: no run in {parent} to go on with, a new one starts")
+    newest = f" (the newest: {others[0]})" if others else ""
+    rank_zero_info(f"--resume auto: no run in {parent} to go on with, a new one starts{newest}")
     return None
 
 
@@ -92,9 +88,10 @@ def in_folder(
 ) -> Namespace | list[Namespace]:
     """The same loggers, but writing where those of the run did."""
     copies = [copy.deepcopy(logger) for logger in _as_list(loggers)]
-    versions = resumed.state.get("versions", [])
-    for logger, version in zip(copies[1:], versions[1:], strict=False):
-        logger.init_args.version = version
+    before = resumed.state.get("loggers", [])
+    for logger, (kind, version) in zip(copies[1:], before[1:], strict=False):
+        if logger.class_path.split(".")[-1] == kind:
+            logger.init_args.version = version
     first = copies[0].init_args
     number = re.fullmatch(r"version_(\d+)", resumed.folder.name)
     first.version = int(number[1]) if number else resumed.folder.name
@@ -104,22 +101,57 @@ def in_folder(
     return copies if isinstance(loggers, list) else copies[0]
 
 
-def prepare(trainer: Trainer, resumed: Resumed | None) -> None:
+def prepare(
+    trainer: Trainer, data: LightningDataModule | None, resumed: Resumed | None, held: ExitStack
+) -> None:
     """Make sure that a run can write its folder; keep the metrics that a resumed one has logged.
 
+    Args:
+        trainer: Its loggers have not logged yet.
+        data: What the run will train on.
+        resumed: The run to go on with, None for a new one.
+        held: Gets the lock of the folder of a new run.
+
     Raises:
-        OSError: the folder cannot be written.
+        ValueError: a resumed run was trained on other data.
+        OSError: the folder cannot be written; another process is training there.
     """
+    if resumed is not None:
+        _check_data(resumed, data)
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             check_writable(Path(logger.save_dir or "."))
+        if resumed is None and (folder := _new_folder(trainer)):
+            held.enter_context(only_writer(folder))
     open_metrics_files(trainer, resumed.rows if resumed else None)
     if resumed is not None:
         for usual in ("Checkpoint directory .* exists", ".*your dataloader is not resumable"):
             warnings.filterwarnings("ignore", message=usual)
 
 
-def _open(folder: Path, command: dict[str, object]) -> Resumed:
+def _new_folder(trainer: Trainer) -> Path | None:
+    """The folder of a run, before a CSVLogger removes the metrics of a run that is there."""
+    first = trainer.logger
+    return Path(first.log_dir) if isinstance(first, CSVLogger) else run_folder(trainer)
+
+
+def _check_data(resumed: Resumed, data: LightningDataModule | None) -> None:
+    now, before = checksums_of(data), resumed.state.get("data")
+    if before is None:
+        return  # no step was made yet
+    changes = [f"{name} is new" for name in now if name not in before]
+    changes += [f"{name} is gone" for name in before if name not in now]
+    changes += [f"{name} has changed" for name in now if before.get(name, now[name]) != now[name]]
+    if changes:
+        raise ValueError(
+            f"--resume {resumed.folder}: the data are not those the run was trained on: "
+            f"{'; '.join(changes)}; bring those back, or leave out --resume to start a new run"
+        )
+    if resumed.moved and not now:
+        raise AnotherCommand(resumed.folder, resumed.moved)
+
+
+def _open(folder: Path, command: dict[str, object], held: ExitStack) -> Resumed:
     try:
         began = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
@@ -129,18 +161,15 @@ def _open(folder: Path, command: dict[str, object]) -> Resumed:
             f"--resume {folder}: no run was begun there, for it has no config.yaml that can be "
             "read; leave out --resume or name another folder"
         )
-    changes = list(_differences(began, command))
-    if changes:
-        shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changes[:5])
-        rest = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
-        raise ValueError(
-            f"--resume {folder}: the run was started with another command: {shown}{rest}; "
-            "repeat that command, or leave out --resume to start a new run"
-        )
-    return _newest_readable(folder, command["trainer"])
+    changes = differences(began, command)
+    moved = [change for change in changes if change[0] in PLACES]
+    if len(changes) > len(moved):
+        raise AnotherCommand(folder, [x for x in changes if x not in moved])
+    held.enter_context(only_writer(folder))
+    return _newest_readable(folder, command["trainer"], moved)
 
 
-def _newest_readable(folder: Path, trainer: dict[str, object]) -> Resumed:
+def _newest_readable(folder: Path, trainer: dict[str, object], moved: list[Change]) -> Resumed:
     broken = []
     for path in _checkpoints(folder):
         try:
@@ -155,11 +184,11 @@ def _newest_readable(folder: Path, trainer: dict[str, object]) -> Resumed:
             rank_zero_warn(f"{message}; going on from {path} instead")
         rest = "it is complete" if _is_complete(checkpoint, trainer) else "it goes on"
         rank_zero_info(f"Resumed {folder} after {checkpoint['global_step']} steps: {rest}")
-        return Resumed(folder, path, checkpoint["resume"])
+        return Resumed(folder, path, checkpoint["resume"], moved)
     if broken:
         raise ValueError(f"--resume {folder}: no checkpoint can be used: {'; '.join(broken)}")
     rank_zero_info(f"{folder} was stopped before its first checkpoint: it starts again")
-    return Resumed(folder, None, {})
+    return Resumed(folder, None, {}, moved)
 
 
 def _is_complete(checkpoint: dict, trainer: dict[str, object]) -> bool:
@@ -189,16 +218,3 @@ def _name(logger: Namespace) -> tuple[str, str]:
     given = logger.init_args
     name = given.get("project") if "project" in given else given.get("name")
     return str(given.get("save_dir") or "."), str(name or "")
-
-
-def _differences(old: object, new: object, key: str = "") -> Iterator[tuple[str, object, object]]:
-    if key in FREE or (key.startswith(LOGGER) and key.split(".")[-1] in FREE_OF_LOGGERS):
-        return
-    if isinstance(old, list) and isinstance(new, list):
-        old, new = dict(enumerate(old)), dict(enumerate(new))
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in {**old, **new}:
-            inner = f"{key}.{name}" if key else str(name)
-            yield from _differences(old.get(name), new.get(name), inner)
-    elif old != new:
-        yield key, old, new

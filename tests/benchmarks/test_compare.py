@@ -16,6 +16,7 @@ from benchmarks import __main__ as command
 from benchmarks import compare, quickstart, results
 from benchmarks.compare_report import METRICS, picture, report
 from benchmarks.quiet import NAMES
+from benchmarks.state_sizes import state_picture
 from tasks.classification import Classification
 from tests.tasks.runs import SMALL, TU_NAME
 
@@ -53,7 +54,7 @@ def test_runs_are_written_and_not_made_again(workplace, monkeypatch, capsys):
         assert row["torch"] == torch.__version__
         assert row["command"].startswith("python -m benchmarks compare --task=text")
         assert {"processor", "date", "commit", "device", "seconds"} <= row.keys()
-    memory = 4 * (128 * 32 + 3 * 128)  # per block 4 heads of 32 x 32 and a window of 3 positions
+    memory = 4 * (256 * 32 + 3 * 256)  # per block 8 heads of 32 x 32 and a window of 3 positions
     assert [row["state_size"] for row in rows] == [memory, None]
     table = (workplace / "out" / "compare_text.md").read_text()
     for row in rows:
@@ -270,3 +271,31 @@ def test_all_nets_of_the_task_by_default():
     assert {"plstm", "gin"} <= set(args.nets)
     assert args.seeds == [0, 1, 2]
     assert rest == ["--data.name=NCI1"]
+
+
+def test_accuracy_against_state_size(tmp_path):
+    """Rows that differ in arguments of the net make one picture, other arguments another."""
+    rows = []
+    for width, size in ((32, 8), (64, 16)):
+        for pairs in (4, 8):
+            arguments = f"--data.pairs={pairs} --model.net.dim={width}"
+            made = made_rows("recall", {"plstm": (width / 100, width / 200), "attention": (0.9,)})
+            sizes = {"plstm": size, "attention": None}
+            rows += [
+                row | {"arguments": arguments, "state_size": sizes[row["net"]]} for row in made
+            ]
+    compare.write_reports(tmp_path, "recall", rows, compare.setting(rows[0]))
+    assert (tmp_path / "compare_recall_state.png").read_bytes().startswith(PNG)
+    kin = [row for row in rows if compare.family(row) == compare.family(rows[0])]
+    assert {row["arguments"].split()[0] for row in kin} == {"--data.pairs=4"}
+    groups = [kin[: len(kin) // 2], kin[len(kin) // 2 :]]
+    axes = state_picture("recall", groups).axes[0]
+    (points,) = (bars.lines[0] for bars in axes.containers)
+    assert points.get_xydata().tolist() == [[8, 0.24], [16, 0.48]]
+    assert axes.get_legend_handles_labels()[1] == ["attention (state grows)", "plstm"]
+
+
+def test_one_state_size_makes_no_such_picture(tmp_path):
+    rows = made_rows("recall", {"plstm": (0.5,), "attention": (0.9,)})
+    compare.write_reports(tmp_path, "recall", rows, compare.setting(rows[0]))
+    assert not (tmp_path / "compare_recall_state.png").exists()

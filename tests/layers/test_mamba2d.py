@@ -21,7 +21,7 @@ def test_published_initial_values():
     for log_rate in (layer.A_left_log, layer.A_top_log):
         assert_close("A", log_rate.exp(), rates, 1e-6)
     for proj in (layer.dt_left_proj, layer.dt_top_proj):
-        assert proj.in_features == 5  # 80 / 16
+        assert proj.in_features == 3  # 40 / 16, rounded up
         dt = torch.nn.functional.softplus(proj.bias)
         assert (dt > 0.99e-3).all()
         assert (dt < 0.101).all()
@@ -58,13 +58,36 @@ def test_corners_are_half_a_turn_apart():
     assert_close("turned", make(corner="bottom_right")(x), turned)
 
 
+def test_local_path_by_hand():
+    """Position by position, of the neighbours that there are; the border is zero."""
+    layer, x = make(local_width=3), torch.randn(1, 3, 4, 8).double()
+    plain = make()
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    local, want = layer.local, torch.zeros_like(x)
+    (norm_weight, norm_bias), kernel = local.norm.parameters(), local.conv.weight[:, 0]
+    centred = x - x.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    u = (normed * norm_weight + norm_bias) @ local.in_proj.weight.T
+    assert u.shape[-1] == 16
+    u = local.in_activation.scale * u.clamp(min=0) ** 2 + local.in_activation.shift
+    for i in range(3):
+        for j in range(4):
+            total = torch.zeros(16).double()
+            for m in range(max(i - 1, 0), min(i + 2, 3)):
+                for n in range(max(j - 1, 0), min(j + 2, 4)):
+                    total += kernel[:, m - i + 1, n - j + 1] * u[0, m, n]
+            total = local.out_activation.scale * total.clamp(min=0) ** 2
+            want[0, i, j] = (total + local.out_activation.shift) @ local.out_proj.weight.T
+    assert_close("local path", layer(x) - plain(x), want, 1e-9)
+
+
 def test_local_path_reaches_its_width():
     layer = make(local_width=3)
     plain = make()
     plain.load_state_dict(layer.state_dict(), strict=False)
     x = torch.randn(1, 5, 6, 8).double()
     moved = x.clone()
-    moved[0, 2, 3] += 1
+    moved[0, 2, 3, :4] += 1  # all channels alike would be lost in the layer norm
     local = [layer(z) - plain(z) for z in (x, moved)]
     changed = (local[1] - local[0])[0].norm(dim=-1) > 1e-12
     want = torch.zeros(5, 6, dtype=torch.bool)

@@ -6,6 +6,7 @@ import torch
 from plstm import MLSTM
 from plstm.modules.block_diagonal import BlockDiagonal
 from tests.helpers import assert_close
+from tests.layers.mlstm_by_hand import mix_by_hand
 
 
 def perturbed(**kwargs):
@@ -24,36 +25,10 @@ def fix_gate(layer, name, logit):
         layer.gate_proj.bias.chunk(2)[part].fill_(logit)
 
 
-def silu(x):
-    return x * x.sigmoid()
-
-
 def by_hand(layer, x):
-    """The unstabilised recurrence, head by head; x (L, dim)."""
+    """The layer on x (L, dim)."""
     u, z = (x @ layer.up_proj.weight.T).chunk(2, -1)
-    c = silu(layer.conv(u[None])[0][0])
-    q, k, v = (
-        x @ torch.block_diag(*proj.weight).T
-        for proj, x in ((layer.q_proj, c), (layer.k_proj, c), (layer.v_proj, u))
-    )
-    input_logits, forget_logits = layer.gate_proj(torch.cat([q, k, v], -1)).chunk(2, -1)
-    heads = []
-    for h, (q_h, k_h, v_h) in enumerate(zip(*(p.chunk(2, -1) for p in (q, k, v)), strict=True)):
-        width, outs = q_h.shape[1], []
-        memory, normalizer = x.new_zeros(width, width), x.new_zeros(width)
-        for t in range(len(x)):
-            forget, write = forget_logits[t, h].sigmoid(), input_logits[t, h].exp()
-            key = k_h[t] / math.sqrt(width)
-            memory = forget * memory + write * torch.outer(key, v_h[t])
-            normalizer = forget * normalizer + write * key
-            outs.append(memory.T @ q_h[t] / (normalizer @ q_h[t]).abs().clamp(min=1))
-        out = torch.stack(outs)
-        heads.append(
-            (out - out.mean(-1, keepdim=True))
-            / (out.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
-        )
-    y = torch.cat(heads, -1) * layer.norm.weight + layer.skip * c
-    return layer.down_proj(y * silu(z))
+    return mix_by_hand(layer, u, z, layer.conv(u[None])[0][0])
 
 
 @pytest.mark.parametrize(

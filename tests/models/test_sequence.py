@@ -1,10 +1,13 @@
 import copy
+from contextlib import closing
 from functools import partial
+from itertools import islice
 
 import pytest
 import torch
 
 from plstm import FlattenedGrid, PLSTM1d, SequenceModel
+from plstm.models import sequence
 from tests.helpers import assert_close, gradients
 from tests.models.nets import SEQUENCE
 
@@ -112,10 +115,24 @@ def test_generate_keeps_the_mode_and_makes_no_graph(training):
 
 def test_generate_up_to_max_length():
     net = model(max_length=8)
-    assert net.generate(tokens(3), 5).shape == (2, 8)
+    assert net.generate(tokens(3), 6).shape == (2, 9)  # the last one is not read
     with pytest.raises(ValueError, match=r"only 8 positions have a code.*position 9"):
-        net.generate(tokens(3), 6)
+        net.generate(tokens(3), 7)
     assert net.training  # restored after the error too
+
+
+@all_mixers
+@pytest.mark.parametrize("piece", [1, 3, 4])
+def test_stream_reads_a_prompt_in_pieces(piece, mixers, monkeypatch):
+    net, x = model(mixers).double(), tokens(11)
+    want = net.generate(x, 9, temperature=0)[:, 11:]
+    monkeypatch.setattr(sequence, "PROMPT_PIECE", piece)
+    with closing(net.stream(x, temperature=0)) as samples:
+        got = torch.cat(list(islice(samples, 9)), 1)
+        assert not net.training
+        assert torch.is_grad_enabled()
+    assert net.training
+    assert torch.equal(got, want)
 
 
 def test_forward_beyond_max_length():

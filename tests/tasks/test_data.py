@@ -1,8 +1,16 @@
+import tracemalloc
 from itertools import chain
 
 import pytest
 
-from tasks.data import DataModule, FreshSampler, Shard, ShardedBatches, ShuffledSampler
+from tasks.data import (
+    DataModule,
+    FreshSampler,
+    Shard,
+    ShardedBatches,
+    ShuffledSampler,
+    chosen_seed,
+)
 
 
 def test_sampler_takes_every_sample_once():
@@ -91,3 +99,19 @@ def test_too_few_samples(arguments, message):
 def test_no_full_batch():
     with pytest.raises(ValueError, match=r"a batch of 4 samples .* got 3 .*or smaller batches"):
         ShardedBatches(FreshSampler(3), 4, drop_last=True)
+
+
+@pytest.mark.parametrize("sampler_class", [FreshSampler, ShuffledSampler])
+def test_memory_of_a_large_epoch(sampler_class):
+    size = 3_000_000
+    tracemalloc.start()
+    next(iter(ShardedBatches(sampler_class(size), 1000)))
+    assert tracemalloc.get_traced_memory()[1] < 10 * size / 4  # a list would take 8 and more each
+    tracemalloc.stop()
+
+
+def test_seed_of_the_run_is_that_of_the_data(monkeypatch):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    assert chosen_seed(None) == 0
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert (chosen_seed(None), chosen_seed(0), chosen_seed(3)) == (7, 0, 3)

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from tasks.cli import main
-from tests.helpers import assert_close
+from tasks.distributed import SyncBatchNorm
+from tests.helpers import assert_close, gradients
 from tests.tasks.processes import outcome_of, run_on_processes
 from tests.tasks.runs import CONFIGS, arguments
 
@@ -16,16 +18,19 @@ COMMON = ["--trainer.max_epochs=2", "--trainer.precision=64-true", "--model.net.
 TASKS = {  # further arguments; last batches are uneven where they are not left out
     "quickstart": ["--data.val_size=9"],
     "text": ["--data.train_windows=7"],
+    "streams": ["--data.train_windows=9", "--data.train_streams=true", "--data.eval_streams=true"],
     "tu": ["--data.num_folds=3"],
 }
-BATCH = {"quickstart": 4, "text": 2, "tu": 4}  # of each of two processes
+BATCH = {"quickstart": 4, "text": 2, "streams": 2, "tu": 4}  # of each of two processes
 
 
 def job(task, processes, *further, command="fit", strategy="ddp"):
     batch = f"--data.batch_size={2 * BATCH[task] // processes}"
+    config = "text" if task == "streams" else task
+    further = (f"--trainer.logger.name={task}", *further)
     files = [f"--config={CONFIGS}/trainer/{strategy}.yaml"] if processes > 1 else []
     devices = f"--trainer.devices={processes}"
-    return arguments(command, task, *files, *COMMON, *TASKS[task], batch, devices, *further)
+    return arguments(command, config, *files, *COMMON, *TASKS[task], batch, devices, *further)
 
 
 def fitted(place, task):
@@ -37,6 +42,33 @@ def predictions(place):
     *_, file = sorted(place.glob("runs/tu/*/predictions.pt"), key=lambda x: x.stat().st_mtime_ns)
     picture = file.with_name("confusion.png").read_bytes()
     return torch.load(file, weights_only=True)[""], picture
+
+
+KINDS = {  # of batch norm, and the shape of its input
+    "1d": (nn.BatchNorm1d, (4, 3)),
+    "1d of sequences": (nn.BatchNorm1d, (4, 3, 5)),
+    "2d": (nn.BatchNorm2d, (2, 3, 5, 4)),
+    "3d": (nn.BatchNorm3d, (2, 3, 1, 2, 3)),
+}
+OPTIONS = [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("kind", "shape"), KINDS.values(), ids=KINDS)
+def test_batch_norm_of_two_processes_with_the_same_batch(kind, shape, options, monkeypatch):
+    plain, net = (nn.Sequential(kind(3, **options)).double() for _ in range(2))
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("tasks.distributed.all_reduce", lambda x: 2 * x)
+    SyncBatchNorm().apply(net)
+    for training in (True, True, False):
+        plain.train(training), net.train(training)
+        x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        out, want = net(x), plain(torch.cat([x, x]))[: len(x)]
+        assert_close("out", out, want)
+        got, expected = gradients(out, {"x": x}), gradients(want, {"x": x})
+        assert_close("gradient", got["x"], expected["x"])
+        for name, value in plain.state_dict().items():
+            assert_close(name, net.state_dict()[name], value)
 
 
 def test_two_processes_equal_one(tmp_path):

@@ -1,4 +1,4 @@
-"""Options of a run that take one argument: accumulation, averaged weights, a search of the rate."""
+"""Options of a run that take one argument: accumulation, averaged weights."""
 
 import copy
 import subprocess
@@ -9,24 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from tasks.callbacks.lr_finder import SETTLED, fastest_fall
 from tests.helpers import assert_close
-from tests.tasks.runs import CONFIGS, arguments, folder_of, metrics_of, run
+from tests.tasks.runs import CONFIGS, arguments, run
 
 pytestmark = pytest.mark.usefixtures("workplace")
-
-FIND = [
-    "--trainer.callbacks+=FindLearningRate",
-    "--trainer.callbacks.num_training_steps=20",
-    "--trainer.callbacks.min_lr=1e-5",
-]
-
-
-def assert_same_weights(got, want, rtol):
-    got, want = (cli.model.net.state_dict() for cli in (got, want))
-    assert got.keys() == want.keys()
-    for name, weight in want.items():
-        assert_close(name, got[name], weight, rtol)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +24,9 @@ def test_accumulated_batches_equal_one_large_batch(config, more):
     large = run("fit", config, *more, "--data.batch_size=8")
     small = run("fit", config, *more, "--data.batch_size=2", "--trainer.accumulate_grad_batches=4")
     assert small.trainer.global_step == large.trainer.global_step == 3
-    assert_same_weights(small, large, 1e-9)
+    weights = small.model.net.state_dict()
+    for name, weight in large.model.net.state_dict().items():
+        assert_close(name, weights[name], weight, 1e-9)
 
 
 class Record(Callback):
@@ -72,41 +60,6 @@ def test_averaged_weights_are_validated_and_kept(config, more):
                 want = 0.5 * want + 0.5 * trained
             assert_close(name, weight, want, 1e-6)
             assert torch.equal(validated[name], weight), name
-
-
-@pytest.mark.parametrize("more", [[], ["--trainer.accumulate_grad_batches=4"]])
-def test_found_learning_rate_counts_as_that_of_the_optimizer(more):
-    found = run("fit", "text", *FIND, *more)  # an epoch has two batches
-    (finder,) = (x for x in found.trainer.callbacks if type(x).__name__ == "FindLearningRate")
-    results = finder.optimal_lr.results
-    lr = fastest_fall(results["lr"][SETTLED:], results["loss"][SETTLED:])
-    assert 1e-5 < lr < 1
-    given = run("fit", "text", f"--model.optimizer.lr={lr}", *more)
-    assert_same_weights(found, given, 0.0)
-    assert metrics_of(found) == metrics_of(given)
-    assert (folder_of(found) / "learning_rate.png").is_file()
-    assert not (folder_of(given) / "learning_rate.png").exists()
-    assert not list(Path().glob(".lr_find*"))
-
-
-def test_resumed_run_keeps_the_found_rate():
-    found = run("fit", "text", *FIND)
-    lr = found.trainer.lr_scheduler_configs[0].scheduler.base_lrs
-    resumed = run("fit", "text", *FIND, f"--resume={folder_of(found)}", "--trainer.max_epochs=2")
-    assert resumed.trainer.global_step == 4
-    assert resumed.trainer.lr_scheduler_configs[0].scheduler.base_lrs == lr
-
-
-def test_fastest_fall():
-    rates = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
-    assert fastest_fall(rates, [2.0, 1.9, 1.0, 0.95, 3.0]) == 1e-3
-    assert fastest_fall(rates, [2.0, 1.9, 1.7, 1.0, 0.1]) == 1.0
-
-
-@pytest.mark.parametrize("losses", [[], [1.0], [1.0, 1.0, 2.0], [float("nan")] * 3])
-def test_loss_that_falls_nowhere(losses):
-    with pytest.raises(ValueError, match=r"FindLearningRate: the loss must fall.*for longer"):
-        fastest_fall([0.1, 0.2, 0.4][: len(losses)], losses)
 
 
 @pytest.mark.slow

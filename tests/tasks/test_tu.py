@@ -1,5 +1,7 @@
 """TUData: a data set written by hand, its folds and cache, and MUTAG if it is there."""
 
+import os
+import shutil
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch_geometric.datasets import TUDataset
 
 from plstm.graph import LineGraph, ToDag
 from plstm.graph.prepared import line_graph
@@ -59,6 +62,22 @@ def test_sizes_are_known_before_setup(tiny: Path) -> None:
     assert data.eval_names == [""]
 
 
+def test_classes_have_the_labels_of_the_file(tiny: Path) -> None:
+    data = make(tiny)
+    assert data.class_names == ["-1", "1"]
+    assert data.dataset[0].y == 1  # the first graph has the label 1
+    assert data.dataset[1].y == 0
+
+
+def test_atoms_have_names_where_a_description_lists_all(tiny: Path) -> None:
+    assert make(tiny).node_names is None
+    file = tiny / "TINY" / "raw" / "README.txt"
+    file.write_text("Node labels:\n\n  0  C\n  1  Cl\n\nEdge labels:\n\n  0  aromatic\n  2  3\n")
+    assert make(tiny).node_names is None  # of three kinds
+    file.write_text("Node labels:\n\t0\tC  \n\t1\tCl \n\t2\tN\nEdge labels:\n  0  aromatic\n")
+    assert make(tiny).node_names == ["C", "Cl", "N"]
+
+
 class Counted(ToDag):
     """Counts the graphs it prepares, and may fail."""
 
@@ -101,6 +120,85 @@ def test_prepared_data_is_read_where_nobody_may_write(tiny: Path, counted: Count
     assert len(DagTUDataset(str(tiny), "TINY", counted)) == COUNT
     assert not (tiny / "TINY" / "preparing.lock").exists()
     assert Counted.count == COUNT
+
+
+def test_changed_files_never_come_from_the_cache(tiny: Path) -> None:
+    before = make(tiny).dataset
+    file = tiny / "TINY" / "raw" / "TINY_graph_labels.txt"
+    labels = file.read_text().split()
+    file.write_text("".join(f"{label}\n" for label in labels[::-1]))
+    after = make(tiny).dataset
+    assert torch.equal(after.y, before.y.flip(0)) and not torch.equal(after.y, before.y)
+    assert after.checksums.keys() == before.checksums.keys()
+    changed = {name for name, old in before.checksums.items() if after.checksums[name] != old}
+    assert changed == {"TINY_graph_labels.txt"}
+
+
+WRONG_FILES = {
+    "graph_labels": {
+        lambda text: text + "1\n": f"graph_labels.txt has {COUNT + 1} lines for {COUNT} graphs",
+        lambda text: text.rstrip(): "the last line of TINY_graph_labels.txt must end in a line b",
+        lambda text: None: "TINY_graph_labels.txt is missing",
+    },
+    "node_labels": {lambda text: text + "1\n": "node_labels.txt has 73 lines for 72 nodes"},
+    "edge_labels": {lambda text: text + "1\n": "edge_labels.txt has 97 lines for 96 edges"},
+    "edge_attributes": {lambda text: "7\n": "edge_attributes.txt has 1 lines for 96 edges"},
+    "graph_indicator": {
+        lambda text: "2" + text[1:]: "graph_indicator.txt must not fall from line to line"
+    },
+    "A": {
+        lambda text: text + "1, 3\n": "A.txt joins nodes of two graphs",
+        lambda text: text + "0, 1\n": r"A.txt names nodes outside of 1\.\.72",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "change", "message"),
+    [(what, change, text) for what, cases in WRONG_FILES.items() for change, text in cases.items()],
+)
+def test_files_that_do_not_fit_one_another(tiny: Path, what, change, message) -> None:
+    file = tiny / "TINY" / "raw" / f"TINY_{what}.txt"
+    text = change(file.read_text())
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(ValueError, match=rf"TUData: the files of TINY in .*\(.*{message}") as got:
+        make(tiny).dataset  # noqa: B018
+    assert "remove" not in str(got.value)
+
+
+def test_data_that_cannot_be_written_are_prepared_elsewhere(
+    tiny: Path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tiny / "cache"))
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)  # the superuser writes anywhere
+    before = set((tiny / "TINY").rglob("*"))
+    data = make(tiny)
+    assert len(data.dataset) == COUNT
+    assert set((tiny / "TINY").rglob("*")) == before
+    cache = tiny / "cache" / "plstm" / "tu" / "TINY"
+    assert Path(data.dataset.processed_dir).parent == cache
+    assert f"TINY cannot be written; prepared graphs are kept in {cache}" in caplog.text
+
+
+def test_download_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
+    def download(self: TUDataset) -> None:
+        written = write_tiny(tmp_path / "source") / "TINY" / "raw"
+        for file in written.iterdir():
+            file.rename(Path(self.raw_dir, file.name))
+            if fails:
+                raise ConnectionError("lost")
+
+    monkeypatch.setattr(TUDataset, "download", download)
+    fails = True
+    with pytest.raises(
+        OSError, match=r"could not download TINY \(lost\).*put its files into .*raw$"
+    ):
+        make(tmp_path).dataset  # noqa: B018
+    assert not (tmp_path / "TINY" / "raw").exists()
+    shutil.rmtree(tmp_path / "source")
+    fails = False
+    assert len(make(tmp_path).dataset) == COUNT
+    assert {x.name for x in (tmp_path / "TINY").iterdir() if x.name.endswith("partial")} == set()
 
 
 def test_graphs_without_labels(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_data():
         ({"elements": "some"}, "WordData: elements must be one of 'all', .*, got 'some'"),
         ({"length": 0}, "WordData: a length must be a number in 1..65535, or .*, got 0"),
         ({"length": (5, 3)}, r"WordData: a length must be .*, got \(5, 3\)"),
-        ({"extrapolation_lengths": (64,)}, r"the greatest lengths .* must differ, .*\[64, 64\]"),
+        ({"extrapolation_lengths": (64,)}, r"the sizes .* must differ, .*\[64, 64\]"),
         ({"seed": -1}, "WordData: seed must lie in 0..4294967295, got -1"),
     ],
     ids=str,

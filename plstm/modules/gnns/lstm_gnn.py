@@ -5,15 +5,15 @@ from torch import Tensor, nn
 
 
 class LSTMGNN(nn.Module):
-    """An LSTM cell per node that reads the sum of its neighbours' outputs at every step.
+    """An LSTM cell per node that reads the mean of its neighbours' outputs at every step.
 
-    m_i = sum_{j in N(i)} h_j
-    h_i, c_i <- LSTMCell(m_i, (h_i, c_i))
+    h_i = 0,   c_i = x_i   at the start
+    m_i = mean_{j in N(i)} h_j,   h_i, c_i <- LSTMCell(m_i, (h_i, c_i))   at every step
+    y_i = tanh(c_i)   at the end
 
-    Our reading of "LSTM-GNN" in the pLSTM experiments, which give no formula: h starts as the node
-    features and c as zero, all nodes and steps share one cell, messages have no linear map apart
-    from the input map of the cell, and edge features are not used. Steps take the place of layers:
-    their number does not change the number of parameters.
+    The mean over no neighbours is 0. All nodes and steps share one cell, so the number of steps
+    does not change the number of parameters; edge features are not used. The first step has no
+    messages yet: n steps see n - 1 edges far.
 
     Args:
         in_channels: Width of the node features; equal to hidden_channels.
@@ -23,6 +23,8 @@ class LSTMGNN(nn.Module):
 
     Raises:
         ValueError: the two widths differ.
+
+    Source: the baseline "LSTM-GNN" of the experiments of arXiv 2506.11997.
     """
 
     supports_edge_attr = False
@@ -33,8 +35,8 @@ class LSTMGNN(nn.Module):
         super().__init__()
         if in_channels != hidden_channels:
             raise ValueError(
-                "LSTMGNN: in_channels must equal hidden_channels, since the output starts as the "
-                f"input, got {in_channels} and {hidden_channels}; encode the nodes first"
+                "LSTMGNN: in_channels must equal hidden_channels, since the cell state starts as "
+                f"the input, got {in_channels} and {hidden_channels}; encode the nodes first"
             )
         self.num_layers = num_layers
         self.cell, self.dropout = nn.LSTMCell(hidden_channels, hidden_channels), nn.Dropout(dropout)
@@ -48,9 +50,10 @@ class LSTMGNN(nn.Module):
     ) -> Tensor:
         """Map x (N, hidden_channels) along edge_index (2, E) to the same shape."""
         src, dst = edge_index
-        state = x, torch.zeros_like(x)
+        neighbours = x.new_zeros(len(x), 1).index_add(0, dst, x.new_ones(len(dst), 1))
+        hidden, cell = torch.zeros_like(x), x
         for _ in range(self.num_layers):
-            out = self.dropout(state[0])
+            out = self.dropout(hidden)
             message = torch.zeros_like(out).index_add(0, dst, out.index_select(0, src))
-            state = self.cell(message, state)
-        return state[0]
+            hidden, cell = self.cell(message / neighbours.clamp(min=1), (hidden, cell))
+        return torch.tanh(cell)

@@ -79,7 +79,8 @@ def mlstm(
             backend.
 
     Source: arXiv 2405.04517, equations (19) to (27); the 0 in m_t is ours: it keeps e^{-m} from
-        overflowing, and changes no output.
+        overflowing, and changes no output. The authors' code adds 1e-6 to the denominator of the
+        stabilised form; we leave it out, as the equations do: with it the output depends on m_t.
     """
     check_choice("mlstm", "backend", backend, ("auto", "naive", "chunk"))
     _check(q, k, v, input_gate, forget_gate, state, "B" if cu_seqlens is None else "S")

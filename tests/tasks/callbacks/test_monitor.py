@@ -16,13 +16,14 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.wandb_file import WandbFile
 from plstm.ops.flops import FORMULAS
 from tasks.callbacks import monitor
 from tasks.callbacks.monitor import Monitor, gradient_norm, is_compiled
 from tasks.runs import run_folder
-from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run
-from tests.tasks.wandb_file import WandbFile, end_wandb
+from tests.tasks.runs import CONFIGS, SMALL, end_wandb, folder_of, metrics_of, run
 
+ALONE = "--standard_callbacks=false"
 WANDB = f"--config={CONFIGS / 'logger' / 'wandb.yaml'}"
 PNG = b"\x89PNG"
 
@@ -173,7 +174,7 @@ def workplace(workplace, monkeypatch):
 @pytest.mark.parametrize("config", ["quickstart", "text", "tu"])
 def test_monitoring_changes_nothing(config, workplace):
     watched, alone = (
-        metrics_of(run("fit", config, f"--trainer.callbacks=[{callback}]"))
+        metrics_of(run("fit", config, ALONE, f"--trainer.callbacks=[{callback}]"))
         for callback in ("tasks.callbacks.monitor.Monitor", "")
     )
     assert watched.pop("train/grad_norm") > 0
@@ -181,7 +182,7 @@ def test_monitoring_changes_nothing(config, workplace):
 
 
 def test_operations_are_those_of_a_training_step(workplace):
-    cli = run("fit", "text", "--trainer.callbacks=[tasks.callbacks.monitor.Monitor]")
+    cli = run("fit", "text", ALONE, "--trainer.callbacks=[tasks.callbacks.monitor.Monitor]")
     facts = json.loads((folder_of(cli) / "facts.json").read_text())
     x, targets = next(iter(cli.datamodule.train_dataloader()))
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ import plstm
 from plstm.graph import LineGraph, ToDag
 from plstm.models import SequenceModel, VisionModel
 from tasks import classification
-from tasks.cli import run_process
 from tests.tasks.runs import TU_NAME, arguments, folder_of, run
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -23,28 +21,10 @@ pytestmark = pytest.mark.usefixtures("workplace")
 RAW = Path("tu", TU_NAME, "raw", f"{TU_NAME}_")
 
 
-@pytest.fixture
-def told(monkeypatch, capsys):
-    """What train.py says before it exits with code 2."""
-
-    def run_and_read(*args):
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, args)])
-        with pytest.raises(SystemExit) as stopped:
-            run_process()
-        assert stopped.value.code == 2
-        said = capsys.readouterr().err
-        assert "Traceback" not in said
-        lines = said[said.index("train.py: ") :].splitlines()
-        assert len(lines) <= 3, lines
-        assert "--debug" in lines[-1]
-        return " ".join(lines[:-1])
-
-    return run_and_read
-
-
 def config(text):
-    """A config beside that of the quick start."""
-    Path("mine.yaml").write_text(text, "utf-8")
+    """A config beside that of the quick start, and one that it may name."""
+    Path("mine.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    Path("inner.yaml").write_text("'\n", "utf-8")
     return arguments("fit", "quickstart", "--config=mine.yaml")
 
 
@@ -56,7 +36,8 @@ WRONG_ARGUMENTS = {
     "--trainer.logger=NoLogger": "trainer.logger must be .*the name of a class.*, got NoLogger",
     "--trainer.callbacks+=NoCallback": "trainer.callbacks must be the name of a class",
     "--trainer.accelerator=tpu": "Requirement 'torch_xla.*' not met",
-    "--trainer.devices=0": r"Trainer\(devices='0'\)` value is not a valid input",
+    "--trainer.devices=0": "trainer.devices must be auto, a number from 1 on, .* got 0",
+    "--trainer.devices=-1": "`devices` selected with `CPUAccelerator` should be an int > 0",
     "--data=NoData": "data must be the name of a class or a file, got NoData",
     "--data.batchsize=3": r"there is no data.batchsize; did you mean batch_size\?",
     "--data.batch_size=x": "data.batch_size must be int, got x",
@@ -66,9 +47,15 @@ WRONG_ARGUMENTS = {
     "--data.radius=[5,3]": "ArrowData: radius must be the least and the greatest .* 5.0 and 3.0",
     "--data.line_width=[0,3]": "ArrowData: line_width must be",
     "--data.seed=99999999999": "ArrowData: seed must lie in 0..4294967295",
+    "--data.test_size=-1": "ArrowData: test_size must be 1 or more, got -1",
+    "--data.extrapolation_sizes=[32]": r"sizes of the sets must differ, .* got \[32, 32\]",
+    "--data.extrapolation_sizes=48": "data.extrapolation_sizes must be a list, got 48",
     "--data.padding=40": "ArrowData: the padded square must be wider than twice",
     "--model=TUData": "model must be the name of a class",
     "--model.net=no/file.yaml": "model.net must be .* a file, got no/file.yaml",
+    "--model.net=plstm.NoNet": r"a class or a file, got plstm.NoNet \(module 'plstm' has no",
+    "--model.optimizer=torch.nn.Linear": r"torch.nn.Linear \(Expected .* subclass of Optimizer\)",
+    "--model.scheduler=ExponentialLR": "^train.py: model.scheduler needs gamma",
     "--model.net.depth=2.5": "model.net.depth must be int, got 2.5",
     "--model.net.depth=0": "build_blocks: need depth >= 1",
     "--model.net.dim=50": "dim must be divisible by num_heads, got dim=50 and num_heads=6",
@@ -83,7 +70,7 @@ WRONG_ARGUMENTS = {
     "--model.scheduler.warmup=1.5": r"WarmupCosine: warmup is a share .* in \[0, 1\), got 1.5",
     "--model.optimiser.lr=1": r"there is no model.optimiser.lr.*; did you mean optimizer\?",
     "--trainer.max_epochs=-1": "the learning rate follows the share of all steps",
-    "--trainer.accumulate_grad_batches=0": "accumulate_grad_batches must be more than 0",
+    "--trainer.accumulate_grad_batches=-2": "accumulate_grad_batches must be 1 or more, got -2",
     "--trainer.callbacks+=FindLearningRate --trainer.callbacks.min_lr=0": (
         "FindLearningRate: needs 0 < min_lr < max_lr"
     ),
@@ -100,7 +87,11 @@ def test_argument(argument, message, told):
 CONFIGS_AT_FAULT = {
     "modle: 3\n": r"there is no modle; did you mean model\?",
     "trainer:\n  max_step: 3\n": r"there is no trainer.max_step; did you mean max_steps\?",
-    "model: [\n": "Problems parsing config: .*line 2",
+    "model: [\n": "mine.yaml, line 2, column 1: a config must be YAML, expected the node content",
+    "model:\n\tnet: 3\n": r"mine.yaml, line 2, column 1: .*'\\t' .*; YAML is indented with spaces",
+    "model: \0\n": "mine.yaml: a config must be YAML, unacceptable character #x0000",
+    b"model: \xff\n": r"mine.yaml: a config must be a text file \(UTF-8\)",
+    "model:\n  init_args:\n    net: inner.yaml\n": "inner.yaml, line 2, column 1: .*unexpected end",
     "": "a config must be YAML with keys like model, data and trainer, got ''",
     "words\n": "a config must be YAML .*, got 'words'",
     "data:\n  init_args: 3\n": "data: Problem with given class_path 'tasks.arrow.ArrowData'",
@@ -110,6 +101,18 @@ CONFIGS_AT_FAULT = {
 @pytest.mark.parametrize(("text", "message"), CONFIGS_AT_FAULT.items())
 def test_config(text, message, told):
     assert re.search(message, told(*config(text)))
+
+
+def test_config_of_a_class(told):
+    net = Path(__file__).parents[3] / "configs" / "net" / "plstm_text.yaml"
+    message = told("fit", "--config", net)
+    assert "plstm_text.yaml: a config must have keys like model" in message
+    assert f"--model.net {net}" in message
+
+
+def test_config_of_any_suffix(told):
+    Path("mine.txt").write_text("a: b: c\n")
+    assert "mine.txt, line 1, column 5: a config must be YAML" in told("fit", "--config=mine.txt")
 
 
 def test_no_config(told):

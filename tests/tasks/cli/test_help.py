@@ -2,6 +2,7 @@
 
 import inspect
 import pydoc
+import re
 import sys
 
 import pytest
@@ -55,6 +56,33 @@ def test_help_of_classes(arguments, shown, capsys, monkeypatch):
     text = help_of(capsys, monkeypatch, "fit", config, *arguments)
     assert shown in text
     assert len(text) < 20_000  # the known subclasses of Module alone are more
+
+
+def test_help_lists_schedulers_that_can_be_named(capsys, monkeypatch):
+    config = f"--config={CONFIGS / 'quickstart.yaml'}"
+    text = help_of(capsys, monkeypatch, "fit", config, "--model.help=Classification")
+    text = "".join(text[text.index("--model.scheduler SCHEDULER") :].split())
+    assert "lr_scheduler.StepLR" in text
+    assert "tasks.optim.WarmupCosine" in text
+    for name in ("LRScheduler,", "SequentialLR", "ChainedScheduler"):
+        assert f"lr_scheduler.{name}" not in text
+
+
+def test_help_of_checkpoints(capsys, monkeypatch):
+    text = " ".join(help_of(capsys, monkeypatch, "test", "--help").split())
+    assert "File with the weights, for example RUN/checkpoints/best.ckpt." in text
+    assert '"last"' not in text
+
+
+def test_help_of_the_net_lists_nets(capsys, monkeypatch):
+    arguments = [f"--config={CONFIGS / 'quickstart.yaml'}", "--model.help=Classification"]
+    text = " ".join(help_of(capsys, monkeypatch, "fit", *arguments).split())
+    (known,) = re.findall(r"--model.net NET Factory .*?known nets: (.*?)\)", text)
+    for net in ("VisionModel", "SequenceModel", "GraphModel", "GNNModel"):
+        assert f"plstm.models.{net}" in known
+    assert "configs/net" in known
+    assert "PLSTM2d" not in known  # a mixer
+    assert "more" not in known
 
 
 def named(value):
