@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from plstm.checks import accumulation_dtype, check_positive, check_shapes, without_autocast
 from plstm.modules.block_diagonal import BlockDiagonal
-from plstm.modules.contraction import contraction
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm, RMSNorm
+from plstm.modules.orthogonal import orthogonal
 from plstm.ops.packed import CuSeqlens, Packing, as_packing
 from plstm.ops.plstm_1d import plstm_1d
 
@@ -39,12 +39,12 @@ class PLSTM1d(nn.Module):
     With `lanes` = J > 1, the form that tracks state, the values of a head are split over J lanes
     that a matrix mixes:
 
-        T_t = tanh(5 z_t) (3 O_t - O_t O_t^T O_t) / 2,   O_t = Z_t / |Z_t|
+        T_t = tanh(5 z_t) O_t
         r_t = scale * (M_t C_t^T q_t + D_t (q_t . k_t) v_t)
 
-    Z_t is a J x J linear map of c and |.| the spectral norm, so that of T_t is at most 1. T_t can
-    be any rotation or reflection, and training can turn one continuously into the other. The memory
-    starts from a learned k_0 v_0^T, for zeros cannot be rotated, and is read after the update.
+    O_t is the orthogonal matrix nearest to a J x J linear map of c, with a straight-through
+    gradient, see `plstm.modules.orthogonal`: a rotation or a reflection. The memory starts from a
+    learned k_0 v_0^T, for zeros cannot be rotated, and is read after the update.
 
     Args:
         dim: Model width.
@@ -248,7 +248,7 @@ class PLSTM1d(nn.Module):
             z = self.mixing_proj(x.to(self.mixing_proj.weight.dtype))
             z = z.to(accumulation_dtype(z))
             shape = {"h": self.num_heads, "i": self.lanes}
-            return contraction(rearrange(z, "b l (h j i) -> b l h j i", **shape))
+            return orthogonal(rearrange(z, "b l (h j i) -> b l h j i", **shape))
 
     def _first_memory(self, x: Tensor, packing: Packing | None) -> Tensor | None:
         """The memory before the first position, of every sequence; None for zeros."""

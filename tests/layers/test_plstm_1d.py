@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from plstm import PLSTM1d
-from plstm.modules.contraction import contraction
+from plstm.modules.orthogonal import orthogonal
 from plstm.ops.plstm_1d import plstm_1d
 from tasks.words import draw_words, group_elements
 from tests.helpers import assert_close
@@ -47,7 +47,7 @@ def test_lanes_by_their_formula():
     q, k, v = (proj(x).unflatten(-1, (2, 6)) for proj in (layer.q_proj, layer.k_proj, layer.v_proj))
     source, mark, direct, decay = layer.gate_proj(x).unflatten(-1, (4, 2, 1)).unbind(2)
     z = layer.mixing_proj(x).unflatten(-1, (2, 3, 3))
-    transition = (5 * decay[..., None]).tanh() * contraction(z)
+    transition = (5 * decay[..., None]).tanh() * orthogonal(z)
     memory = (layer.first_key * layer.first_value).expand(2, -1, -1, -1, -1)  # (B, H, K, V, J)
     for t in range(7):
         written = k[:, t, :, :, None] * source[:, t, :, None].sigmoid() * v[:, t, :, None]
