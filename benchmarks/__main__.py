@@ -5,6 +5,7 @@ scaled_dot_product_attention, on graphs GIN of PyTorch Geometric, on a GPU also 
 flash-linear-attention where they are installed.
 
 python -m benchmarks compare: nets trained with the same budget, see compare --help.
+python -m benchmarks sweep FOLDER: loss against learning rate of the runs of a sweep.
 python -m benchmarks leaks: what parts of an arrow-pointing image tell of its label.
 python -m benchmarks streaming: a text read as one stream and in windows by the net of a run.
 python -m benchmarks kernels: what the Triton kernels need on GPUs, compiled without one.
@@ -30,6 +31,7 @@ from benchmarks import (
     results,
     steps,
     streaming,
+    sweep,
 )
 from benchmarks.case import Case, Setting
 from benchmarks.measure import commit, conditions, machine_rates, median_ms, peak_mib
@@ -130,6 +132,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> None:
     if sys.argv[1:2] == ["compare"]:
         compare.main()
+        return
+    if sys.argv[1:2] == ["sweep"]:
+        sweep.main(sys.argv[2:])
         return
     if sys.argv[1:2] == ["leaks"]:
         leaks.main()

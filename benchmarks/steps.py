@@ -43,7 +43,6 @@ def _step(setting: Setting, config: str, net: str) -> Work:
             arguments = [f"--data.path={text}"]
         cli = build(config, f"{net}_{config}", *arguments)
         batch = next(iter(cli.datamodule.train_dataloader()))
-        batch = cli.datamodule.on_after_batch_transfer(batch, 0)
     return training_step(setting, cli, to_device(batch, setting.device))
 
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from benchmarks.measure import ROOT, conditions, peak_mib
 from benchmarks.results import markdown, number
+from plstm.models import state_size
+from tasks.carried import check_carries
 from tasks.cli.generate import find_checkpoint, load
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -88,9 +90,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line of the process."""
     args = parse(sys.argv[2:] if arguments is None else arguments)
     model = load(find_checkpoint(args.run)).cpu()
+    check_carries(model.net)
     tokens, _ = model.alphabet.encode_known(args.path.read_text("utf-8")[-args.characters :])
     tenth = tokens[-(len(tokens) // 10) :]
     net, context = model.net, args.context
+    parameters, size = sum(p.numel() for p in net.parameters()), state_size(net)
     rows = []
     for form, read, part in (
         (f"windows of {context}", lambda x: in_windows(net, x, context), tenth),
@@ -103,8 +107,10 @@ def main(arguments: list[str] | None = None) -> None:
     table = markdown(["form", "characters", "bits per character", "seconds", "peak MiB"], rows)
     where = conditions()
     text = (
-        f"{table}\n\nPeak: rise of the resident memory beyond net and text. Pieces of {PIECE:,} "
-        f"positions. {where['processor']}, {where['threads']} thread(s), torch {where['torch']}, "
+        f"{table}\n\nThe last {len(tokens):,} characters of {args.path.name}, and the last tenth "
+        f"of them, by a net of {parameters:,} parameters and a state of {size:,} numbers, in "
+        f"pieces of {PIECE:,} positions. Peak: rise of the resident memory beyond net and text. "
+        f"{where['processor']}, {where['threads']} thread(s), torch {where['torch']}, "
         f"{where['date']}\n"
     )
     print(f"\n{text}")

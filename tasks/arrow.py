@@ -165,8 +165,8 @@ class ArrowDataset(Dataset):
 class ArrowData(DrawnData):
     """Arrow-pointing images: train at one size, validate and test there and at larger sizes.
 
-    Loaders give drawings still to be made. The trainer moves them to the device of the net and
-    calls `on_after_batch_transfer`, which makes them.
+    With a trainer loaders give drawings still to be made: it moves them to the device of the net
+    and calls `on_after_batch_transfer`, which makes them. Without one they give the images.
 
     Args:
         image_size: Side of the training canvas in pixels.
@@ -253,6 +253,12 @@ class ArrowData(DrawnData):
             arrow_length=h.arrow_length,
             line_width=h.line_width,
         )
+
+    def collate(
+        self, batch: tuple[Drawing, Tensor]
+    ) -> tuple[Drawing, Tensor] | tuple[Tensor, Tensor]:
+        """What a loader gives: drawings for a trainer, else images."""
+        return batch if self.trainer is not None else self.on_after_batch_transfer(batch, 0)
 
     def on_after_batch_transfer(
         self, batch: tuple[Drawing, Tensor], dataloader_idx: int

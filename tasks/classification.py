@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from tasks.callbacks.checkpoints import read_checkpoint
+from tasks.checkpoint_file import read_checkpoint
 from tasks.optim import SchedulerFactory, WarmupCosine, parameter_groups, wants_total_steps
 
 NetFactory = Callable[[int, int], nn.Module]  # (in_dim, out_dim), sizes that the data knows
@@ -110,7 +110,10 @@ class Classification(LightningModule):
         return {"loss": (losses,), "accuracy": (logits, targets)}
 
     def forward(self, inputs: object) -> Tensor:
-        """Logits of a batch of inputs."""
+        """Logits of a batch of inputs; the first call makes the net, if nothing has yet."""
+        if self.net is None:
+            self.configure_model()
+            self.net.to(self.device, self.dtype)
         return self.net(inputs)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:

@@ -52,6 +52,11 @@ class DataModule(LightningDataModule, ABC):
         return [str(number) for number in range(self.out_dim)]
 
     @property
+    def node_names(self) -> list[str] | None:
+        """Names of the node features where these are kinds of nodes and known, for pictures."""
+        return None
+
+    @property
     def net_args(self) -> dict[str, int]:
         """Further sizes the net is built with, by keyword."""
         return {}

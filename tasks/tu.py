@@ -5,6 +5,7 @@ Example: MUTAG asks of 188 molecules (atoms are nodes, bonds are edges) whether 
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from plstm.graph.pyg import VERSION, DagData, ToDag
 from tasks.data import DataModule, ShuffledSampler, checksum, chosen_seed
 from tasks.tu_files import check_files
 
+ATOM = re.compile(r"^\s*(\d+)\s+([A-Z][a-z]?)\s*$", re.MULTILINE)  # a line as in "  0  C"
 VALIDATION_SHARE = 1 / 9  # of the graphs outside the test fold
 
 
@@ -225,6 +227,23 @@ class TUData(DataModule):
     @property
     def out_dim(self) -> int:
         return self.dataset.num_classes
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The labels of the raw file, which the data set numbers in their order."""
+        file = Path(self.dataset.raw_dir, f"{self.hparams.name}_graph_labels.txt")
+        return [str(label) for label in sorted(set(map(int, file.read_text("utf-8").split())))]
+
+    @cached_property
+    def node_names(self) -> list[str] | None:
+        """Symbols of the atoms, where the description beside the raw files lists all of them."""
+        symbols: dict[int, str] = {}
+        raw = Path(self.dataset.raw_dir)
+        for file in (file for file in raw.iterdir() if "readme" in file.name.lower()):
+            pairs = ATOM.findall(file.read_text("utf-8", errors="replace"))
+            symbols |= {int(number): symbol for number, symbol in pairs}
+        kinds = range(self.dataset.num_node_features)
+        return [symbols[kind] for kind in kinds] if symbols.keys() == set(kinds) else None
 
     @property
     def net_args(self) -> dict[str, int]:

@@ -48,6 +48,7 @@ ORDER = [
     "tests",
     "benchmarks",
     "train.py",
+    "examples",
     "tasks/cli",
     "tasks/callbacks",
     "tasks",

@@ -11,7 +11,11 @@ from tasks.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BLOCKS = [
+    block
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    if "RUN" not in block  # which needs a run: tests/tasks/test_trained.py
+]
 ARGUMENTS = re.findall(r"`(--(?:model|trainer|data)[^`]*)`(?=.*\|$)", README, re.MULTILINE)
 COMMANDS = sorted(set(re.findall(r"python train\.py fit [^`\n]*", README)))
 
@@ -61,6 +65,6 @@ def test_argument_parses(argument, parse):
 
 
 def test_named_files_exist():
-    named = re.findall(r"(?:configs|benchmarks|plstm|tasks)/[\w./]*\w", README)
+    named = re.findall(r"(?:configs|benchmarks|plstm|tasks|examples|tests)/[\w./]*\w", README)
     assert named
     assert all((ROOT / name).exists() for name in named), named

@@ -9,9 +9,11 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb.wandb_agent import Agent
 
-from tasks.cli import folds, main
-from tests.tasks.runs import CONFIGS, FURTHER, SMALL
-from tests.tasks.wandb_file import WandbFile, end_wandb
+from benchmarks.sweep import Trial
+from benchmarks.sweep import read as read_trials
+from benchmarks.wandb_file import WandbFile
+from tasks.cli import folds, main, trial
+from tests.tasks.runs import CONFIGS, FURTHER, SMALL, end_wandb
 
 ROOT = CONFIGS.parent
 FILES = sorted((CONFIGS / "sweeps").glob("*.yaml"))
@@ -68,7 +70,9 @@ def small(file):
 
 def run(sweep, given):
     """Run the program of a sweep in this process."""
-    return (folds.main if "tasks.cli.folds" in sweep["command"] else main)(given)
+    programs = {"tasks.cli.folds": folds.main, "tasks.cli.trial": trial.main}
+    (program,) = [x for name, x in programs.items() if name in sweep["command"]] or [main]
+    return program(given)
 
 
 def test_every_file_is_tried():
@@ -120,7 +124,11 @@ def test_the_metric_is_logged(file):
     run(sweep, [*arguments(sweep, chosen(sweep, 0)), *small(file)])
     end_wandb()
     (folder,) = Path("runs", "wandb").glob("offline-run-*")
-    assert len(WandbFile(folder).logged(sweep["metric"]["name"])) == 1
+    values = WandbFile(folder).logged(sweep["metric"]["name"])
+    assert len(values) == 1
+    if file.stem == "lr_models":
+        (found,) = read_trials(Path("runs"), "val/loss").values()
+        assert found == Trial("plstm_quickstart", 0.0001, 0, values[0])
 
 
 def trial_of_the_agent(file, monkeypatch):
@@ -144,7 +152,7 @@ def trial_of_the_agent(file, monkeypatch):
 
 def test_the_agent_runs_a_trial(monkeypatch):
     kept = trial_of_the_agent(CONFIGS / "sweeps" / "lr_models.yaml", monkeypatch)
-    assert kept.config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.00125
+    assert kept.config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.0003
     mixers = kept.config["model"]["init_args"]["net"]["init_args"]["mixers"]
     assert mixers[0]["class_path"].endswith("SoftmaxAttention")
 

@@ -10,12 +10,15 @@ class BestCheckpoint(ModelCheckpoint):
     A run whose last step is not at the end of an epoch is validated after it, so that the shortest
     run has a best.ckpt too.
 
+    The loss tells apart what ties in accuracy on a few samples; the config of a task may name
+    another metric.
+
     Args:
         monitor: The metric.
         mode: "max" or "min": what is better.
     """
 
-    def __init__(self, monitor: str = "val/accuracy", mode: str = "max") -> None:
+    def __init__(self, monitor: str = "val/loss", mode: str = "min") -> None:
         super().__init__(monitor=monitor, mode=mode, filename="best", enable_version_counter=False)
 
     def on_train_batch_end(

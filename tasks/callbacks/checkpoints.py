@@ -2,12 +2,9 @@
 
 import io
 import os
-import re
 import signal
 import threading
 import time
-import warnings
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -21,55 +18,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from tasks.callbacks.metrics_file import rows_written
+from tasks.checkpoint_file import FOLDER, load_weights, read_checkpoint, what_is_wrong
 from tasks.data import checksums_of
 from tasks.runs import run_folder
 
-FOLDER, LAST = "checkpoints", "last.ckpt"
-
-
-def read_checkpoint(path: str | Path) -> dict[str, object]:
-    """Read the checkpoint of a run to the memory of the CPU; no code in it is run.
-
-    Raises:
-        ValueError: no such file; damaged; no checkpoint of a run; code in it.
-    """
-    try:
-        _check_sums(path)
-        checkpoint = _load_weights(path)
-    except FileNotFoundError:
-        raise ValueError(f"read_checkpoint: there is no checkpoint {path}") from None
-    except Exception as error:  # every reader inside torch.load has errors of its own
-        raise ValueError(f"read_checkpoint: {path} {_what_is_wrong(error)}") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "loops"} <= checkpoint.keys():
-        raise ValueError(
-            f"read_checkpoint: {path} is no checkpoint of a run; those lie in {FOLDER}/ of its "
-            "folder and end in .ckpt"
-        )
-    return checkpoint
-
-
-def _check_sums(path: str | Path) -> None:
-    """Compare every part of a checkpoint with its checksum; torch.load does not."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            part = archive.testzip()
-        if part is not None:
-            raise ValueError(f"the checksum of its part {part} is wrong")
-
-
-def _load_weights(file: str | Path | io.BytesIO) -> object:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about pickles that are no checkpoints; they are refused
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _what_is_wrong(error: Exception) -> str:
-    code = re.search(r"GLOBAL (\S+) w", str(error))
-    if code:
-        return f"holds code ({code[1]}) and not only weights; it is refused"
-    line = (str(error) or type(error).__name__).splitlines()[0]
-    reason = "not a pickle of weights" if line.startswith("Weights only") else line[:100]
-    return f"is damaged or no checkpoint ({reason}); take another one of the run"
+LAST = "last.ckpt"
 
 
 def check_writable(folder: Path) -> None:
@@ -138,10 +91,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def _read_back(self, buffer: io.BytesIO, path: Path) -> None:
         try:
-            _load_weights(io.BytesIO(buffer.getbuffer()))
+            load_weights(io.BytesIO(buffer.getbuffer()))
         except Exception as error:
             raise ValueError(
-                f"AtomicCheckpointIO: {path} could not be read again: {_what_is_wrong(error)}; "
+                f"AtomicCheckpointIO: {path} could not be read again: {what_is_wrong(error)}; "
                 "callbacks must keep plain values and tensors in their state_dict"
             ) from error
         self._checked = True

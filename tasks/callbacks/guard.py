@@ -19,8 +19,8 @@ class StopIfNotFinite(Callback):
 
     The message names the step, the batch, its seed and the first part of the net whose output is
     not finite, found by computing the batch once more with the same random numbers (the last batch,
-    where several make one step). Weights and checkpoints stay as they were. In 16-mixed the loss
-    scaling of PyTorch takes care of such steps itself.
+    where several make one step). The metric `diverged` is logged. Weights and checkpoints stay as
+    they were. In 16-mixed the loss scaling of PyTorch takes care of such steps itself.
 
     Raises:
         NotFinite: a gradient is not finite; on all processes at once, for they share it.
@@ -43,6 +43,9 @@ class StopIfNotFinite(Callback):
             return
         part, report = self._look(trainer, pl_module)
         reports = gather((part is None, report))
+        for logger in trainer.loggers:
+            logger.log_metrics({"diverged": 1.0}, trainer.global_step)
+            logger.save()
         raise NotFinite(
             f"StopIfNotFinite: the gradient of step {trainer.global_step} is not finite: "
             f"{min(reports)[1]}; the weights were not changed and all checkpoints are kept. "

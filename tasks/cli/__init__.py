@@ -17,16 +17,18 @@ import tasks.language_model
 import tasks.text
 import tasks.tu  # noqa: F401
 from tasks.callbacks.best import BestCheckpoint
-from tasks.callbacks.checkpoints import LastCheckpoint, read_checkpoint
+from tasks.callbacks.checkpoints import LastCheckpoint
 from tasks.callbacks.guard import StopIfNotFinite
 from tasks.callbacks.monitor import Monitor
 from tasks.callbacks.pictures import Pictures
 from tasks.callbacks.predictions import SavePredictions
+from tasks.checkpoint_file import read_checkpoint
 from tasks.cli import resume
 from tasks.cli.checks import check_numbers, check_processes
 from tasks.cli.config_files import check_config_files
 from tasks.cli.mistakes import explain_error
 from tasks.cli.parser import Parser
+from tasks.cli.run_lock import RunInUse
 from tasks.cli.saved_config import SaveResolvedConfig
 from tasks.runs import finish_wandb, remove_empty_run
 
@@ -156,6 +158,8 @@ class CLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
+        except RunInUse:
+            raise
         except Exception:
             if subcommand == "fit" and self.resumed is None and self.trainer.global_step == 0:
                 remove_empty_run(self.trainer)
@@ -216,12 +220,14 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
 def run_process(command: Callable[[], object] = main, name: str = "train.py") -> None:
     """Run the command line of the process; a mistake of the user is told in a line or two.
 
-    --debug shows the whole stack instead.
+    --debug shows the whole stack instead. Class paths may name files of the working folder.
 
     Args:
         command: Reads sys.argv.
         name: What its messages begin with.
     """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     Parser.debug = debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from tasks.callbacks.checkpoints import FOLDER, LAST, read_checkpoint
+from tasks.callbacks.checkpoints import LAST
+from tasks.checkpoint_file import FOLDER, read_checkpoint
 from tasks.language_model import LanguageModel
 
 BEST = "best.ckpt"

@@ -16,6 +16,8 @@ from typing import NoReturn
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
+from plstm import models
+
 KEY = re.compile(r'Parser key "([^"]+)":')
 REFUSED = re.compile(r"(?:(?:Group '([^']+)'|Subcommand \S+) does not accept o|O)ption '([^']+)'")
 CLASS = re.compile(r"class_path[= ]'([\w.]+)'")
@@ -31,6 +33,11 @@ SHOWN = 16  # known subclasses named in the help of an argument, at most
 LISTED = 40  # arguments named in place of one that is unlike all of them, at most
 # Schedulers that are abstract or made of other schedulers, which no argument can name.
 NOT_BY_NAME = {"LRScheduler", "SequentialLR", "ChainedScheduler"}
+KNOWN_NETS = (
+    "known nets: the files of configs/net, "
+    + ", ".join(f"plstm.models.{x}" for x in models.__all__ if x.endswith("Model"))
+    + ", or a class of your own"
+)
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 FROM_ELSEWHERE = ("in_dim", "out_dim", "net_args", "params")  # the data, and the model, know these
 NAMES = dict.fromkeys(("Sequence", "Iterable", "list", "tuple"), "a list")
@@ -44,6 +51,8 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         text = super()._get_help_string(action)
+        if action.dest.split(".")[-1] == "net":
+            return re.sub(r"known subclasses: [\w., ]+", KNOWN_NETS, text)
         return re.sub(r"known subclasses: ([\w., ]+)", _chosen, text)
 
 

@@ -13,8 +13,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from tasks.callbacks.checkpoints import FOLDER, LAST, check_writable, read_checkpoint
+from tasks.callbacks.checkpoints import LAST, check_writable
 from tasks.callbacks.metrics_file import open_metrics_files
+from tasks.checkpoint_file import FOLDER, read_checkpoint
 from tasks.cli.run_lock import only_writer
 from tasks.cli.same_command import PLACES, AnotherCommand, Change, differences
 from tasks.data import checksums_of

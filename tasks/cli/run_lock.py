@@ -11,12 +11,16 @@ LOCK = "run.lock"
 WAIT = 15.0  # seconds; processes that load data outlive a killed run by some of them
 
 
+class RunInUse(OSError):
+    """Another process trains this run; its folder is not ours."""
+
+
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Keep other processes from training in the folder of a run; of several ranks, the first does.
 
     Raises:
-        OSError: another process trains there.
+        RunInUse: another process trains there.
     """
     if rank_zero_only.rank != 0:
         yield
@@ -26,7 +30,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     try:
         _acquire(lock, folder)
     except Timeout:
-        raise OSError(
+        raise RunInUse(
             f"only_writer: another process is training the run {folder}; wait until it ends, or "
             "stop it"
         ) from None

@@ -3,6 +3,8 @@
 import math
 from pathlib import Path
 
+import wandb
+
 from tasks.cli import CLI, main
 from tasks.runs import run_folder
 
@@ -64,6 +66,12 @@ def run(subcommand: str, config: str | Path, *args: str) -> CLI:
 def folder_of(cli: CLI) -> Path:
     """Folder of a run that has ended."""
     return run_folder(cli.trainer)
+
+
+def end_wandb() -> None:
+    """End the run that goes on, and the process of wandb, which may still have things to write."""
+    wandb.finish()
+    wandb.teardown()
 
 
 def metrics_of(cli: CLI) -> dict[str, float]:

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback
 from torch.nn.functional import cross_entropy
 
 from tasks.alphabet import Alphabet
-from tasks.callbacks.checkpoints import read_checkpoint
 from tasks.carried import detached, state_of, tensors_of
+from tasks.checkpoint_file import read_checkpoint
 from tasks.language_model import LanguageModel
 from tests.helpers import assert_close
 from tests.models.nets import SEQUENCE

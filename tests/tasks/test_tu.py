@@ -62,6 +62,22 @@ def test_sizes_are_known_before_setup(tiny: Path) -> None:
     assert data.eval_names == [""]
 
 
+def test_classes_have_the_labels_of_the_file(tiny: Path) -> None:
+    data = make(tiny)
+    assert data.class_names == ["-1", "1"]
+    assert data.dataset[0].y == 1  # the first graph has the label 1
+    assert data.dataset[1].y == 0
+
+
+def test_atoms_have_names_where_a_description_lists_all(tiny: Path) -> None:
+    assert make(tiny).node_names is None
+    file = tiny / "TINY" / "raw" / "README.txt"
+    file.write_text("Node labels:\n\n  0  C\n  1  Cl\n\nEdge labels:\n\n  0  aromatic\n  2  3\n")
+    assert make(tiny).node_names is None  # of three kinds
+    file.write_text("Node labels:\n\t0\tC  \n\t1\tCl \n\t2\tN\nEdge labels:\n  0  aromatic\n")
+    assert make(tiny).node_names == ["C", "Cl", "N"]
+
+
 class Counted(ToDag):
     """Counts the graphs it prepares, and may fail."""
 

@@ -16,7 +16,8 @@ from tasks.classification import inputs_and_targets
 from tasks.data import UNLABELLED
 from tasks.runs import log_figure, run_folder
 
-POINTS = 400  # training losses kept for the learning curve, at most
+POINTS = 400  # training steps kept for the learning curve, at most
+TRAINED = ("train/loss", "train/accuracy")
 
 
 class Pictures(Callback):
@@ -29,7 +30,7 @@ class Pictures(Callback):
     """
 
     def __init__(self) -> None:
-        self.train: list[tuple[int, float]] = []  # (step, loss)
+        self.train: list[tuple[int, dict[str, float]]] = []  # (step, loss and accuracy)
         self.val: list[tuple[int, dict[str, float]]] = []  # (step, metrics)
         self.confusion: dict[str, MulticlassConfusionMatrix] = {}  # by the suffix of the test set
 
@@ -37,8 +38,10 @@ class Pictures(Callback):
         every = max(1, int(trainer.estimated_stepping_batches) // POINTS)
         if self.train and self.train[-1][0] == trainer.global_step:
             return  # several batches make a step
-        if trainer.global_step % every == 0 and "train/loss" in trainer.callback_metrics:
-            self.train.append((trainer.global_step, float(trainer.callback_metrics["train/loss"])))
+        logged = trainer.callback_metrics
+        metrics = {name: float(logged[name]) for name in TRAINED if name in logged}
+        if trainer.global_step % every == 0 and metrics:
+            self.train.append((trainer.global_step, metrics))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -51,7 +54,10 @@ class Pictures(Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero or folder is None or not self.val:
             return
-        self._save(trainer, folder, "learning_curve", learning_curve(self.train, self.val))
+        size = _at(trainer.datamodule.sizes)
+        title = f"{type(pl_module.net).__name__} on {type(trainer.datamodule).__name__}"
+        figure = learning_curve(self.train, self.val, f"{title}, {folder.name}", size)
+        self._save(trainer, folder, "learning_curve", figure)
         metrics = self.val[-1][1]
         accuracies = [metrics[f"val/accuracy{name}"] for name in trainer.datamodule.eval_names]
         self._save_sizes(trainer, folder, accuracies, "validation")
@@ -93,7 +99,8 @@ class Pictures(Callback):
         data = trainer.datamodule
         if folder is None or not counts:
             return
-        matrices = {f"test {name}".strip(): matrix for name, matrix in counts.items()}
+        own = _at(data.sizes)
+        matrices = {f"test {name or own}".strip(): matrix for name, matrix in counts.items()}
         figure = confusion_matrices(matrices, data.class_names)
         self._save(trainer, folder, "confusion", figure)
         self._save_sizes(trainer, folder, [accuracy(x) for x in counts.values()], "test")
@@ -115,15 +122,18 @@ class Pictures(Callback):
     ) -> None:
         """Every process runs the net, which may hold a part of the weights only."""
         net, data, folder = pl_module.net, trainer.datamodule, run_folder(trainer)
-        names = data.class_names
-        first = int((targets.flatten() != UNLABELLED).long().argmax())
-        example = _describe(probabilities.flatten(0, -2)[first], targets.flatten()[first], names)
+        names, every, labels = data.class_names, probabilities.flatten(0, -2), targets.flatten()
+
+        def describe(number: int) -> str:
+            return _describe(every[number], labels[number], names)
+
+        example = describe(int((labels != UNLABELLED).long().argmax()))
         tokens = names if data.in_dim == data.out_dim else None  # where tokens are predicted
         with trainer.precision_plugin.predict_step_context():
             figures = {
                 "gating_grid": grid.gating_maps(net, inputs, example),
                 "gating_sequence": sequence.gating_maps(net, inputs, tokens),
-                "gating_graph": graph.gating_maps(net, inputs),
+                "gating_graph": graph.gating_maps(net, inputs, describe, data.node_names),
             }
         for name, figure in figures.items():
             if folder is not None and figure is not None:
@@ -141,6 +151,11 @@ class Pictures(Callback):
         figure.savefig(folder / f"{name}.png", dpi=150)
         for logger in trainer.loggers:
             log_figure(logger, name, figure, trainer.global_step)
+
+
+def _at(sizes: list[int]) -> str:
+    """Suffix of the size trained at, as that of the other sizes; none if it is the only one."""
+    return f"@{sizes[0]}" if len(sizes) > 1 else ""
 
 
 def _describe(probabilities: Tensor, target: Tensor, names: list[str]) -> str:

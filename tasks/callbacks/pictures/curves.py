@@ -1,29 +1,43 @@
 """How training went, and how accuracy depends on the size of the inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+Metrics = Mapping[str, float]
+
+
+METRICS = ("loss", "accuracy", "bits_per_char")  # panels of the learning curve
+
 
 def learning_curve(
-    train: Sequence[tuple[int, float]], val: Sequence[tuple[int, dict[str, float]]]
+    train: Sequence[tuple[int, Metrics]],
+    val: Sequence[tuple[int, Metrics]],
+    title: str = "",
+    training_size: str = "",
 ) -> Figure:
-    """Loss and accuracy over steps, side by side.
+    """Loss, accuracy and bits per character over steps, side by side, as far as they are known.
 
     Args:
-        train: Steps and training losses.
+        train: Steps and training metrics.
         val: Steps and validation metrics.
+        title: What was trained.
+        training_size: Put behind the metrics of the training size where there are others.
     """
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        if metric == "loss" and train:
-            axes.plot(*zip(*train, strict=True), color="0.75", linewidth=0.8, label="train/loss")
+    shown = [m for m in METRICS if any(name.startswith(f"val/{m}") for name in val[-1][1])]
+    figure = Figure(figsize=(4.5 * len(shown), 3.5), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    for axes, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        own = f"train/{metric}"
+        if points := [(step, metrics[own]) for step, metrics in train if own in metrics]:
+            axes.plot(*zip(*points, strict=True), color="0.75", linewidth=0.8, label=own)
         for name in sorted(val[-1][1]):
-            if name.startswith(f"val/{metric}"):
+            if name.partition("@")[0] == f"val/{metric}":
                 points = [(step, metrics[name]) for step, metrics in val if name in metrics]
-                axes.plot(*zip(*points, strict=True), marker=".", label=name)
+                label = name if "@" in name else f"{name}{training_size}"
+                axes.plot(*zip(*points, strict=True), marker=".", label=label)
+        axes.set_title(metric.replace("_", " ").replace("char", "character"), fontsize=10)
         axes.set_xlabel("step")
-        axes.set_ylabel(metric)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure

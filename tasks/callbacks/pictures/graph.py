@@ -1,13 +1,16 @@
 """A graph as the layers see it: its DAG and the strength of its gates."""
 
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import networkx
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.path import Path
@@ -19,7 +22,9 @@ from tasks.callbacks.pictures.capture import first_layers, observe
 
 MAX_NODES = 30  # of the graph that is drawn, if there is one
 PANEL = 6.5  # inches
-COLOURS = ScalarMappable(Normalize(0, 1), "YlOrRd")
+# Neither as pale as the ground nor too dark to write on.
+COLOURS = ListedColormap(colormaps["YlOrRd"](np.linspace(0.2, 0.85, 256)))
+NARROWEST = 0.05  # range of the colours, at least
 CURVE = [Path.MOVETO, Path.CURVE3, Path.CURVE3]
 KEY = (
     "Number: place in an order that all arrows follow. Grey arrow: edge, as wide as its source "
@@ -34,24 +39,42 @@ class GatedDag(NamedTuple):
     """
 
     number: int  # of the graph in its batch
-    num_nodes: int
+    nodes: Tensor  # their numbers in the batch, (N,)
     edges: Tensor  # (2, E)
     pairs: Tensor  # of an edge and one that goes on from it, (2, A)
     source: Tensor  # (E,)
     transition: Tensor  # (A,)
     mark: Tensor  # (E,)
 
+    @property
+    def num_nodes(self) -> int:
+        return len(self.nodes)
 
-def gating_maps(net: nn.Module, data: object) -> Figure | None:
+    @property
+    def node_marks(self) -> Tensor:
+        """Mean mark of the edges into every node, (N,); not a number where there are none."""
+        sums = self.mark.new_zeros(self.num_nodes).index_add_(0, self.edges[1], self.mark)
+        return sums / torch.bincount(self.edges[1], minlength=self.num_nodes)
+
+
+def gating_maps(
+    net: nn.Module,
+    data: object,
+    describe: Callable[[int], str],
+    node_names: Sequence[str] | None = None,
+) -> Figure | None:
     """One graph of a batch with the gates of the first layer of each mode, side by side.
 
     Edges are arrows the way information flows, as wide as their source gate. Where one edge goes on
     from another an arc joins them, coloured by its transition; mode D leaves some out. A node is
-    coloured by the mean of its mark gates. None for a net without PLSTMGraph.
+    coloured by the mean of its mark gates. Colours span what is shown, so that close values differ.
+    None for a net without PLSTMGraph.
 
     Args:
         net: Maps DagData to logits.
         data: A batch.
+        describe: What is known of a graph, by its number.
+        node_names: Names of the node features, of which each node has one.
     """
     layers = first_layers(net, PLSTMGraph)
     if not layers:
@@ -59,19 +82,29 @@ def gating_maps(net: nn.Module, data: object) -> Figure | None:
     dags = observe(net, data, layers.values(), _look)
     places = layout(dags[0])
     width, height = np.ptp(places, axis=0)
-    size = (PANEL * len(layers) + 1, PANEL * min(1.2, (height + 0.2) / (width + 0.2)) + 1.4)
+    size = (PANEL * len(layers) + 2, PANEL * min(1.2, (height + 0.2) / (width + 0.2)) + 1.4)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(layers), squeeze=False)[0]
+    arcs = colour_scale(torch.cat([dag.transition for dag in dags]))
+    marks = colour_scale(torch.cat([dag.node_marks for dag in dags]))
+    kinds = data.x[dags[0].nodes].argmax(1).tolist() if node_names else []
+    names = [node_names[kind] for kind in kinds]
     for axes, (name, layer), dag in zip(panels, layers.items(), dags, strict=True):
-        draw_dag(axes, dag, places)
+        draw_dag(axes, dag, places, arcs, marks, names)
         sources = " to ".join(f"{x:.2f}" for x in dag.source.aminmax()) if len(dag.source) else "-"
         title = f"{name}, mode {layer.mode}, mean of {layer.num_heads} heads; source {sources}"
         axes.set_title(title, fontsize=11)
     shown = f"{dags[0].num_nodes} nodes, {len(dags[0].source)} edges"
-    figure.suptitle(f"Gates of graph {dags[0].number} of the first test batch: {shown}")
+    number = dags[0].number
+    figure.suptitle(
+        f"Gates of graph {number} of the first test batch: {shown}\n({describe(number)})"
+    )
     figure.supxlabel(KEY, fontsize="medium")
-    label = "|gate|: transition (arcs), mark (nodes; white: nothing arrives)"
-    figure.colorbar(COLOURS, ax=list(panels), label=label, aspect=40)
+    for colours, label in (
+        (marks, "|mark| (nodes; white: nothing arrives)"),
+        (arcs, "|transition| (arcs)"),
+    ):
+        figure.colorbar(colours, ax=list(panels), label=label, aspect=40)
     return figure
 
 
@@ -104,8 +137,17 @@ def gated_dag(
     edge_index = _renumbered(graph.edge_index[:, edges], nodes).cpu()
     line_index = _renumbered(graph.line_index[:, pairs], edges).cpu()
     count = int(nodes.sum())
-    edge_index = _topological_place(edge_index, count)[edge_index]
-    return GatedDag(number, count, edge_index, line_index, source, transition, mark)
+    place = _topological_place(edge_index, count)
+    order = nodes.nonzero()[:, 0].cpu()[place.argsort()]
+    return GatedDag(number, order, place[edge_index], line_index, source, transition, mark)
+
+
+def colour_scale(gates: Tensor) -> ScalarMappable:
+    """Colours from the least to the greatest gate; those that are not a number do not count."""
+    gates = gates[gates.isfinite()]
+    low, high = map(float, gates.aminmax()) if len(gates) else (0.0, 1.0)
+    spare = max(0.0, NARROWEST - (high - low)) / 2
+    return ScalarMappable(Normalize(low - spare, high + spare), COLOURS)
 
 
 def _renumbered(index: Tensor, chosen: Tensor) -> Tensor:
@@ -134,8 +176,18 @@ def layout(dag: GatedDag) -> np.ndarray:
     return np.array([places[node] for node in range(dag.num_nodes)])
 
 
-def draw_dag(axes: Axes, dag: GatedDag, places: np.ndarray) -> None:
-    """Draw a DAG with nodes at `places` (N, 2): edges below, arcs on them, nodes on top."""
+def draw_dag(
+    axes: Axes,
+    dag: GatedDag,
+    places: np.ndarray,
+    arcs: ScalarMappable,
+    marks: ScalarMappable,
+    names: Sequence[str] = (),
+) -> None:
+    """Draw a DAG with nodes at `places` (N, 2): edges below, arcs on them, nodes on top.
+
+    Nodes have their names, if there are any, above their numbers.
+    """
     starts, ends = places[dag.edges.numpy()]
     for start, end, source in zip(starts, ends, dag.source.tolist(), strict=True):
         width = 0.5 + 2.5 * source
@@ -144,15 +196,12 @@ def draw_dag(axes: Axes, dag: GatedDag, places: np.ndarray) -> None:
     for (before, after), strength in zip(dag.pairs.T.tolist(), strengths, strict=True):
         node = ends[before]
         arc = Path([_near(node, starts[before]), node, _near(node, ends[after])], CURVE)
-        _arrow(axes, 8, path=arc, linewidth=1.5, color=COLOURS.to_rgba(strength), zorder=2)
-    count = torch.bincount(dag.edges[1], minlength=dag.num_nodes)
-    marks = dag.mark.new_zeros(dag.num_nodes).index_add_(0, dag.edges[1], dag.mark) / count
-    for node, mark in enumerate(marks.tolist()):
-        colour = COLOURS.to_rgba(mark) if count[node] else "white"
+        _arrow(axes, 8, path=arc, linewidth=1.5, color=arcs.to_rgba(strength), zorder=2)
+    for node, mark in enumerate(dag.node_marks.tolist()):
+        colour = "white" if math.isnan(mark) else marks.to_rgba(mark)
+        text = f"{names[node]}\n{node}" if names else str(node)
         circle = {"boxstyle": "circle,pad=0.25", "facecolor": colour, "edgecolor": "0.3"}
-        axes.text(
-            *places[node], str(node), ha="center", va="center", fontsize=7, zorder=3, bbox=circle
-        )
+        axes.text(*places[node], text, ha="center", va="center", fontsize=7, zorder=3, bbox=circle)
     axes.set_axis_off()
     axes.set_aspect("equal")
     low, high = places.min(0) - 0.1, places.max(0) + 0.1

@@ -41,7 +41,7 @@ class Poison(Callback):
 @pytest.mark.parametrize(
     ("gradient", "cause"),
     [
-        (False, r"the first such output is that of blocks\.1\.mixer\.v_proj \(Linear\)"),
+        (False, r"the first such output is that of blocks\.1\.mixer\.v_proj \(BlockDiagonal\)"),
         (
             True,
             r"all outputs are finite, the gradients of net\.blocks\.1\.mixer\.v_proj\.weight are",

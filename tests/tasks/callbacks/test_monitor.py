@@ -16,12 +16,12 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.wandb_file import WandbFile
 from plstm.ops.flops import FORMULAS
 from tasks.callbacks import monitor
 from tasks.callbacks.monitor import Monitor, gradient_norm, is_compiled
 from tasks.runs import run_folder
-from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run
-from tests.tasks.wandb_file import WandbFile, end_wandb
+from tests.tasks.runs import CONFIGS, SMALL, end_wandb, folder_of, metrics_of, run
 
 ALONE = "--standard_callbacks=false"
 WANDB = f"--config={CONFIGS / 'logger' / 'wandb.yaml'}"

@@ -5,6 +5,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from torch import nn
+from torch_geometric.data import Data
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from plstm import PLSTM1d, PLSTM2d, PLSTMGraph
@@ -138,7 +139,7 @@ def test_sequence_maps():
 
 @pytest.mark.parametrize("module", [grid, sequence, graph])
 def test_other_nets_have_no_maps(module):
-    arguments = {grid: (torch.ones(1), ""), sequence: (torch.ones(1),), graph: (None,)}
+    arguments = {grid: (torch.ones(1), ""), sequence: (torch.ones(1),), graph: (None, str)}
     assert module.gating_maps(nn.Linear(1, 1), *arguments[module]) is None
 
 
@@ -229,7 +230,8 @@ def test_dag_is_drawn_the_way_information_flows():
     layer = perturbed(PLSTMGraph(6, 3, "P")).double()
     dag, *_ = look(layer, packed_graphs())
     places, axes = graph.layout(dag), Figure().subplots()
-    graph.draw_dag(axes, dag, places)
+    colours, marks = graph.colour_scale(dag.transition), graph.colour_scale(dag.node_marks)
+    graph.draw_dag(axes, dag, places, colours, marks)
     arrows = [patch for patch in axes.patches if isinstance(patch, FancyArrowPatch)]
     edges, arcs = arrows[: dag.edges.shape[1]], arrows[dag.edges.shape[1] :]
     assert len(arcs) == dag.pairs.shape[1]
@@ -249,7 +251,7 @@ def test_dag_is_drawn_the_way_information_flows():
             detours.append(way - (dst - src).norm())
         assert detours[0][0] < 1e-3 < detours[1][0]  # begins on the one edge
         assert detours[1].min() < 1e-3  # and ends on the other
-        assert patch.get_edgecolor() == pytest.approx(graph.COLOURS.to_rgba(float(strength)))
+        assert patch.get_edgecolor() == pytest.approx(colours.to_rgba(float(strength)))
     assert [text.get_text() for text in axes.texts] == [str(n) for n in range(9)]
     white = [text.get_bbox_patch().get_facecolor()[:3] == (1, 1, 1) for text in axes.texts]
     assert white == [n not in dag.edges[1] for n in range(9)]
@@ -272,7 +274,33 @@ def test_graphs_in_several_parts_are_drawn(edges, num_nodes):
     assert places.shape == (num_nodes, 2)
     apart = torch.cdist(*[torch.from_numpy(places)] * 2) + 9 * torch.eye(num_nodes)
     assert apart.min() > 0.1
-    graph.draw_dag(Figure().subplots(), dag, places)
+    arcs, marks = graph.colour_scale(dag.transition), graph.colour_scale(dag.node_marks)
+    graph.draw_dag(Figure().subplots(), dag, places, arcs, marks)
+
+
+def test_close_gates_have_different_colours():
+    colours = graph.colour_scale(torch.tensor([0.53, torch.nan, 0.47]))
+    assert (colours.norm.vmin, colours.norm.vmax) == pytest.approx((0.47, 0.53))
+    low, high = (torch.tensor(colours.to_rgba(x)) for x in (0.47, 0.53))
+    assert (low - high).norm() > 0.5
+    norm = graph.colour_scale(torch.tensor([0.5, 0.5])).norm
+    assert (norm.vmin, norm.vmax) == pytest.approx((0.475, 0.525))
+
+
+def test_nodes_have_names_and_the_graph_its_classes():
+    square, data = packed_graphs(), Data(x=torch.eye(3)[torch.arange(11) % 3])
+    net = nn.ModuleList([PLSTMGraph(3, 1, "P")])
+    net.forward = lambda data: net[0](data.x, square)
+    figure = graph.gating_maps(net, data, lambda number: f"class of graph {number}", "CNO")
+    assert figure.get_suptitle().endswith("(class of graph 1)")
+    dag = graph._look(net[0], data.x, square)
+    assert sorted(dag.nodes.tolist()) == list(range(2, 11))
+    src, dst = dag.nodes[dag.edges]  # back to the numbers of the batch
+    assert {*zip(src.tolist(), dst.tolist(), strict=True)} == {
+        *zip(*square.edge_index[:, 1:].tolist(), strict=True)
+    }
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == [f"{'CNO'[n % 3]}\n{i}" for i, n in enumerate(dag.nodes.tolist())]
 
 
 def test_choice_of_a_graph():
@@ -322,10 +350,24 @@ def test_accuracy_by_size_marks_the_training_size():
 
 def test_learning_curve():
     val = [(2, {"val/loss": 0.5, "val/accuracy": 0.6}), (4, {"val/loss": 0.3, "val/accuracy": 0.8})]
-    loss, right = learning_curve([(1, 0.9), (2, 0.7)], val).axes
+    train = [(1, {"train/loss": 0.9}), (2, {"train/loss": 0.7, "train/accuracy": 0.4})]
+    figure = learning_curve(train, val, "SmallNet on Data, version_0", "@32")
+    loss, right = figure.axes
+    assert figure.get_suptitle() == "SmallNet on Data, version_0"
+    assert (loss.get_title(), right.get_title()) == ("loss", "accuracy")
     assert loss.lines[0].get_xydata().tolist() == [[1, 0.9], [2, 0.7]]
     assert loss.lines[1].get_xydata().tolist() == [[2, 0.5], [4, 0.3]]
-    assert right.lines[0].get_xydata().tolist() == [[2, 0.6], [4, 0.8]]
+    assert right.lines[0].get_xydata().tolist() == [[2, 0.4]]
+    assert right.lines[1].get_xydata().tolist() == [[2, 0.6], [4, 0.8]]
+    labels = [line.get_label() for line in right.lines]
+    assert labels == ["train/accuracy", "val/accuracy@32"]
+
+
+def test_learning_curve_of_a_text():
+    val = [(2, {"val/loss": 0.5, "val/accuracy": 0.6, "val/bits_per_char": 0.72})]
+    *_, bits = learning_curve([], val).axes
+    assert bits.get_title() == "bits per character"
+    assert bits.lines[0].get_xydata().tolist() == [[2, 0.72]]
 
 
 # train.py predict.
@@ -343,9 +385,18 @@ def pictures(cli):
         ("text", {"gating_sequence", "confusion"}),
     ],
 )
-def test_predict_leaves_pictures(config, names, workplace):
+def test_predict_leaves_pictures(config, names, workplace, monkeypatch):
+    panels = []
+
+    def confusion_matrices_of(matrices, classes):
+        panels.extend(matrices)
+        return confusion_matrices(matrices, classes)
+
+    monkeypatch.setattr(callback, "confusion_matrices", confusion_matrices_of)
     cli = run("predict", config, "--trainer.logger=TensorBoardLogger")
     assert pictures(cli) == names
+    sizes = cli.datamodule.sizes  # that of training has its panel too
+    assert panels == ([f"test @{size}" for size in sizes] if len(sizes) > 1 else ["test"])
     folder = folder_of(cli)
     assert all((folder / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in names)
     logged = b"".join(file.read_bytes() for file in folder.glob("events.out*"))

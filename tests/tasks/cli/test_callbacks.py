@@ -80,7 +80,9 @@ def test_a_run_that_ends_with_an_epoch_is_validated_once():
 
 
 def test_the_metric_of_the_best_checkpoint():
-    chosen = ["--best_checkpoint.monitor=val/loss", "--best_checkpoint.mode=min"]
+    default = BestCheckpoint()
+    assert (default.monitor, default.mode) == ("val/loss", "min")
+    chosen = ["--best_checkpoint.monitor=val/accuracy", "--best_checkpoint.mode=max"]
     _, *rest = arguments("fit", "text", *chosen)
     best = main(rest, run=False).trainer.checkpoint_callback
-    assert (type(best), best.monitor, best.mode) == (BestCheckpoint, "val/loss", "min")
+    assert (type(best), best.monitor, best.mode) == (BestCheckpoint, "val/accuracy", "max")

@@ -2,6 +2,7 @@
 
 import inspect
 import pydoc
+import re
 import sys
 
 import pytest
@@ -71,6 +72,17 @@ def test_help_of_checkpoints(capsys, monkeypatch):
     text = " ".join(help_of(capsys, monkeypatch, "test", "--help").split())
     assert "File with the weights, for example RUN/checkpoints/best.ckpt." in text
     assert '"last"' not in text
+
+
+def test_help_of_the_net_lists_nets(capsys, monkeypatch):
+    arguments = [f"--config={CONFIGS / 'quickstart.yaml'}", "--model.help=Classification"]
+    text = " ".join(help_of(capsys, monkeypatch, "fit", *arguments).split())
+    (known,) = re.findall(r"--model.net NET Factory .*?known nets: (.*?)\)", text)
+    for net in ("VisionModel", "SequenceModel", "GraphModel", "GNNModel"):
+        assert f"plstm.models.{net}" in known
+    assert "configs/net" in known
+    assert "PLSTM2d" not in known  # a mixer
+    assert "more" not in known
 
 
 def named(value):

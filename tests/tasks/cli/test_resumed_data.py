@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from tasks.classification import Classification
 from tasks.cli import run_lock
-from tasks.cli.run_lock import only_writer
+from tasks.cli.run_lock import RunInUse, only_writer
 from tasks.cli.same_command import differences
 from tasks.listops import ListOpsData
 from tasks.text import TextData
@@ -109,6 +109,15 @@ def test_two_processes_cannot_train_one_run(impatient):
                 run(*TEXT, "--trainer.max_epochs=2", *args)
     assert [file.read_bytes() for file in files] == before
     run(*TEXT, f"--resume={folder}", "--trainer.max_epochs=2")
+
+
+def test_new_run_leaves_the_folder_of_another_that_has_just_begun(impatient):
+    folder = Path("runs/text/version_0")
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("step\n0\n")
+    with FileLock(folder / "run.lock"), pytest.raises(RunInUse):
+        run(*TEXT, "--trainer.logger.version=0")
+    assert (folder / "metrics.csv").read_text() == "step\n0\n"
 
 
 @pytest.mark.parametrize("further", [[], ["--trainer.logger=TensorBoardLogger"]])

@@ -9,18 +9,11 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 HEADER = 7  # bytes, of the file and of every piece
 BLOCK = 2**15
 WHOLE, LAST = 1, 4  # kinds of pieces that end a record
-
-
-def end_wandb() -> None:
-    """End the run that goes on, and the process of wandb, which may still have things to write."""
-    wandb.finish()
-    wandb.teardown()
 
 
 class WandbFile:

@@ -1,0 +1,58 @@
+"""Checkpoints are read without running code, and only if they are whole."""
+
+import io
+import re
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+FOLDER = "checkpoints"  # of a run
+
+
+def read_checkpoint(path: str | Path) -> dict[str, object]:
+    """Read the checkpoint of a run to the memory of the CPU; no code in it is run.
+
+    Raises:
+        ValueError: no such file; damaged; no checkpoint of a run; code in it.
+    """
+    try:
+        _check_sums(path)
+        checkpoint = load_weights(path)
+    except FileNotFoundError:
+        raise ValueError(f"read_checkpoint: there is no checkpoint {path}") from None
+    except Exception as error:  # every reader inside torch.load has errors of its own
+        raise ValueError(f"read_checkpoint: {path} {what_is_wrong(error)}") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "loops"} <= checkpoint.keys():
+        raise ValueError(
+            f"read_checkpoint: {path} is no checkpoint of a run; those lie in {FOLDER}/ of its "
+            "folder and end in .ckpt"
+        )
+    return checkpoint
+
+
+def _check_sums(path: str | Path) -> None:
+    """Compare every part of a checkpoint with its checksum; torch.load does not."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+        if part is not None:
+            raise ValueError(f"the checksum of its part {part} is wrong")
+
+
+def load_weights(file: str | Path | io.BytesIO) -> object:
+    """What a file holds, to the memory of the CPU; weights only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickles that are no checkpoints; they are refused
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def what_is_wrong(error: Exception) -> str:
+    """What an error of reading says about the file, in words that end a sentence."""
+    code = re.search(r"GLOBAL (\S+) w", str(error))
+    if code:
+        return f"holds code ({code[1]}) and not only weights; it is refused"
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    reason = "not a pickle of weights" if line.startswith("Weights only") else line[:100]
+    return f"is damaged or no checkpoint ({reason}); take another one of the run"
