@@ -15,7 +15,18 @@ class SequenceLabelling(Classification):
     Batches are tokens (B, L), or the same `Packed`, and targets (B, L); targets `UNLABELLED` count
     neither in the loss nor in a metric. Metrics: `loss`, `accuracy` over labels,
     `sequence_accuracy` over sequences, which is 1 for a sequence with every label right.
+
+    Args:
+        until_error: Train on the labels of a sequence up to the first one that the net gets wrong.
+            Where an error spoils all that follow, as in word problems, the later labels teach
+            nothing yet; so the net learns short beginnings first, and longer ones as it can.
+        args: As `Classification`.
+        kwargs: As `Classification`.
     """
+
+    def __init__(self, *args: object, until_error: bool = False, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.until_error = until_error
 
     def new_metrics(self) -> dict[str, Metric]:
         return super().new_metrics() | {"sequence_accuracy": MeanMetric()}
@@ -27,8 +38,11 @@ class SequenceLabelling(Classification):
         return super()._predict(batch)
 
     def labelled(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, C) and targets (n,) of the positions that have a label."""
+        """Logits (n, C) and targets (n,) of the positions that have a label and count."""
         keep = targets != UNLABELLED
+        if self.until_error and self.training:
+            wrong = keep & (logits.argmax(-1) != targets)
+            keep &= wrong.cumsum(1) - wrong.long() == 0  # no error before
         return logits[keep], targets[keep]
 
     def measure(self, logits: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, ...]]:

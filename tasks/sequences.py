@@ -26,16 +26,30 @@ class SequenceDataset(Dataset):
         seed: Seed of the split.
         size: Number of sequences.
         lengths: Least and greatest length.
+        first_length: Greatest length of the first `size` sequences; it doubles for the next ones
+            until the greatest. None for the same lengths everywhere.
     """
 
-    def __init__(self, draw: Draw, seed: int, size: int, lengths: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        draw: Draw,
+        seed: int,
+        size: int,
+        lengths: tuple[int, int],
+        first_length: int | None = None,
+    ) -> None:
         self.draw, self.seed, self.size, self.lengths = draw, seed, size, lengths
+        self.first_length = first_length
 
     def __len__(self) -> int:
         return self.size
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.draw(self.seed, torch.tensor(indices), self.lengths)
+        low, high = self.lengths
+        if self.first_length is not None:
+            doublings = min(indices[0] // self.size, high.bit_length())
+            high = min(high, self.first_length << doublings)
+        return self.draw(self.seed, torch.tensor(indices), (min(low, high), high))
 
 
 class SequenceData(DrawnData):
@@ -48,6 +62,8 @@ class SequenceData(DrawnData):
     Args:
         length: Length in training, or the least and the greatest, between which all are as likely.
         extrapolation_lengths: Lengths of further validation and test sets, each as `length`.
+        first_length: Greatest length in the first epoch of training; it doubles with every epoch
+            until that of `length`. None for `length` in all epochs; needs `fresh`.
         train_size: Sequences of an epoch.
         fresh: Draw new sequences in every epoch instead of the same ones in another order.
         val_size: Validation sequences of every set.
@@ -60,14 +76,16 @@ class SequenceData(DrawnData):
             that of `seed_everything`.
 
     Raises:
-        ValueError: lengths that are none, or two sets of the same greatest length; packed without
-            a range of lengths; seed out of range.
+        ValueError: lengths that are none, or two sets of the same greatest length; first_length
+            beyond `length` or without `fresh`; packed without a range of lengths; seed out of
+            range.
     """
 
     def __init__(
         self,
         length: int | tuple[int, int] = 64,
         extrapolation_lengths: tuple[int | tuple[int, int], ...] = (),
+        first_length: int | None = None,
         train_size: int = 25_600,
         fresh: bool = True,
         val_size: int = 512,
@@ -86,6 +104,12 @@ class SequenceData(DrawnData):
                 f"{type(self).__name__}: packed is for sequences of many lengths, got "
                 f"length={length}; give a range such as [1, {self.sizes[0]}], or set packed to "
                 "false"
+            )
+        if first_length is not None and not (fresh and 1 <= first_length <= self.sizes[0]):
+            raise ValueError(
+                f"{type(self).__name__}: first_length must lie in 1..{self.sizes[0]}, the length "
+                f"in training, and needs fresh, got {first_length} and fresh={fresh}; leave it out "
+                "to train at one length"
             )
 
     def _range(self, length: Length) -> tuple[int, int]:
@@ -120,7 +144,8 @@ class SequenceData(DrawnData):
     def dataset(self, split: str, size: int) -> Dataset:
         """Sequences of a split, in the set whose greatest length is `size`."""
         seed, lengths = self.split_seed(split, size), self.ranges[self.sizes.index(size)]
-        return SequenceDataset(self.draw, seed, self.split_size(split), lengths)
+        first = self.hparams.first_length if split == "train" else None
+        return SequenceDataset(self.draw, seed, self.split_size(split), lengths, first)
 
     def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
         """`accuracy_by_length`: accuracy against the position of the label."""

@@ -1,6 +1,7 @@
 """pLSTM layer for sequences."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from plstm.checks import accumulation_dtype, check_positive, check_shapes, without_autocast
 from plstm.modules.block_diagonal import BlockDiagonal
+from plstm.modules.contraction import contraction
 from plstm.modules.conv import CausalConv1d
 from plstm.modules.init import constant_gate_, small_init_
 from plstm.modules.norm import HeadRMSNorm, RMSNorm
@@ -30,17 +32,25 @@ class PLSTM1d(nn.Module):
         r_t = scale * (M_t C_{t-1}^T q_t + D_t (q_t . k_t) v_t),   C_t = T_t C_{t-1} + S_t k_t v_t^T
         y = W_out (norm(headnorm(r) + skip * c) * silu(z))
 
-    with S, M, D = sigmoid and T = tanh(5 z) of linear maps of c. With `lanes` = J > 1 the values
-    of a head are split over J lanes, S, M and D are J x J, and T_t = U_t diag(tanh(5 z_t)) W_t with
-    U and W orthogonal (matrix exponentials of skew-symmetric maps of c): the form that can track
-    state. `expansion` = 0 is the plain layer, y = W_out headnorm(r) with dense maps of x to q, k
-    and v, where the convolution reaches q, k and the gates.
+    with S, M, D = sigmoid and T = tanh(5 z) of linear maps of c. `expansion` = 0 is the plain
+    layer, y = W_out headnorm(r) with dense maps of x to q, k and v, where the convolution reaches
+    q, k and the gates.
+
+    With `lanes` = J > 1, the form that tracks state, the values of a head are split over J lanes
+    that a matrix mixes:
+
+        T_t = tanh(5 z_t) (3 O_t - O_t O_t^T O_t) / 2,   O_t = Z_t / |Z_t|
+        r_t = scale * (M_t C_t^T q_t + D_t (q_t . k_t) v_t)
+
+    Z_t is a J x J linear map of c and |.| the spectral norm, so that of T_t is at most 1. T_t can
+    be any rotation or reflection, and training can turn one continuously into the other. The memory
+    starts from a learned k_0 v_0^T, for zeros cannot be rotated, and is read after the update.
 
     Args:
         dim: Model width.
         num_heads: Number of heads.
         expansion: Width of u and z over dim; 0 for the plain layer.
-        qk_dim: Key width per head, v_dim if None.
+        qk_dim: Key width per head, v_dim if None; 0 for q = k = 1, a memory without keys.
         v_dim: Value width per head, all lanes together; expansion * dim / num_heads if None.
         lanes: States per edge, J.
         conv_width: Width of the causal depthwise convolution; 0 leaves it out.
@@ -89,7 +99,11 @@ class PLSTM1d(nn.Module):
             )
         self.v_dim = inner // num_heads if v_dim is None else v_dim
         self.qk_dim = self.v_dim if qk_dim is None else qk_dim
-        check_positive("PLSTM1d", dim=dim, qk_dim=self.qk_dim, v_dim=self.v_dim)
+        check_positive("PLSTM1d", dim=dim, v_dim=self.v_dim)
+        if self.qk_dim < 0:
+            raise ValueError(
+                f"PLSTM1d: qk_dim must be 0 or more, got {self.qk_dim}; 0 leaves out the keys"
+            )
         if lanes < 1 or self.v_dim % lanes:
             raise ValueError(
                 f"PLSTM1d: lanes must divide the value width per head, got lanes={lanes} and "
@@ -98,22 +112,21 @@ class PLSTM1d(nn.Module):
         values, keys = num_heads * self.v_dim, num_heads * self.qk_dim
         width = values if self.expanded else dim  # of what the gates see
         self.conv = CausalConv1d(width, conv_width) if conv_width else None
+        linear = nn.Linear
         if self.expanded:
             self.up_proj = nn.Linear(dim, 2 * values, bias=False)
             self.skip = nn.Parameter(torch.empty(values))
             self.inner_norm = RMSNorm(values)
-            self.q_proj, self.k_proj, self.v_proj = (
-                BlockDiagonal(values, size, block_width) for size in (keys, keys, values)
-            )
-        else:
-            self.q_proj, self.k_proj, self.v_proj = (
-                nn.Linear(dim, size) for size in (keys, keys, values)
-            )
+            linear = partial(BlockDiagonal, block_width=block_width)
+        self.v_proj = linear(width, values)
+        self.q_proj, self.k_proj = (linear(width, keys) if keys else None for _ in range(2))
         self.out_proj = nn.Linear(values, dim, bias=False)
         # source, mark, direct and transition in one product
-        self.gate_sizes = [num_heads * lanes**2] * 3 + [num_heads * lanes]
-        self.gate_proj = nn.Linear(width, sum(self.gate_sizes))
-        self.rotation_proj = nn.Linear(width, 2 * num_heads * lanes**2) if lanes > 1 else None
+        self.gate_proj = nn.Linear(width, 4 * num_heads)
+        if lanes > 1:
+            self.mixing_proj = nn.Linear(width, num_heads * lanes**2)
+            self.first_key = nn.Parameter(torch.empty(num_heads, max(self.qk_dim, 1), 1, 1))
+            self.first_value = nn.Parameter(torch.empty(num_heads, 1, self.v_dim // lanes, lanes))
         self.norm = HeadRMSNorm(num_heads, self.v_dim)
         self.biases = (source_bias, mark_bias, direct_bias)
         one = isinstance(transition_bias, int | float)
@@ -123,7 +136,7 @@ class PLSTM1d(nn.Module):
     def reset_parameters(self) -> None:
         """Draw new initial values."""
         small_init_(self.out_proj)
-        for proj in (self.q_proj, self.k_proj, self.v_proj):
+        for proj in filter(None, (self.q_proj, self.k_proj, self.v_proj)):
             nn.init.normal_(proj.weight, std=math.sqrt(2 / (5 * self.dim)))
             if proj.bias is not None:
                 nn.init.zeros_(proj.bias)
@@ -132,15 +145,16 @@ class PLSTM1d(nn.Module):
             nn.init.ones_(self.skip)
             self.inner_norm.reset_parameters()
         constant_gate_(self.gate_proj)
-        *gates, transition = self.gate_proj.bias.split(self.gate_sizes)
+        *gates, transition = self.gate_proj.bias.chunk(4)
         for part, bias in zip(gates, self.biases, strict=True):
             nn.init.constant_(part, bias)
-        spread = torch.linspace(*self.transition_bias, self.num_heads)
         with torch.no_grad():
-            transition.copy_(spread.repeat_interleave(self.lanes))
-        if self.rotation_proj is not None:
-            constant_gate_(self.rotation_proj)
-            nn.init.normal_(self.rotation_proj.bias)  # lanes must differ, or they stay alike
+            transition.copy_(torch.linspace(*self.transition_bias, self.num_heads))
+        if self.lanes > 1:
+            nn.init.normal_(self.mixing_proj.weight, std=self.mixing_proj.in_features**-0.5)
+            nn.init.zeros_(self.mixing_proj.bias)
+            nn.init.normal_(self.first_key)
+            nn.init.normal_(self.first_value)
         if self.conv is not None:
             self.conv.reset_parameters()
         self.norm.reset_parameters()
@@ -162,7 +176,7 @@ class PLSTM1d(nn.Module):
         mixed, window = self._mixed(x, state.window if state is not None else None, packing)
         y, memory = plstm_1d(
             *self._inputs(x, mixed),
-            state=state.memory if state is not None else None,
+            state=self._first_memory(x, packing) if state is None else state.memory,
             return_state=True,
             backend=self.backend,
             cu_seqlens=packing,
@@ -183,7 +197,7 @@ class PLSTM1d(nn.Module):
 
     def state_size(self) -> int:
         """Numbers carried per sequence."""
-        memory = self.num_heads * self.qk_dim * self.v_dim
+        memory = self.num_heads * max(self.qk_dim, 1) * self.v_dim
         return memory + (self.conv.window_size() if self.conv is not None else 0)
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -203,34 +217,42 @@ class PLSTM1d(nn.Module):
 
     def _inputs(self, x: Tensor, mixed: Tensor) -> tuple[Tensor, ...]:
         """q, k, v and the activated gates in the shapes of the op."""
-        q, k = (
-            rearrange(proj(mixed), "b l (h k) -> b l h k", h=self.num_heads)
-            for proj in (self.q_proj, self.k_proj)
-        )
+        q, k = self._keys(mixed, self.q_proj), self._keys(mixed, self.k_proj)
         v = self.v_proj(mixed if self.expanded else x)
         logits = self.gate_proj(mixed)
         logits = logits.to(accumulation_dtype(logits))  # bfloat16 cannot tell 0.999 from 1
-        source, mark, direct, transition = logits.split(self.gate_sizes, -1)
+        source, mark, direct, transition = logits.chunk(4, -1)
         source, mark, direct = (torch.sigmoid(logits) for logits in (source, mark, direct))
         transition = torch.tanh(5 * transition)
         if self.lanes == 1:
             v = rearrange(v, "b l (h v) -> b l h v", h=self.num_heads)
             return q, k, v, source, transition, mark, direct
-        shape = {"h": self.num_heads, "i": self.lanes}
-        v = rearrange(v, "b l (h v i) -> b l h v i", **shape)
-        source, mark, direct = (
-            rearrange(x, "b l (h j i) -> b l h j i", **shape) for x in (source, mark, direct)
+        v = rearrange(v, "b l (h v i) -> b l h v i", h=self.num_heads, i=self.lanes)
+        source, mark, direct, transition = (
+            gate[..., None, None] for gate in (source, mark, direct, transition)
         )
-        return q, k, v, source, self._lane_transition(mixed, transition), mark, direct
+        transition = transition * self._mixing(mixed)
+        direct = direct + mark * source  # M_t C_t = M_t T_t C_{t-1} + M_t S_t k_t v_t^T
+        one = torch.eye(self.lanes, dtype=source.dtype, device=source.device)
+        return q, k, v, source * one, transition, mark * transition, direct * one
 
-    def _lane_transition(self, mixed: Tensor, decay: Tensor) -> Tensor:
-        """U diag(decay) W with orthogonal U and W, (B, L, H, J, J); spectral norm at most 1."""
-        shape = {"h": self.num_heads, "i": self.lanes}
-        # Rounded angles would turn the lanes of a long product.
-        with without_autocast(mixed.device):
-            free = self.rotation_proj(mixed.to(self.rotation_proj.weight.dtype))
-            free = free.to(accumulation_dtype(free))
-            free = rearrange(free, "b l (two h j i) -> two b l h j i", two=2, **shape)
-            u, w = torch.matrix_exp(((free - free.mT) / 2).contiguous())
-        decay = rearrange(decay, "b l (h i) -> b l h 1 i", **shape).to(u.dtype)
-        return (u * decay) @ w
+    def _keys(self, x: Tensor, proj: nn.Module | None) -> Tensor:
+        """Queries or keys, (B, L, H, K)."""
+        if proj is None:
+            return x.new_ones(*x.shape[:2], self.num_heads, 1)
+        return rearrange(proj(x), "b l (h k) -> b l h k", h=self.num_heads)
+
+    def _mixing(self, x: Tensor) -> Tensor:
+        """The transitions without their decay, (B, L, H, J, J)."""
+        with without_autocast(x.device):  # rounded angles would turn a long product
+            z = self.mixing_proj(x.to(self.mixing_proj.weight.dtype))
+            z = z.to(accumulation_dtype(z))
+            shape = {"h": self.num_heads, "i": self.lanes}
+            return contraction(rearrange(z, "b l (h j i) -> b l h j i", **shape))
+
+    def _first_memory(self, x: Tensor, packing: Packing | None) -> Tensor | None:
+        """The memory before the first position, of every sequence; None for zeros."""
+        if self.lanes == 1:
+            return None
+        sequences = x.shape[0] if packing is None else packing.num_sequences
+        return (self.first_key * self.first_value).expand(sequences, -1, -1, -1, -1)

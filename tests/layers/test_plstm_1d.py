@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from plstm import PLSTM1d
+from plstm.modules.contraction import contraction
 from plstm.ops.plstm_1d import plstm_1d
+from tasks.words import draw_words, group_elements
 from tests.helpers import assert_close
 
 GATES = ("source", "transition", "mark", "direct")
@@ -20,8 +22,8 @@ def fix_gate(layer, name, logit):
     """The same logit everywhere."""
     part = ["source", "mark", "direct", "transition"].index(name)
     with torch.no_grad():
-        layer.gate_proj.weight.split(layer.gate_sizes)[part].zero_()
-        layer.gate_proj.bias.split(layer.gate_sizes)[part].fill_(logit)
+        layer.gate_proj.weight.chunk(4)[part].zero_()
+        layer.gate_proj.bias.chunk(4)[part].fill_(logit)
 
 
 def gates(layer, x):
@@ -38,35 +40,68 @@ def test_lane_transitions_never_amplify():
     assert norms.std() > 0
 
 
-def test_lane_transitions_are_rotations_without_decay():
-    layer = perturbed(lanes=3)
-    fix_gate(layer, "transition", 100.0)  # tanh = 1 leaves U W
-    _, transition, _, _ = gates(layer, torch.randn(2, 6, 12).double())
-    assert_close("T T^t", transition @ transition.mT, torch.eye(3).expand_as(transition), 1e-10)
-    off_diagonal = transition - torch.diag_embed(transition.diagonal(dim1=-2, dim2=-1))
-    assert off_diagonal.abs().max() > 0.1
-    assert transition.std(1).max() > 1e-3  # depends on the input
+def test_lanes_by_their_formula():
+    """r_t = scale * (M_t C_t^T q_t + D_t (q_t . k_t) v_t), from C_0 = k_0 v_0^T on."""
+    layer = perturbed(lanes=3, expansion=0, conv_width=0)
+    x = torch.randn(2, 7, 12).double()
+    q, k, v = (proj(x).unflatten(-1, (2, 6)) for proj in (layer.q_proj, layer.k_proj, layer.v_proj))
+    source, mark, direct, decay = layer.gate_proj(x).unflatten(-1, (4, 2, 1)).unbind(2)
+    z = layer.mixing_proj(x).unflatten(-1, (2, 3, 3))
+    transition = (5 * decay[..., None]).tanh() * contraction(z)
+    memory = (layer.first_key * layer.first_value).expand(2, -1, -1, -1, -1)  # (B, H, K, V, J)
+    for t in range(7):
+        written = k[:, t, :, :, None] * source[:, t, :, None].sigmoid() * v[:, t, :, None]
+        memory = torch.einsum("bhkvi,bhji->bhkvj", memory, transition[:, t])
+        memory = memory + written.unflatten(-1, (2, 3))
+        read = torch.einsum("bhk,bhkvj->bhvj", q[:, t], memory).flatten(2)
+        own = (q[:, t] * k[:, t]).sum(-1, keepdim=True) * v[:, t]
+        r = 6**-0.5 * (mark[:, t].sigmoid() * read + direct[:, t].sigmoid() * own)
+        want = layer.out_proj(layer.norm(r))
+        assert_close(f"position {t}", layer(x)[:, t], want, 1e-10)
 
 
-def test_lanes_differ_at_the_start():
-    _, transition, _, _ = gates(PLSTM1d(12, 2, lanes=2), torch.zeros(1, 1, 12))
-    flipped = transition.flip(-1, -2)
-    assert not torch.allclose(transition, flipped)
+def test_memory_without_keys():
+    """qk_dim = 0 is a layer whose queries and keys are 1."""
+    layer, keyed = perturbed(qk_dim=0, expansion=0), perturbed(qk_dim=1, expansion=0)
+    keyed.load_state_dict(layer.state_dict(), strict=False)
+    with torch.no_grad():
+        for proj in (keyed.q_proj, keyed.k_proj):
+            proj.weight.zero_()
+            proj.bias.fill_(1)
+    x = torch.randn(2, 9, 12).double()
+    assert_close("output", layer(x), keyed(x))
+    assert layer.state_size() == keyed.state_size()
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_gates_at_the_start(lanes):
+def test_lanes_carry_the_state_of_a_group():
+    """Permutations of three as rotations and reflections of a plane, over 2000 positions."""
+    layer = PLSTM1d(
+        6, 1, lanes=2, qk_dim=0, v_dim=2, expansion=0, conv_width=0,
+        source_bias=-1000.0, direct_bias=-1000.0, transition_bias=100.0,
+    ).double()  # fmt: skip
+    plane = torch.tensor([[1.0, -1, 0], [1, 1, -2]]).double() / torch.tensor([[2.0], [6.0]]).sqrt()
+    elements = torch.eye(3).double()[group_elements("S3")].mT  # matrices that permute
+    inverses = plane @ elements.mT @ plane.mT
+    with torch.no_grad():
+        layer.mixing_proj.weight.copy_(inverses.flatten(1).mT)
+        layer.first_key.fill_(1)
+        layer.first_value.copy_(torch.tensor([0.3, 0.8]))
+        layer.out_proj.weight.zero_()[:2] = torch.eye(2)
+    words, products = draw_words(0, torch.arange(2), (2000, 2000), group="S3")
+    y = layer(torch.eye(6).double()[words])[..., :2]
+    want = inverses[products] @ torch.tensor([0.3, 0.8]).double()
+    want = want / want.square().mean(-1, keepdim=True).sqrt()
+    assert_close("state", y, want, 1e-3)
+
+
+def test_gates_at_the_start():
     biases = {"source_bias": -4.0, "mark_bias": -3.0, "direct_bias": -5.0}
-    layer = PLSTM1d(12, 3, lanes=lanes, transition_bias=(0.1, 0.3), **biases)
+    layer = PLSTM1d(12, 3, transition_bias=(0.1, 0.3), **biases)
     source, transition, mark, direct = gates(layer, torch.randn(2, 4, 12))
     for gate, logit in ((source, -4.0), (mark, -3.0), (direct, -5.0)):
         assert_close("gate", gate, torch.full_like(gate, logit).sigmoid(), 1e-6)
     want = (5 * torch.tensor([0.1, 0.2, 0.3])).tanh()
-    if lanes == 1:
-        assert_close("transition", transition, want.expand(2, 4, 3), 1e-6)
-    else:
-        sizes = torch.linalg.matrix_norm(transition, 2)
-        assert_close("norm of the transition", sizes, want.expand(2, 4, 3), 1e-5)
+    assert_close("transition", transition, want.expand(2, 4, 3), 1e-6)
 
 
 def test_block_by_its_formula():
@@ -172,7 +207,7 @@ def test_backends_agree():
         ({"block_width": 5}, "BlockDiagonal: block_width must divide dim, .*got 5, 24 and 24"),
         ({"block_width": 0}, "got 0, 24 and 24"),
         ({"qk_dim": 5}, "dim / block_width out_dim, got 4, 24 and 10"),
-        ({"qk_dim": 0}, "qk_dim must be 1 or more, got 0"),
+        ({"qk_dim": -1}, "qk_dim must be 0 or more, got -1"),
         ({"conv_width": 1}, "width must be at least 2, got 1"),
         ({"backend": "fast"}, "backend must be one of"),
     ],

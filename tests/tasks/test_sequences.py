@@ -49,6 +49,16 @@ def test_sequences_of_other_lengths_count_their_own_labels():
     assert (got["accuracy"], got["sequence_accuracy"]) == (pytest.approx(4 / 5), 1 / 2)
 
 
+def test_training_until_the_first_error():
+    targets = torch.tensor([[0, 1, 2, 0], [UNLABELLED, 1, UNLABELLED, 2], [2, 2, 2, 2]])
+    answers = torch.tensor([[0, 2, 2, 0], [0, 1, 0, 2], [0, 2, 2, 1]])
+    logits = torch.eye(3)[answers]
+    made = SequenceLabelling(lambda in_dim, out_dim: torch.nn.Identity(), 2, 3, until_error=True)
+    assert made.labelled(logits, targets)[1].tolist() == [0, 1, 1, 2, 2]
+    made.eval()
+    assert len(made.labelled(logits, targets)[1]) == 10
+
+
 @pytest.mark.parametrize(("accuracy", "scaled"), [(1.0, 1.0), (0.2, 0.0), (0.6, 0.5)])
 def test_scaled_accuracy(accuracy, scaled, monkeypatch):
     made, logged = module(LanguageLabelling, classes=5), {}
@@ -67,6 +77,21 @@ def test_positions():
     labels = torch.arange(9).view(3, 3)
     want = [[0, none, none], [none, none, 5], [none, 7, none]]
     assert at_the_end(labels, lengths).tolist() == want
+
+
+def test_first_length_doubles_with_every_epoch():
+    data = WordData(length=12, first_length=2, train_size=10, seed=0)
+    train, val = data.dataset("train", 12), data.dataset("val", 12)
+    lengths = [train.__getitems__([10 * epoch, 10 * epoch + 9])[0].shape for epoch in range(99)]
+    assert lengths[:4] == [(2, 2), (2, 4), (2, 8), (2, 12)]
+    assert set(lengths[4:]) == {(2, 12)}
+    assert val.__getitems__([0])[0].shape == (1, 12)
+
+
+@pytest.mark.parametrize("options", [{"first_length": 0}, {"first_length": 13}, {"fresh": False}])
+def test_first_length_errors(options):
+    with pytest.raises(ValueError, match=r"WordData: first_length must lie in 1..12"):
+        WordData(**{"length": 12, "first_length": 2} | options)
 
 
 def test_lengths_are_uniform():
