@@ -96,12 +96,15 @@ def _chunkwise(
     gating = _collapse(split_gates(gates, size))
 
     written_BHNCVJ = torch.einsum("bhnjci,bhncvi->bhncvj", gating.leave, v)
-    states_BHNKVJ, state = scan_chunks(
+    update_BHNKVJ = _product(k.mT, written_BHNCVJ)
+    states, state = scan_chunks(  # keys and values together, or a step would be many products
         lambda across, state, update: state @ across.mT + update,
-        gating.across[..., None, :, :],
-        _product(k.mT, written_BHNCVJ),
-        state,
+        gating.across,
+        update_BHNKVJ.flatten(3, 4),
+        state.flatten(2, 3),
     )
+    states_BHNKVJ = states.unflatten(3, update_BHNKVJ.shape[3:5])
+    state = state.unflatten(2, update_BHNKVJ.shape[3:5])
     gated_BHNCOCI = (q @ k.mT)[..., None, :, None] * gating.inside
     values = rearrange(v, "b h n c v i -> b h n (c i) v")
     out = gated_BHNCOCI.flatten(-2).flatten(-3, -2) @ values  # (B, H, N, C O, V)
