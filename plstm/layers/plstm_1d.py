@@ -39,12 +39,13 @@ class PLSTM1d(nn.Module):
     With `lanes` = J > 1, the form that tracks state, the values of a head are split over J lanes
     that a matrix mixes:
 
-        T_t = tanh(5 z_t) (3 O_t - O_t O_t^T O_t) / 2,   O_t = Z_t / |Z_t|
+        T_t = tanh(5 z_t) (3 O_t - O_t O_t^T O_t) / 2,   O_t = sqrt(J) Z_t / |Z_t|
         r_t = scale * (M_t C_t^T q_t + D_t (q_t . k_t) v_t)
 
-    Z_t is a J x J linear map of c and |.| the spectral norm, so that of T_t is at most 1. T_t can
-    be any rotation or reflection, and training can turn one continuously into the other. The memory
-    starts from a learned k_0 v_0^T, for zeros cannot be rotated, and is read after the update.
+    Z_t is a J x J linear map of c and |.| the Frobenius norm; the spectral norm of T_t is at most 1
+    (see `plstm.modules.contraction`, for J above 4 too). T_t can be any rotation or reflection, and
+    training can turn one continuously into the other. The memory starts from a learned k_0 v_0^T,
+    for zeros cannot be rotated, and is read after the update.
 
     Args:
         dim: Model width.
