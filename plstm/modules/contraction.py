@@ -11,8 +11,8 @@ def contraction(z: Tensor) -> Tensor:
 
     The singular values o of O are at most 2, where |3 o - o^3| / 2 is at most 1. This step of
     Newton and Schulz has slope 0 at o = 1, so that a long product of nearly orthogonal factors
-    keeps its size, and it lets a singular value pass through 0, where a reflection becomes a rotation.
-    For J above 4 an orthogonal z begins below 1, and further steps lead there.
+    keeps its size, and it lets a singular value pass through 0, where a reflection becomes a
+    rotation. For J above 4 an orthogonal z begins below 1, and further steps lead there.
 
     Args:
         z: Square matrices; zeros stay zeros.
