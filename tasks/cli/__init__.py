@@ -67,6 +67,10 @@ class CLI(LightningCLI):
         with ExitStack() as self.held:  # the lock of a run's folder, while the command runs
             super().__init__(*args, **kwargs)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "CLI":
+        """Itself: the copy of a model, as averaged weights need one, was made by it as well."""
+        return self
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for key in LINKED:
             parser.link_arguments(f"data.{key}", f"model.init_args.{key}", apply_on="instantiate")

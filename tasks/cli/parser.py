@@ -10,13 +10,14 @@ import pydoc
 import re
 import sys
 from argparse import Action, _SubParsersAction
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
 from plstm import models
+from tasks.cli.net_files import replace_nets
 
 KEY = re.compile(r'Parser key "([^"]+)":')
 REFUSED = re.compile(r"(?:(?:Group '([^']+)'|Subcommand \S+) does not accept o|O)ption '([^']+)'")
@@ -74,6 +75,13 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, formatter_class=HelpFormatter, **kwargs)
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, *others: object, **kw: object
+    ) -> object:
+        """Parse a command line, in which a net that is named replaces the one before it."""
+        args = sys.argv[1:] if args is None else args
+        return super().parse_args(replace_nets(args), *others, **kw)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # an alternative inside another parser

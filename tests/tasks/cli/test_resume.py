@@ -252,7 +252,7 @@ def test_another_command_is_refused(kill):
     for args, message in (
         (["--model.optimizer.lr=0.5"], r"optimizer.init_args.lr was 0.001, is 0.5; repeat"),
         (["--data.seed=1", "--seed_everything=2"], r"seed_everything was 0, is 2; data.init_args"),
-        (["--trainer.callbacks+=EMAWeightAveraging"], r"trainer.callbacks.0 was None, is"),
+        (["--trainer.callbacks+=EMAWeightAveraging"], r"trainer.callbacks.\d was None, is"),
         (["--trainer.logger=TensorBoardLogger"], r"trainer.logger was .*CSVLogger', is .*TensorB"),
         (["--ckpt_path=some.ckpt"], r"leave out --ckpt_path"),
         (["--trainer.logger=false"], r"needs a run folder"),
