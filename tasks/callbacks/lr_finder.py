@@ -81,9 +81,10 @@ class FindLearningRate(LearningRateFinder):
         self, trainer: Trainer, pl_module: LightningModule
     ) -> tuple[list[float], list[float]]:
         """Rates and the loss of the batch that was trained with each."""
-        losses, step = [], pl_module.training_step
+        losses, bars, step = [], set(), pl_module.training_step
 
         def recorded(*args: object) -> Tensor:
+            bars.update(callback.progress_bar for callback in trainer.callbacks)
             loss = step(*args)
             losses.append(float(loss.detach()))
             return loss
@@ -99,6 +100,8 @@ class FindLearningRate(LearningRateFinder):
             with cleanly_terminated():
                 self.lr_find(trainer, pl_module)
         finally:
+            for bar in bars:  # Lightning leaves it open unless the loss diverges
+                bar.close()
             del pl_module.training_step  # the method of the class counts again
             loop.max_epochs, trainer.accumulate_grad_batches = epochs, batches
             trainer._default_root_dir = root

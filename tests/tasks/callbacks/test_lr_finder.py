@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from tqdm.auto import tqdm
 
 from tasks.callbacks.lr_finder import BELOW, FindLearningRate, lowest, smooth
 from tests.tasks.runs import folder_of, metrics_of, run
@@ -83,7 +84,10 @@ def found_rate(folder, model, scale=1.0):
         max_steps=1,
         default_root_dir=folder,
     )
-    trainer.fit(model, DataLoader(TensorDataset(scale * x, y), 64, shuffle=True))
+    try:
+        trainer.fit(model, DataLoader(TensorDataset(scale * x, y), 64, shuffle=True))
+    finally:
+        assert not tqdm._instances  # bars that the garbage collector closes write at any moment
     assert list(folder.iterdir()) == []
     return trainer.optimizers[0].param_groups[0]["lr"]
 
