@@ -110,6 +110,14 @@ class DataModule(LightningDataModule, ABC):
         """
         return {}
 
+    def save_predictions(self, predictions: dict[str, Tensor], folder: Path) -> None:
+        """Write further files of what was predicted; a task may have some.
+
+        Args:
+            predictions: As for `prediction_pictures`.
+            folder: That of the run.
+        """
+
     def predict_dataloader(self) -> EVAL_DATALOADERS:
         """Predictions are made for the test sets."""
         return self.test_dataloader()

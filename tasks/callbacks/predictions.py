@@ -35,6 +35,7 @@ class SavePredictions(BasePredictionWriter):
             return
         torch.save(saved, folder / "predictions.pt")
         rank_zero_info(f"Predictions: {folder / 'predictions.pt'}")
+        trainer.datamodule.save_predictions(saved, folder)
 
 
 def by_test_set(

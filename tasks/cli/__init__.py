@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 import tasks.arrow  # makes the short names ArrowData, ... known to the command line
 import tasks.callbacks.lr_finder
 import tasks.language_model
+import tasks.molecules
 import tasks.multi_label
 import tasks.regression
 import tasks.text
