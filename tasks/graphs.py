@@ -13,15 +13,8 @@ from torch_geometric.transforms import BaseTransform, Compose
 from plstm.graph.batching import GraphBatcher
 from plstm.graph.position_codes import AddPositionCodes
 from plstm.graph.pyg import DagData, ToDag
+from plstm.graph.storing import StoredGraphs, prepare_together
 from tasks.data import DataModule, ShuffledSampler, chosen_seed
-
-
-class StoredGraphs(InMemoryDataset):
-    """Prepared graphs, kept in memory as PyG keeps a data set."""
-
-    def __init__(self, graphs: Sequence[Data]) -> None:
-        super().__init__()
-        self.data, self.slices = self.collate(list(graphs))
 
 
 class EpochSampler(ShuffledSampler):
@@ -103,6 +96,11 @@ class GraphData(DataModule):
     @abstractmethod
     def splits(self) -> dict[str, np.ndarray]:
         """Numbers of the graphs in train, val and test, each ascending."""
+
+    def prepared(self, graphs: Sequence[Data]) -> StoredGraphs:
+        """Graphs of x, edge_index and y with DAGs and position codes, kept in memory."""
+        dags = prepare_together(graphs, self.to_dag)
+        return StoredGraphs([self.codes(dag) if self.codes.width else dag for dag in dags])
 
     @property
     def pre_transform(self) -> BaseTransform:
