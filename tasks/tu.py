@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from torch_geometric.datasets import TUDataset
 
 from plstm.graph.batching import GraphBatcher
 from plstm.graph.pyg import VERSION, DagData, ToDag
-from tasks.data import DataModule, ShuffledSampler, checksum, chosen_seed
+from tasks.data import DataModule, EpochSampler, checksum, chosen_seed
 from tasks.tu_files import check_files
 
 ATOM = re.compile(r"^\s*(\d+)\s+([A-Z][a-z]?)\s*$", re.MULTILINE)  # a line as in "  0  C"
@@ -132,14 +132,6 @@ class DagTUDataset(TUDataset):
 
 def _has_files(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
-
-
-class EpochSampler(ShuffledSampler):
-    """Indices that run on from epoch to epoch, so that a sample also says which epoch it is in."""
-
-    def __iter__(self) -> Iterator[int]:
-        for index in super().__iter__():
-            yield self.epoch * self.size + index
 
 
 class TrainingBatcher:

@@ -97,8 +97,8 @@ class Pictures(Callback):
                 self._save(trainer, folder, name, figure)
         counts = {name: metric.compute() for name, metric in self.confusion.items()}  # of all ranks
         data = trainer.datamodule
-        if folder is None or not counts:
-            return
+        if folder is None or not any(matrix.any() for matrix in counts.values()):
+            return  # nothing to compare with
         own = _at(data.sizes)
         matrices = {f"test {name or own}".strip(): matrix for name, matrix in counts.items()}
         figure = confusion_matrices(matrices, data.class_names)
@@ -161,4 +161,5 @@ def _at(sizes: list[int]) -> str:
 def _describe(probabilities: Tensor, target: Tensor, names: list[str]) -> str:
     """True and predicted class of an example with probabilities (C,)."""
     probability, best = probabilities.max(-1)
-    return f"class {names[int(target)]}, predicted {names[int(best)]} at {float(probability):.0%}"
+    known = "no class" if target == UNLABELLED else f"class {names[int(target)]}"
+    return f"{known}, predicted {names[int(best)]} at {float(probability):.0%}"
