@@ -45,12 +45,29 @@ class DataModule(LightningDataModule, ABC):
     @property
     @abstractmethod
     def out_dim(self) -> int:
-        """Number of classes."""
+        """Number of classes, or of targets."""
 
     @property
     def class_names(self) -> list[str]:
         """Names of the classes, for pictures; their numbers unless a task knows better."""
         return [str(number) for number in range(self.out_dim)]
+
+    @property
+    def target_names(self) -> list[str]:
+        """Names of the targets of a TargetModule; their numbers unless a task knows better."""
+        return [str(number) for number in range(self.out_dim)]
+
+    @property
+    def training_targets(self) -> Tensor:
+        """Targets of the training set, (n, T) or (n,), by which Regression standardises.
+
+        Raises:
+            ValueError: the task has classes.
+        """
+        raise ValueError(
+            f"{type(self).__name__}: a task of classes has no targets to standardise; take the "
+            "module of its config instead of Regression"
+        )
 
     @property
     def node_names(self) -> list[str] | None:
@@ -105,8 +122,8 @@ class DataModule(LightningDataModule, ABC):
         """Further pictures of what was predicted, by name; a task may have some.
 
         Args:
-            predictions: Class probabilities of the first samples of every test set, in the order of
-                the data, by its entry of `eval_names`.
+            predictions: What the module predicts (class probabilities, targets) of the first
+                samples of every test set, in the order of the data, by its entry of `eval_names`.
         """
         return {}
 

@@ -14,9 +14,9 @@ from tasks.runs import run_folder
 
 
 class SavePredictions(BasePredictionWriter):
-    """Saves class probabilities of the test sets as `predictions.pt` in the run's folder.
+    """Saves what was predicted for the test sets as `predictions.pt` in the run's folder.
 
-    The file holds one tensor per test set, (samples, ..., classes) in the order of the data, under
+    The file holds one tensor per test set, (samples, ..., out_dim) in the order of the data, under
     the suffix of its metrics ("" for the training size), and loads with weights_only=True. Tables
     of the task, DataModule.prediction_tables, are CSV files beside it.
     """

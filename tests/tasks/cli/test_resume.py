@@ -164,7 +164,7 @@ def test_killed_while_saving(kill, unbroken, n):
         slow("text", ("--trainer.check_val_every_n_epoch=2",)),
         slow("text", ("--trainer.limit_train_batches=3",)),
         slow("text", ("--data.num_workers=1",)),
-        ("tu", ("--data.num_workers=1",)),
+        ("tu", ("--data.num_workers=1", "--data.random_walk=2", "--data.laplacian=2")),
     ],
 )
 def test_killed_twice(kill, unbroken, config, args):
