@@ -130,7 +130,11 @@ class ImageData(DataModule):
         self.seed = chosen_seed(seed)
         self.save_hyperparameters(logger=False)
         sides = () if size is None else (size,) if isinstance(size, int) else size
-        check_positive("ImageData", **{f"side {n}": x for n, x in enumerate(sides)})
+        check_positive(
+            "ImageData",
+            size=min(sides, default=1),
+            extrapolation_sizes=min(extrapolation_sizes, default=1),
+        )
         if not (val_share > 0 <= test_share and val_share + test_share < 1):
             raise ValueError(
                 "ImageData: val_share must be above 0, test_share 0 or more, and something must be "

@@ -239,8 +239,9 @@ def test_pictures_are_resized(tmp_path):
 # What is said of mistakes.
 
 ARGUMENTS = {
-    "size 0": ({"size": 0}, "side 0 must be 1 or more, got 0"),
-    "size": ({"size": (4, 0)}, "side 1 must be 1 or more, got 0"),
+    "size": ({"size": 0}, "size must be 1 or more, got 0"),
+    "sides": ({"size": (4, -1)}, "size must be 1 or more, got -1"),
+    "further sizes": ({"extrapolation_sizes": (8, 0)}, "extrapolation_sizes must be 1 or more"),
     "shares": ({"val_share": 0.7, "test_share": 0.3}, "something must be left to train on"),
     "no val": ({"val_share": 0.0}, "val_share must be above 0"),
     "shift": ({"max_shift": -1}, "max_shift must be 0 or more pixels"),
