@@ -1,11 +1,15 @@
 """Orthogonal matrices that training can turn from rotations into reflections."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from plstm.ops.derivatives import transformed
+
 STEPS = 15
+BLOCK = 8192  # matrices that are computed at once on a CPU; its cache holds them
 
 
 def orthogonal(z: Tensor) -> Tensor:
@@ -18,7 +22,43 @@ def orthogonal(z: Tensor) -> Tensor:
     while a product of any number of factors stays orthogonal.
     """
     unit = z / torch.linalg.matrix_norm(z, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
-    soft, exact = math.sqrt(z.shape[-1]) * unit, unit.detach()
-    for _ in range(STEPS):
-        exact = 1.5 * exact - 0.5 * exact @ (exact.mT @ exact)
+    soft = math.sqrt(z.shape[-1]) * unit
+    one_operator = torch.compiler.is_compiling() and not transformed()
+    exact = (_operator if one_operator else _newton_schulz)(unit.detach())
     return soft + (exact - soft).detach()
+
+
+@torch.library.custom_op("plstm::newton_schulz", mutates_args=())
+def _operator(o: Tensor) -> Tensor:
+    """For compiled graphs: plain operations would be thousands of nodes."""
+    return _newton_schulz(o)
+
+
+@_operator.register_fake
+def _(o: Tensor) -> Tensor:
+    return torch.empty_like(o)
+
+
+def _newton_schulz(o: Tensor) -> Tensor:
+    """All steps from o (..., J, J) on.
+
+    Products of many small matrices are several times as fast by rows with the matrices on the last
+    axis.
+    """
+    lanes, blocks = o.shape[-1], []
+    for x in o.reshape(-1, lanes, lanes).split(BLOCK if o.device.type == "cpu" else o.numel() + 1):
+        x = x.permute(1, 2, 0).contiguous()
+        for _ in range(STEPS):
+            gram = _sum_of_products((row[:, None], row) for row in x)
+            cubed = _sum_of_products((x[:, k, None], gram[k]) for k in range(lanes))
+            x = torch.add(1.5 * x, cubed, alpha=-0.5)
+        blocks.append(x.permute(2, 0, 1))
+    return torch.cat(blocks).view(o.shape)
+
+
+def _sum_of_products(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    (a, b), *others = pairs
+    total = a * b
+    for a, b in others:
+        total.addcmul_(a, b)
+    return total

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from plstm.modules.orthogonal import orthogonal
+from plstm.modules.orthogonal import _operator, orthogonal
 from tests.helpers import assert_close
 
 
@@ -12,6 +12,21 @@ def test_nearest_orthogonal_matrix(lanes):
     regular = sizes[:, -1] > 0.02 * sizes[:, 0]
     assert_close("result", orthogonal(z)[regular], (u @ v)[regular], 1e-3)
     assert torch.linalg.matrix_norm(orthogonal(z), 2).max() <= 1 + 1e-12
+
+
+def test_blocks_and_batch_axes(monkeypatch):
+    z = torch.randn(2, 3, 5, 4, 4).double()
+    want = orthogonal(z.flatten(0, 2)).view_as(z)
+    monkeypatch.setattr("plstm.modules.orthogonal.BLOCK", 7)
+    assert_close("result", orthogonal(z), want)
+    assert orthogonal(z[:0]).shape == (0, 3, 5, 4, 4)
+
+
+def test_one_operator_of_a_compiled_graph():
+    torch.library.opcheck(_operator, (torch.eye(3).expand(2, 3, 3) / 2,))
+    z = torch.randn(2, 9, 3, 3, requires_grad=True)
+    compiled = torch.compile(orthogonal, backend="aot_eager", fullgraph=True)
+    assert_close("result", compiled(z), orthogonal(z))
 
 
 def test_scale_does_not_matter():

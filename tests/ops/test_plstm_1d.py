@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 
 from plstm.ops import plstm_1d
 from plstm.ops.plstm_1d import chunk
+from plstm.ops.plstm_1d.chunk_lanes import NARROW
 from tests.helpers import TOLERANCE, assert_close, gradients
 from tests.ops.inputs import require_grad, sequence_inputs
 
@@ -98,6 +101,14 @@ def test_equals_naive(length, lanes, backend):
 def test_equals_naive_with_long_chunks(length):
     inputs = sequence_inputs(length, batch=1, key_width=70, value_width=60)
     assert chunk.largest_chunk(70, 60) == 64
+    assert_backends_agree(inputs, "chunk")
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 16, 17, 63, 150])
+@pytest.mark.parametrize("widths", [(1, 1), (2, 4), (1, 7)])
+def test_equals_naive_with_narrow_memories(length, widths):
+    assert math.prod(widths) <= NARROW
+    inputs = sequence_inputs(length, (3, 1, 2), key_width=widths[0], value_width=widths[1])
     assert_backends_agree(inputs, "chunk")
 
 

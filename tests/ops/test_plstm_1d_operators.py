@@ -17,10 +17,16 @@ LANES = (3, 1, 2)
 
 
 @pytest.mark.parametrize(
-    ("operator", "lanes"), [(chunk._chunkwise, None), (chunk_lanes._operator, LANES)]
+    ("operator", "lanes", "key_width"),
+    [
+        (chunk._chunkwise, None, 3),
+        (chunk_lanes._operator, LANES, 3),
+        (chunk_lanes._operator, LANES, 2),
+    ],
+    ids=["one_lane", "lanes", "narrow_lanes"],
 )
-def test_registration(operator, lanes):
-    inputs = sequence_inputs(35, lanes, batch=1)
+def test_registration(operator, lanes, key_width):
+    inputs = sequence_inputs(35, lanes, batch=1, key_width=key_width)
     torch.library.opcheck(operator, (*inputs.values(), 0.5))
 
 

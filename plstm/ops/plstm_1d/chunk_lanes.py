@@ -1,14 +1,16 @@
 """Chunkwise form on a sequence whose edges carry several states (lanes).
 
-Letters: B batch, L positions, H heads, N chunks, C positions in a chunk, K V widths, J I O lanes of
-the state, the values and the outputs.
+Letters: B batch, L positions, H heads, N chunks, C positions in a chunk, K V widths, W = K V, J I O
+lanes of the state, the values and the outputs.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from plstm.ops.chunks import chunk_size, join_chunks, scan_chunks, split_chunks, split_gates
 from plstm.ops.derivatives import first_derivatives_only, transformed
@@ -16,6 +18,7 @@ from plstm.ops.gates import Gates
 from plstm.ops.lanes import accept_one_lane, lane_products, lane_rows
 
 CHUNK_LANES = 64  # with J lanes a chunk has 64 / J positions
+NARROW = 8  # up to so many numbers K V per lane, states of all positions cost less than that
 
 
 class ChunkGates(NamedTuple):
@@ -90,6 +93,8 @@ _operator.register_autograd(_backward, setup_context=_setup_context)
 def _chunkwise(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
+    if statically_known_true(q.shape[-1] * v.shape[3] <= NARROW):
+        return _with_all_states(q, k, v, gates, state, scale)
     length = q.shape[1]
     size = chunk_size(length, max(1, CHUNK_LANES // state.shape[-1]))
     q, k, v = (split_chunks(x, size) for x in (q, k, v))
@@ -112,6 +117,42 @@ def _chunkwise(
     read_BHNCVJ = _product(q, states_BHNKVJ)  # C^T q
     out_BHNCVO = out_BHNCVO + torch.einsum("bhncoj,bhncvj->bhncvo", gating.enter, read_BHNCVJ)
     return scale * join_chunks(out_BHNCVO, length), state
+
+
+def _with_all_states(
+    q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """For narrow memories: the state of every position, read by all at once."""
+    source, transition, mark, direct = gates
+    length, lanes, widths = q.shape[1], state.shape[-1], (k.shape[-1], v.shape[3])
+    size = chunk_size(length, math.isqrt(length))
+    one = torch.eye(lanes, dtype=state.dtype, device=state.device)
+    update = torch.einsum("blhji,blhk,blhvi->blhjkv", source, k, v).flatten(4)
+    update_BHNCJW = split_chunks(update, size)
+    transition_BHNCJJ = split_chunks(transition, size, one)
+
+    # Within a chunk: states that start from zeros, beside the product of all transitions.
+    both = torch.cat(
+        [torch.zeros_like(update_BHNCJW[:, :, :, 0]), one.expand_as(transition_BHNCJJ[:, :, :, 0])],
+        -1,
+    )
+    reached = []
+    for a, b in zip(transition_BHNCJJ.unbind(3), update_BHNCJW.unbind(3), strict=True):
+        reached.append(both)
+        both = a @ both + torch.nn.functional.pad(b, (0, lanes))
+    local_BHNCJW, product_BHNCJJ = torch.stack(reached, 3).split([update.shape[-1], lanes], -1)
+    leave, across = both.split([update.shape[-1], lanes], -1)
+    entering_BHNJW, state = scan_chunks(
+        lambda across, state, leave: across @ state + leave,
+        across,
+        leave,
+        rearrange(state, "b h k v j -> b h j (k v)"),
+    )
+    states = join_chunks(local_BHNCJW + product_BHNCJJ @ entering_BHNJW[:, :, :, None], length)
+    read_BLHJV = torch.einsum("blhjkv,blhk->blhjv", states.unflatten(-1, widths), q)
+    own_BLHVI = (q * k).sum(-1)[..., None, None] * v
+    out = (mark @ read_BLHJV).mT + own_BLHVI @ direct.mT
+    return scale * out, state.unflatten(-1, widths).movedim(2, -1)
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
