@@ -71,23 +71,21 @@ def _in_several(molecules: Sequence[str], splits: Splits) -> int:
 
 def write_refused(file: Path, refused: Sequence[Refused]) -> None:
     """List rows that are left out, as CSV."""
-    header = ["file", "line", "smiles", "reason"]
     lines = [[x.row.file, x.row.line, x.smiles, x.reason] for x in refused]
-    _write(file, [header, *lines])
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([["file", "line", "smiles", "reason"], *lines])
 
 
-def write_predictions(
-    file: Path,
+def prediction_rows(
     table: Table,
     smiles: str,
     names: Sequence[str],
     values: Mapping[int, Sequence[float]],
     reasons: Mapping[int, str],
-) -> None:
-    """List predictions beside the SMILES, as CSV; bad rows have a reason instead.
+) -> list[Sequence[object]]:
+    """Predictions beside the SMILES under a heading; bad rows have a reason instead.
 
     Args:
-        file: The file to write.
         table: Rows.
         smiles: Column of the SMILES.
         names: Names of the T targets.
@@ -96,14 +94,9 @@ def write_predictions(
     """
     texts, none = table.column(smiles), [""] * len(names)
     made = {number: [f"{x:.7g}" for x in predicted] for number, predicted in values.items()}
-    lines = [
+    rows = [
         [row.line, texts[number], *made.get(number, none), reasons.get(number, "")]
         for number, row in enumerate(table.rows)
         if number in values or number in reasons
     ]
-    _write(file, [["line", smiles, *names, "reason"], *lines])
-
-
-def _write(file: Path, lines: Sequence[Sequence[object]]) -> None:
-    with open(file, "w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows(lines)
+    return [["line", smiles, *names, "reason"], *rows]

@@ -4,6 +4,7 @@ Example: the row `CCO,-0.77` of a table with the columns smiles and logS is a gr
 and two bonds (hydrogen is left out) with one target.
 """
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -14,17 +15,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from plstm.graph.batching import GraphBatcher
-from tasks.data import SPLITS, checksum
+from tasks.data import SPLITS, Row, checksum
 from tasks.graphs import GraphData
 from tasks.molecule_graphs import MoleculeGraphs
-from tasks.molecule_rows import refused_rows, summary, write_predictions, write_refused
+from tasks.molecule_rows import prediction_rows, refused_rows, summary, write_refused
 from tasks.runs import run_folder
 from tasks.smiles import ATOM_SIZES, BOND_SIZES, element_symbols
 from tasks.splits import Splits, named_split, random_split, scaffold_split
 from tasks.tables import Table, read_table
 
 REFUSED = "refused_rows.csv"
-PREDICTED = "predictions.csv"
 FILES = "files"  # the split by file
 
 
@@ -214,8 +214,8 @@ class MoleculesData(GraphData):
         numbers = range(len(graphs.rows))
         return self._loader(numbers, batcher, batch_sampler=self.eval_batches(len(numbers)))
 
-    def save_predictions(self, predictions: dict[str, Tensor], folder: Path) -> None:
-        """Write predictions beside the SMILES, in the order of the rows."""
+    def prediction_tables(self, predictions: dict[str, Tensor]) -> dict[str, Iterable[Row]]:
+        """Predictions beside the SMILES, in the order of the rows."""
         if self.hparams.predict_path is None:
             table, dataset, graphs = self.table, self.dataset, self.splits["test"]
             reasons = {}
@@ -226,6 +226,5 @@ class MoleculesData(GraphData):
         rows, made = dataset.rows[graphs].tolist(), predictions[""].tolist()
         values = dict(zip(rows, made, strict=False))  # a limited number may have been predicted
         reasons |= dict.fromkeys(rows[len(made) :], "not predicted")
-        file = folder / PREDICTED
-        write_predictions(file, table, self.hparams.smiles, self.columns, values, reasons)
-        rank_zero_info(f"Predictions beside the SMILES: {file}")
+        smiles = self.hparams.smiles
+        return {"predictions": prediction_rows(table, smiles, self.columns, values, reasons)}

@@ -3,7 +3,9 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import wandb
+from PIL import Image
 
 from tasks.cli import CLI, main
 from tasks.runs import run_folder
@@ -14,6 +16,8 @@ SEQUENCES = {"train_size": 16, "val_size": 8, "test_size": 8, "batch_size": 8}
 SMALL = {  # sizes that take a second
     "quickstart": {"train_size": 16, "val_size": 8, "test_size": 8, "batch_size": 8},
     "arrow": {"train_size": 2, "val_size": 2, "test_size": 2, "batch_size": 2},
+    "images": {"path": "pictures", "size": 8, "batch_size": 8, "max_shift": 1, "erase": 0.5},
+    "pixels": {"path": "pictures", "size": 4, "batch_size": 8},
     "text": {"path": "input.txt", "context": 8, "batch_size": 2, "train_windows": 4},
     "tu": {"name": TU_NAME, "root": "tu"},
     "molecules": {"path": "molecules.csv", "targets": "toxic", "split": "part", "batch_size": 8},
@@ -27,11 +31,12 @@ FURTHER = {"arrow": ["--model.net.depth=2"], "text": ["--model.sample_length=20"
 
 
 def write_data() -> None:
-    """The files that the text, molecule and graph tasks read."""
+    """The files that the text, molecule, picture and graph tasks read."""
     Path("input.txt").write_text("to be or not to be, that is the question\n" * 10, "utf-8")
     parts = ["train"] * 16 + ["val"] * 8 + ["test"] * 8
     rows = [f"{'C' * (1 + i // 2)}{'NO'[i % 2]},{i % 2},{part}" for i, part in enumerate(parts)]
     Path("molecules.csv").write_text("\n".join(["smiles,toxic,part", *rows]) + "\n", "utf-8")
+    write_pictures(Path("pictures"))
     folder = Path("tu", TU_NAME, "raw")
     folder.mkdir(parents=True)
     edges, owner, labels, node_labels, first = [], [], [], [], 1
@@ -48,6 +53,17 @@ def write_data() -> None:
     for name, values in (lines | {"node_labels": node_labels}).items():
         text = "".join(f"{value}\n" for value in values)
         (folder / f"{TU_NAME}_{name}.txt").write_text(text, "utf-8")
+
+
+def write_pictures(folder: Path, count: int = 12) -> None:
+    """Pictures of three sizes in a folder for each of two classes, which differ in colour."""
+    generator = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green")):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 100, (6 + number % 3, 9, 3), dtype=np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
 
 
 def arguments(subcommand: str, config: str | Path, *args: str) -> list[str]:
