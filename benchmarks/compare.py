@@ -43,7 +43,7 @@ from tasks.optim import WarmupCosine
 CONFIGS = ROOT / "configs"
 RESULTS = ROOT / "benchmarks" / "results"
 TASKS = ("quickstart", "arrow", "images", "pixels", "tu", "text")
-TASKS += ("words", "languages", "recall", "listops")
+TASKS += ("molecules", "molecules_regression", "words", "languages", "recall", "listops")
 KEY = ("net", "seed", "lr", "budget", "arguments")  # what makes a run
 PLAIN = [  # nothing is written or drawn, or validated before the end
     "--trainer.logger=false",

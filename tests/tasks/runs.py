@@ -21,12 +21,16 @@ SMALL = {  # sizes that take a second
     "text": {"path": "input.txt", "context": 8, "batch_size": 2, "train_windows": 4},
     "tu": {"name": TU_NAME, "root": "tu"},
     "molecules": {"path": "molecules.csv", "targets": "toxic", "split": "part", "batch_size": 8},
+    "molecules_regression": {"path": "molecules.csv", "targets": "size", "split": "part"},
     "words": SEQUENCES | {"length": 7, "extrapolation_lengths": [9]},
     "languages": SEQUENCES | {"length": [3, 7], "extrapolation_lengths": [[7, 9]]},
     "recall": SEQUENCES | {"pairs": 2, "length": 8, "extrapolation_lengths": [10]},
     "listops": SEQUENCES | {"length": [4, 9], "extrapolation_lengths": [[10, 12]]},
 }
-METRICS = {"molecules": "roc_auc"}  # of an evaluation; others have accuracy
+METRICS = {
+    "molecules": "roc_auc",
+    "molecules_regression": "rmse",
+}  # of an evaluation; others have accuracy
 FURTHER = {"arrow": ["--model.net.depth=2"], "text": ["--model.sample_length=20"]}
 
 
@@ -34,8 +38,10 @@ def write_data() -> None:
     """The files that the text, molecule, picture and graph tasks read."""
     Path("input.txt").write_text("to be or not to be, that is the question\n" * 10, "utf-8")
     parts = ["train"] * 16 + ["val"] * 8 + ["test"] * 8
-    rows = [f"{'C' * (1 + i // 2)}{'NO'[i % 2]},{i % 2},{part}" for i, part in enumerate(parts)]
-    Path("molecules.csv").write_text("\n".join(["smiles,toxic,part", *rows]) + "\n", "utf-8")
+    rows = [
+        f"{'C' * (1 + i // 2)}{'NO'[i % 2]},{i % 2},{i // 2},{part}" for i, part in enumerate(parts)
+    ]
+    Path("molecules.csv").write_text("\n".join(["smiles,toxic,size,part", *rows]) + "\n", "utf-8")
     write_pictures(Path("pictures"))
     folder = Path("tu", TU_NAME, "raw")
     folder.mkdir(parents=True)
