@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,6 +23,7 @@ from tasks.data import (
     as_is,
     chosen_seed,
 )
+from tasks.image_mistakes import mistakes, worst
 from tasks.image_sets import PictureSet, read_sets, read_test_set
 
 LEVELS = 256  # of a value in a sequence of pixels
@@ -299,16 +301,29 @@ class ImageData(DataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
+    def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
+        """`mistakes`: pictures of the test set that are surest taken for something else."""
+        probabilities = self._of_pictures(predictions[""])
+        labels = self.test_set.labels[: len(probabilities)]
+        numbers = worst(probabilities, labels)
+        if not numbers:
+            return {}
+        images = self.test_set.read(numbers, self.shapes[0], len(self.normal[0]))
+        figure = mistakes(images, probabilities[numbers], labels[numbers], self.class_names)
+        return {"mistakes": figure}
+
     def prediction_tables(self, predictions: dict[str, Tensor]) -> dict[str, Iterable[Row]]:
         """`predictions`: name, class, predicted class and all probabilities of every picture."""
         return {
-            f"predictions{name}": self._table(probabilities)
+            f"predictions{name}": self._table(self._of_pictures(probabilities))
             for name, probabilities in predictions.items()
         }
 
+    def _of_pictures(self, probabilities: Tensor) -> Tensor:
+        """Probabilities of the classes, (n, C), which sequences have at their last token."""
+        return probabilities[:, -1] if self.hparams.as_sequence else probabilities
+
     def _table(self, probabilities: Tensor) -> Iterable[Row]:
-        if self.hparams.as_sequence:
-            probabilities = probabilities[:, -1]
         names, pictures = self.class_names, self.test_set
         yield ["picture", "class", "predicted", *names]
         for name, label, row in zip(

@@ -236,6 +236,20 @@ def test_pictures_are_resized(tmp_path):
     assert colours.tolist() == (1 - labels).tolist()  # "green" before "red"
 
 
+def test_mistakes_are_drawn(tmp_path):
+    write_classes(tmp_path / "train", {"a": 4, "b": 4})
+    write_classes(tmp_path / "test", {"a": 3, "b": 2})
+    data = ImageData(str(tmp_path))
+    sure = torch.tensor([0.9, 0.4, 0.2, 0.3, 0.7])  # of a
+    (figure,) = data.prediction_pictures({"": torch.stack([sure, 1 - sure], 1)}).values()
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in panels] == ["a\nb 80%", "b\na 70%", "a\nb 60%"]
+    drawn = [float(axes.images[0].get_array().mean()) * 255 for axes in panels]
+    assert drawn == pytest.approx([2, 101, 1])
+    right = torch.tensor([1.0, 1, 1, 0, 0])
+    assert data.prediction_pictures({"": torch.stack([right, 1 - right], 1)}) == {}
+
+
 # What is said of mistakes.
 
 ARGUMENTS = {
