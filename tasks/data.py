@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,6 +20,7 @@ from plstm.checks import check_positive
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 LISTED = 2**16  # indices in a list at once
+Row = Sequence[object]  # of a table
 UNLABELLED = -100  # target of a position that nothing is asked of; PyTorch's losses leave it out
 
 
@@ -44,12 +45,29 @@ class DataModule(LightningDataModule, ABC):
     @property
     @abstractmethod
     def out_dim(self) -> int:
-        """Number of classes."""
+        """Number of classes, or of targets."""
 
     @property
     def class_names(self) -> list[str]:
         """Names of the classes, for pictures; their numbers unless a task knows better."""
         return [str(number) for number in range(self.out_dim)]
+
+    @property
+    def target_names(self) -> list[str]:
+        """Names of the targets of a TargetModule; their numbers unless a task knows better."""
+        return [str(number) for number in range(self.out_dim)]
+
+    @property
+    def training_targets(self) -> Tensor:
+        """Targets of the training set, (n, T) or (n,), by which Regression standardises.
+
+        Raises:
+            ValueError: the task has classes.
+        """
+        raise ValueError(
+            f"{type(self).__name__}: a task of classes has no targets to standardise; take the "
+            "module of its config instead of Regression"
+        )
 
     @property
     def node_names(self) -> list[str] | None:
@@ -84,12 +102,28 @@ class DataModule(LightningDataModule, ABC):
         """
         return {}
 
+    @property
+    def checkpoint_arguments(self) -> dict[str, object]:
+        """Arguments of the data that a trained net goes with, by name; its checkpoints keep them.
+
+        The command line gives them to the data that the net of a checkpoint is tested on.
+        """
+        return {}
+
+    def prediction_tables(self, predictions: dict[str, Tensor]) -> dict[str, Iterable[Row]]:
+        """Tables of what was predicted, heading first, by the name of their CSV file.
+
+        Args:
+            predictions: As for `prediction_pictures`.
+        """
+        return {}
+
     def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
         """Further pictures of what was predicted, by name; a task may have some.
 
         Args:
-            predictions: Class probabilities of the first samples of every test set, in the order of
-                the data, by its entry of `eval_names`.
+            predictions: What the module predicts (class probabilities, targets) of the first
+                samples of every test set, in the order of the data, by its entry of `eval_names`.
         """
         return {}
 
@@ -166,6 +200,14 @@ class ShuffledSampler(Sampler[int]):
         order = torch.randperm(self.size, generator=generator)[: self.count]
         for part in order.split(LISTED):  # a list of all of them takes four times the memory
             yield from part.tolist()
+
+
+class EpochSampler(ShuffledSampler):
+    """Indices that run on from epoch to epoch, so that a sample also says which epoch it is in."""
+
+    def __iter__(self) -> Iterator[int]:
+        for index in super().__iter__():
+            yield self.epoch * self.size + index
 
 
 class FreshSampler(ShuffledSampler):

@@ -7,8 +7,6 @@ import hashlib
 import os
 import re
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,12 +15,12 @@ import torch
 from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 from sklearn.model_selection import StratifiedKFold, train_test_split
-from torch.utils.data import DataLoader
 from torch_geometric.datasets import TUDataset
+from torch_geometric.transforms import BaseTransform
 
-from plstm.graph.batching import GraphBatcher
-from plstm.graph.pyg import VERSION, DagData, ToDag
-from tasks.data import DataModule, ShuffledSampler, checksum, chosen_seed
+from plstm.graph.pyg import VERSION
+from tasks.data import checksum
+from tasks.graphs import GraphData
 from tasks.tu_files import check_files
 
 ATOM = re.compile(r"^\s*(\d+)\s+([A-Z][a-z]?)\s*$", re.MULTILINE)  # a line as in "  0  C"
@@ -47,7 +45,7 @@ class DagTUDataset(TUDataset):
 
     downloading = preparing = False
 
-    def __init__(self, root: str, name: str, pre_transform: ToDag) -> None:
+    def __init__(self, root: str, name: str, pre_transform: BaseTransform) -> None:
         super().__init__(root, name, pre_transform=pre_transform)
         # As TUDataset does with edge_attr: leave out numeric attributes, keep the labels.
         if "dag_edge_attr" in self._data:
@@ -134,36 +132,7 @@ def _has_files(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-class EpochSampler(ShuffledSampler):
-    """Indices that run on from epoch to epoch, so that a sample also says which epoch it is in."""
-
-    def __iter__(self) -> Iterator[int]:
-        for index in super().__iter__():
-            yield self.epoch * self.size + index
-
-
-class TrainingBatcher:
-    """Packs training graphs by indices that run on, each in a random order of its own.
-
-    Args:
-        batcher: Packs graphs by their numbers.
-        numbers: Which graphs to train on; index i is graph numbers[i % len(numbers)].
-        seed: Seed of the orders; None keeps the stored ones.
-    """
-
-    def __init__(
-        self, batcher: GraphBatcher, numbers: Sequence[int], seed: int | None = None
-    ) -> None:
-        self.batcher, self.numbers, self.seed = batcher, numbers, seed
-
-    def __call__(self, indices: Sequence[int]) -> DagData:
-        graphs = [self.numbers[i % len(self.numbers)] for i in indices]
-        if self.seed is None:
-            return self.batcher(graphs)
-        return self.batcher(graphs, order_seeds=[hash((self.seed, i)) for i in indices])
-
-
-class TUData(DataModule):
+class TUData(GraphData):
     """One fold of a TU data set: the fold is the test set, a ninth of the rest validates.
 
     Raw files are read from root/name/raw and downloaded if they are not there.
@@ -173,13 +142,7 @@ class TUData(DataModule):
         root: Folder of all TU data sets.
         fold: Which fold is the test set, 0..num_folds - 1.
         num_folds: Number of folds.
-        batch_size: Graphs of a batch.
-        order: Node order that makes DAGs of the graphs: "bfs", "given" or "random"; with "random"
-            training graphs get a new order at every access, evaluation keeps one fixed order.
-        seed: Seed of the folds, of the order of the samples and of random node orders; None takes
-            that of `seed_everything`.
-        num_workers: Processes that batch.
-        plans: Let batches carry the plans of plstm_dag, for nets that run it.
+        kwargs: As `GraphData`.
 
     Raises:
         ValueError: fold or number of folds out of range; damaged files.
@@ -192,13 +155,10 @@ class TUData(DataModule):
         root: str = "data/tu",
         fold: int = 0,
         num_folds: int = 10,
-        batch_size: int = 64,
-        order: str = "bfs",
-        seed: int | None = None,
-        num_workers: int = 0,
-        plans: bool = True,
+        **kwargs: object,
     ) -> None:
-        super().__init__()
+        super().__init__(**kwargs)
+        self.save_hyperparameters("name", "root", "fold", "num_folds", logger=False)
         if num_folds < 2:
             raise ValueError(f"TUData: num_folds must be 2 or more, got {num_folds}")
         if not 0 <= fold < num_folds:
@@ -207,9 +167,6 @@ class TUData(DataModule):
                 f"with num_folds={num_folds}, got {fold}; "
                 "folds are counted from 0"
             )
-        self.seed = chosen_seed(seed)
-        self.save_hyperparameters(logger=False)
-        self.pre_transform = ToDag(order, seed=self.seed if order == "random" else None)
 
     @cached_property
     def dataset(self) -> DagTUDataset:
@@ -219,10 +176,6 @@ class TUData(DataModule):
     @property
     def checksums(self) -> dict[str, str]:
         return self.dataset.checksums
-
-    @property
-    def in_dim(self) -> int:
-        return max(1, self.dataset.num_node_features)  # graphs without features get ones
 
     @property
     def out_dim(self) -> int:
@@ -245,13 +198,8 @@ class TUData(DataModule):
         kinds = range(self.dataset.num_node_features)
         return [symbols[kind] for kind in kinds] if symbols.keys() == set(kinds) else None
 
-    @property
-    def net_args(self) -> dict[str, int]:
-        return {"edge_dim": self.dataset.num_edge_features}
-
     @cached_property
     def splits(self) -> dict[str, np.ndarray]:
-        """Numbers of the graphs in train, val and test, each ascending."""
         h, y = self.hparams, self.dataset.y.numpy()
         smallest = np.bincount(y).min()
         if h.num_folds > smallest:
@@ -265,46 +213,3 @@ class TUData(DataModule):
             rest, test_size=VALIDATION_SHARE, stratify=y[rest], random_state=self.seed
         )
         return {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
-
-    def train_dataloader(self) -> DataLoader:
-        graphs, h = self.splits["train"].tolist(), self.hparams
-        sampler = EpochSampler(len(graphs), self.seed, self.train_epoch())
-        seed = self.seed if h.order == "random" else None
-        batcher = TrainingBatcher(self._batcher(), graphs, seed)
-        numbers = range(sys.maxsize)  # sample i is number i
-        return self._loader(numbers, batcher, batch_sampler=self.train_batches(sampler))
-
-    def val_dataloader(self) -> DataLoader:
-        return self._eval_loader("val")
-
-    def test_dataloader(self) -> DataLoader:
-        return self._eval_loader("test")
-
-    def _eval_loader(self, split: str) -> DataLoader:
-        graphs = self.splits[split].tolist()
-        batches = self.eval_batches(len(graphs))
-        return self._loader(graphs, self._batcher(), batch_sampler=batches)
-
-    def transfer_batch_to_device(
-        self, batch: DagData, device: torch.device, dataloader_idx: int
-    ) -> DagData:
-        """Pinned batches are copied while the host goes on."""
-        return batch.to(device, non_blocking=True)
-
-    def _batcher(self) -> GraphBatcher:
-        return GraphBatcher(self.dataset, plans=self.hparams.plans)
-
-    def _loader(
-        self,
-        samples: Sequence[int],
-        batcher: Callable[[Sequence[int]], DagData],
-        **options: object,
-    ) -> DataLoader:
-        return DataLoader(
-            samples,
-            collate_fn=batcher,
-            num_workers=self.hparams.num_workers,
-            persistent_workers=self.hparams.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            **options,
-        )

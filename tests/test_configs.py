@@ -11,6 +11,7 @@ from tests.layers.contract import NETS, resolve
 
 SIZES = {  # in_dim, out_dim, net_args of the real data
     "arrow": (1, 2, {}),
+    "images": (1, 10, {}),  # those of MNIST
     "quickstart": (1, 2, {}),
     "sequences": (3, 2, {}),  # parity, with padding
     "text": (65, 65, {}),  # the characters of tinyshakespeare

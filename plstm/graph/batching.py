@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_geometric.data import InMemoryDataset
 
 from plstm.graph.orientation import drawn_rank
+from plstm.graph.position_codes import drawn_signs
 from plstm.graph.prepared import add_plans
 from plstm.graph.pyg import DAG_KEYS, PAIR_KEYS, DagData, prepare
 
@@ -21,10 +22,11 @@ class GraphBatcher:
         dataset: Graphs prepared by ToDag as pre_transform, as PyG keeps them in memory; an
             index_select of it will not do.
         plans: Let batches carry the plans of plstm_dag, made where the batches are made.
+        signed: How many columns at the end of position_code have any sign.
     """
 
-    def __init__(self, dataset: InMemoryDataset, plans: bool = False) -> None:
-        self.plans = plans
+    def __init__(self, dataset: InMemoryDataset, plans: bool = False, signed: int = 0) -> None:
+        self.plans, self.signed = plans, signed
         self.data, self.slices = dataset._data, dataset.slices
         self.keys = [k for k in self.slices if isinstance(self.data[k], Tensor)]
         if "x" in self.slices:
@@ -32,13 +34,20 @@ class GraphBatcher:
         else:
             self.num_nodes = torch.tensor([dataset.get(i).num_nodes for i in range(dataset.len())])
 
-    def __call__(self, numbers: Sequence[int], order_seeds: Sequence[int] | None = None) -> DagData:
+    def __call__(
+        self,
+        numbers: Sequence[int],
+        order_seeds: Sequence[int] | None = None,
+        sign_seeds: Sequence[int] | None = None,
+    ) -> DagData:
         """One packed batch, with `batch` (N,) and `num_graphs`.
 
         Args:
             numbers: Which graphs, B of them.
             order_seeds: A seed for each; its DAG is then made anew by a random node order that
                 follows from the seed. None takes the DAGs of the data set.
+            sign_seeds: A seed for each; the signs of its position codes follow from the seed. None
+                takes those of the data set.
         """
         graphs = torch.as_tensor(numbers)
         counts = self.num_nodes[graphs]
@@ -50,6 +59,9 @@ class GraphBatcher:
         if order_seeds is not None:
             nodes = _ranges(torch.zeros_like(counts), counts).numpy()
             out = prepare(out, drawn_rank(np.asarray(order_seeds)[out.batch.numpy()], nodes))
+        if self.signed and sign_seeds is not None:
+            signs = torch.from_numpy(drawn_signs(np.asarray(sign_seeds), self.signed))
+            out.position_code[:, -self.signed :] *= signs[out.batch]
         return add_plans(out) if self.plans else out
 
     def _cut(self, key: str, graphs: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def drawn_rank(seeds: IntArray, nodes: IntArray) -> IntArray:
         Ranks, a permutation of 0..N-1, (N,). How the nodes of one graph are ordered among
         themselves depends on its own seed only.
     """
-    return _invert(np.argsort(_mix(_mix(seeds.astype(np.uint64)) ^ nodes.astype(np.uint64))))
+    return _invert(np.argsort(mix(mix(seeds.astype(np.uint64)) ^ nodes.astype(np.uint64))))
 
 
 def orient(edge_index: IntArray, rank: IntArray) -> tuple[IntArray, IntArray]:
@@ -85,7 +85,7 @@ def wl_colours(edge_index: IntArray, num_nodes: int) -> np.ndarray:
     on while they split colour classes. Expects a simple graph with both directions stored.
     """
     src, dst = edge_index
-    colour = _mix(np.bincount(dst, minlength=num_nodes).astype(np.uint64))
+    colour = mix(np.bincount(dst, minlength=num_nodes).astype(np.uint64))
     classes = 0
     for _ in range(num_nodes):
         now = np.unique(colour).size
@@ -93,12 +93,12 @@ def wl_colours(edge_index: IntArray, num_nodes: int) -> np.ndarray:
             break
         classes = now
         neighbours = np.zeros(num_nodes, dtype=np.uint64)
-        np.add.at(neighbours, dst, _mix(colour)[src])
-        colour = _mix(colour * np.uint64(3) + neighbours)
+        np.add.at(neighbours, dst, mix(colour)[src])
+        colour = mix(colour * np.uint64(3) + neighbours)
     return colour
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """Bijective scrambling of 64-bit numbers (the finaliser of splitmix64)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -106,7 +106,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _simple_both_ways(edge_index: IntArray, num_nodes: int) -> IntArray:
+def simple_both_ways(edge_index: IntArray, num_nodes: int) -> IntArray:
     """Both directions of every edge, once, without self-loops, sorted by src."""
     both = np.concatenate([edge_index, edge_index[::-1]], axis=1)
     both = both[:, both[0] != both[1]]
@@ -115,7 +115,7 @@ def _simple_both_ways(edge_index: IntArray, num_nodes: int) -> IntArray:
 
 
 def _bfs_rank(edge_index: IntArray, num_nodes: int) -> IntArray:
-    edges = _simple_both_ways(edge_index, num_nodes)
+    edges = simple_both_ways(edge_index, num_nodes)
     degree = np.bincount(edges[0], minlength=num_nodes)
     colour = wl_colours(edges, num_nodes)
     number = np.arange(num_nodes, dtype=np.int64)
@@ -159,5 +159,5 @@ def _random_rank(edge_index: IntArray, num_nodes: int, seed: int | None) -> IntA
         return torch.randperm(num_nodes).numpy()
     graph = np.ascontiguousarray(edge_index).astype(np.uint64).ravel()
     place = np.arange(graph.size, dtype=np.uint64)
-    content = np.bitwise_xor.reduce(_mix(graph + _mix(place)), initial=np.uint64(num_nodes))
+    content = np.bitwise_xor.reduce(mix(graph + mix(place)), initial=np.uint64(num_nodes))
     return np.random.default_rng([seed, int(content)]).permutation(num_nodes).astype(np.int64)

@@ -17,7 +17,7 @@ from plstm.graph.topology import consecutive_edges, node_levels
 
 __all__ = ["DAG_KEYS", "PAIR_KEYS", "VERSION", "DagData", "ToDag", "line_graph"]
 
-VERSION = 2  # raise whenever ToDag makes other arrays: cached data sets are made anew
+VERSION = 2  # raise when ToDag or AddPositionCodes make other arrays: caches are made anew
 PAIR_KEYS = ("line_index", "tree_index")  # count edges of dag_edge_index, not nodes
 DAG_KEYS = (*PAIR_KEYS, "dag_edge_index", "dag_edge_attr", "edge_level")
 

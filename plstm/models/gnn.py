@@ -30,19 +30,22 @@ class GNNModel(nn.Module):
 
     Args:
         in_dim: Width of the node features.
-        out_dim: Number of outputs per graph.
+        out_dim: Number of outputs per graph, or per node.
         dim: Model width.
         depth: Number of layers, or of steps.
         gnn: Class in torch_geometric.nn.models (GCN, GraphSAGE, GIN, GAT, EdgeCNN) or in
             plstm.modules.gnns (AttentiveFP, GPS, LSTMGNN, MPNN, PNA).
         edge_dim: Width of the edge features; GAT, PNA, GPS and AttentiveFP take them, the others go
             without.
+        code_dim: Width of the position codes, 0 for none.
+        per_node: Read out every node instead of every graph, which AttentiveFP cannot; `pooling`
+            then has no part in it.
         dropout: Dropout in the stack and in the head.
         pooling: "mean" or "sum" over the nodes of a graph.
         gnn_args: Further arguments of the class, for example {"heads": 4, "v2": True} for GAT.
 
     Raises:
-        ValueError: unknown gnn or pooling.
+        ValueError: unknown gnn or pooling; per_node with AttentiveFP.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class GNNModel(nn.Module):
         depth: int,
         gnn: str = "GIN",
         edge_dim: int = 0,
+        code_dim: int = 0,
+        per_node: bool = False,
         dropout: float = 0.0,
         pooling: str = "mean",
         gnn_args: dict[str, Any] | None = None,
@@ -68,17 +73,19 @@ class GNNModel(nn.Module):
             args |= {"norm": "batch_norm", "norm_kwargs": SINGLE_NODE}
         if uses_edges:
             args["edge_dim"] = dim
-        self.encoder = GraphEncoder(in_dim, dim, edge_dim if uses_edges else 0)
+        self.encoder = GraphEncoder(in_dim, dim, edge_dim if uses_edges else 0, code_dim)
         self.gnn = net(dim, dim, num_layers=depth, **args)
         self.reads_out = getattr(net, "reads_out", False)
-        self.readout = GraphReadout(dim, out_dim, pooling, dropout)
+        if self.reads_out and per_node:
+            raise ValueError(f"GNNModel: {gnn} reads out graphs, not nodes; choose another gnn")
+        self.readout = GraphReadout(dim, out_dim, pooling, dropout, per_node)
 
     def reset_parameters(self) -> None:
         """Draw new initial values of all parts."""
         reset_children(self)
 
     def forward(self, data: Any) -> Tensor:
-        """Map a PyG Data, or a batch of G of them, to (G, out_dim)."""
+        """Map a PyG Data, or a batch of G of them with N nodes, to (G, out_dim) or (N, out_dim)."""
         x, batch = self.encoder(data), getattr(data, "batch", None)
         edge_attr = self.encoder.edges(getattr(data, "edge_attr", None))
         num_graphs = 1 if batch is None else data.num_graphs

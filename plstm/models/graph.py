@@ -15,7 +15,7 @@ from plstm.modules.norm import RMSNorm
 
 
 class GraphModel(nn.Module):
-    """Encode nodes and edges, mix along the DAG in alternating directions, pool, classify.
+    """Encode nodes and edges, mix along the DAG in alternating directions, read out.
 
     The direction flips each time the list of mixers has been used up: with mixers [P, D] and depth
     4 the blocks are P, D along the DAG and P, D along its reverse; with [P] every other block is
@@ -23,12 +23,14 @@ class GraphModel(nn.Module):
 
     Args:
         in_dim: Width of the node features.
-        out_dim: Number of outputs per graph.
+        out_dim: Number of outputs per graph, or per node.
         dim: Model width.
         depth: Number of blocks.
         mixers: Factories of graph mixers, cycled over the depth; called with dim, and with
             edge_dim=dim too if the model has edge features.
         edge_dim: Width of the edge features, 0 for none.
+        code_dim: Width of the position codes, 0 for none.
+        per_node: Read out every node instead of every graph; `pooling` then has no part in it.
         feed_forward_ratio: Hidden width of the feed-forward parts over dim; 0 leaves them out.
         dropout: Dropout on the branches of the blocks and in the head.
         pooling: "mean" or "sum" over the nodes of a graph.
@@ -46,13 +48,15 @@ class GraphModel(nn.Module):
         depth: int,
         mixers: list[MixerFactory],
         edge_dim: int = 0,
+        code_dim: int = 0,
+        per_node: bool = False,
         feed_forward_ratio: float = 4.0,
         dropout: float = 0.0,
         pooling: str = "mean",
     ) -> None:
         super().__init__()
         check_positive("GraphModel", in_dim=in_dim, out_dim=out_dim, dim=dim)
-        self.encoder = GraphEncoder(in_dim, dim, edge_dim)
+        self.encoder = GraphEncoder(in_dim, dim, edge_dim, code_dim)
         self.blocks = build_blocks(
             dim,
             depth,
@@ -62,18 +66,18 @@ class GraphModel(nn.Module):
         )
         self.period = len(mixers)  # blocks between two flips of the direction
         self.norm = RMSNorm(dim, eps=1e-5)
-        self.readout = GraphReadout(dim, out_dim, pooling, dropout)
+        self.readout = GraphReadout(dim, out_dim, pooling, dropout, per_node)
 
     def reset_parameters(self) -> None:
         """Draw new initial values of all parts."""
         reset_children(self)
 
     def forward(self, data: Any) -> Tensor:
-        """Map a DagData, or a batch of G of them, to (G, out_dim).
+        """Map a DagData, or a batch of G of them with N nodes, to (G, out_dim) or (N, out_dim).
 
         Args:
             data: Object with the fields of plstm.graph.DagData and, for a batch, `batch` and
-                `num_graphs`; x and dag_edge_attr may be missing.
+                `num_graphs`; x and dag_edge_attr may be missing, position_code without code_dim.
         """
         graph = line_graph(data)
         x = self.encoder(data)

@@ -40,7 +40,7 @@ def node_features(data: Any, in_dim: int) -> Tensor:
 
 
 class GraphEncoder(nn.Module):
-    """Linear maps of node features, of a sinusoidal code of the degree, and of edge features.
+    """Linear maps of node features, codes of degree and position, and of edge features.
 
     Weights of the features start with standard deviation 1, as embeddings do: most are one-hot.
 
@@ -48,12 +48,14 @@ class GraphEncoder(nn.Module):
         in_dim: Width of the node features.
         dim: Model width.
         edge_dim: Width of the edge features, 0 for none.
+        code_dim: Width of the position codes, 0 for none.
     """
 
-    def __init__(self, in_dim: int, dim: int, edge_dim: int = 0) -> None:
+    def __init__(self, in_dim: int, dim: int, edge_dim: int = 0, code_dim: int = 0) -> None:
         super().__init__()
         self.in_dim, self.dim = in_dim, dim
         self.node, self.degree = nn.Linear(in_dim, dim), nn.Linear(dim, dim)
+        self.code = nn.Linear(code_dim, dim, bias=False) if code_dim else None
         self.edge = nn.Linear(edge_dim, dim) if edge_dim else None
         self.reset_parameters()
 
@@ -64,12 +66,29 @@ class GraphEncoder(nn.Module):
             if linear is not None:
                 nn.init.normal_(linear.weight)
                 nn.init.zeros_(linear.bias)
+        if self.code is not None:
+            nn.init.normal_(self.code.weight)
 
     def forward(self, data: Any) -> Tensor:
-        """Node features of the model, (N, dim); edge_index has both directions of every edge."""
+        """Node features of the model, (N, dim); edge_index has both directions of every edge.
+
+        Raises:
+            ValueError: x is not as wide as in_dim, or position_code not as wide as code_dim.
+        """
         x = self.node(node_features(data, self.in_dim).to(self.node.weight.dtype))
         degree = count(data.edge_index[1], x.shape[0])
-        return x + self.degree(degree_code(degree, self.dim).to(x.dtype))
+        x = x + self.degree(degree_code(degree, self.dim).to(x.dtype))
+        return x if self.code is None else x + self.code(self._position_code(data).to(x.dtype))
+
+    def _position_code(self, data: Any) -> Tensor:
+        code, width = getattr(data, "position_code", None), self.code.in_features
+        if code is None or code.shape[-1] != width:
+            got = None if code is None else tuple(code.shape)
+            raise ValueError(
+                f"GraphEncoder: data.position_code must have shape (N, {width}) with "
+                f"code_dim={width}, got {got}; plstm.graph.position_codes.AddPositionCodes makes it"
+            )
+        return code
 
     def edges(self, edge_attr: Tensor | None) -> Tensor | None:
         """Edge features of the model, (E, dim), None without edge_dim.
@@ -98,24 +117,37 @@ class GraphReadout(nn.Module):
         out_dim: Number of outputs.
         pooling: "mean" or "sum".
         dropout: Dropout between the two linear maps.
+        per_node: Do not pool.
     """
 
-    def __init__(self, dim: int, out_dim: int, pooling: str = "mean", dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        pooling: str = "mean",
+        dropout: float = 0.0,
+        per_node: bool = False,
+    ) -> None:
         super().__init__()
         check_choice("GraphReadout", "pooling", pooling, ("mean", "sum"))
-        self.pooling, self.norm = pooling, BatchNorm(dim)
+        self.pooling, self.per_node, self.norm = pooling, per_node, BatchNorm(dim)
         self.hidden, self.out = nn.Linear(dim, dim), nn.Linear(dim, out_dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, batch: Tensor | None, num_graphs: int) -> Tensor:
-        """Map nodes x (N, dim) with their graphs batch (N,) to (num_graphs, out_dim)."""
+        """Map nodes x (N, dim), of the graphs batch (N,), to (num_graphs or N, out_dim)."""
+        if not self.per_node:
+            x = self._pooled(x, batch, num_graphs)
+        return self.out(self.dropout(nn.functional.gelu(self.hidden(self.norm(x)))))
+
+    def _pooled(self, x: Tensor, batch: Tensor | None, num_graphs: int) -> Tensor:
         if batch is None:
             batch = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         pooled = x.new_zeros(num_graphs, x.shape[1]).index_add(0, batch, x)
         if self.pooling == "mean":
             sizes = count(batch, num_graphs).clamp(min=1)
             pooled = pooled / sizes[:, None].to(pooled.dtype)
-        return self.out(self.dropout(nn.functional.gelu(self.hidden(self.norm(pooled)))))
+        return pooled
 
 
 def count(index: Tensor, size: int) -> Tensor:

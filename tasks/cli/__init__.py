@@ -13,7 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import tasks.arrow  # makes the short names ArrowData, ... known to the command line
 import tasks.callbacks.lr_finder
+import tasks.images
 import tasks.language_model
+import tasks.multi_label
+import tasks.regression
 import tasks.text
 import tasks.tu  # noqa: F401
 from tasks.callbacks.best import BestCheckpoint
@@ -43,9 +46,9 @@ DESCRIPTION = """Train a net, or use a trained one:
 Arguments after --config override it. --debug shows the stack of an error."""
 SUBCOMMANDS = {
     "fit": "Train a net.",
-    "validate": "Loss and accuracy of a trained net on the validation sets.",
-    "test": "Loss and accuracy of a trained net on the test sets.",
-    "predict": "Class probabilities of the test sets, and pictures: gates, confusion, ...",
+    "validate": "Loss and metrics of a trained net on the validation sets.",
+    "test": "Loss and metrics of a trained net on the test sets.",
+    "predict": "What a trained net predicts for the test sets, and pictures: gates, confusion, ...",
 }
 CLASS_HELP = """
 

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import plstm
 from tasks.callbacks.guard import NotFinite
-from tasks.classification import is_out_of_memory
+from tasks.supervised import is_out_of_memory
 
 # Of the user; other errors are ours, and are shown with their whole stack.
 MISTAKES = (ValueError, OSError, ModuleNotFoundError, MisconfigurationException, NotFinite)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
 from plstm.graph import LineGraph, ToDag
+from plstm.graph.position_codes import AddPositionCodes
 from plstm.graph.prepared import add_plans
 from plstm.layers.plstm_graph import PLSTMGraph
 from plstm.models.gnn import GNNS, GNNModel
@@ -68,6 +69,29 @@ def test_batch_equals_one_by_one(kind: str, pooling: str) -> None:
     together = model(Batch.from_data_list(items))
     for item, row in zip(items, together, strict=True):
         assert_close("alone", model(item)[0], row, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["plstm", *GNNS])
+def test_every_net_reads_position_codes(kind: str) -> None:
+    items = [AddPositionCodes(2, 3)(item) for item in molecules()]
+    model, batch = make(kind, code_dim=5).double().eval(), Batch.from_data_list(items)
+    batch.x, batch.position_code = batch.x.double(), batch.position_code.double()
+    out = model(batch)
+    batch.position_code = batch.position_code * 2
+    moved = (model(batch) - out).abs().amax(1) > 1e-9
+    assert torch.equal(moved, batch.position_code.new_tensor([1, 0, 1, 1]).bool())  # not one node
+
+
+@pytest.mark.parametrize("kind", ["plstm", "GIN"])
+def test_nodes_are_read_out_alone(kind: str) -> None:
+    model, items = make(kind, per_node=True).eval(), molecules()
+    together = model(Batch.from_data_list(items))
+    assert together.shape == (sum(item.num_nodes for item in items), OUT_DIM)
+    assert_close("alone", torch.cat([model(item) for item in items]), together, 1e-5)
+    per_graph = make(kind).eval()
+    per_graph.load_state_dict(model.state_dict())
+    per_graph.readout._pooled = lambda x, batch, num_graphs: x
+    assert torch.equal(per_graph(Batch.from_data_list(items)), together)
 
 
 def test_relabelling_keeps_the_logits() -> None:
@@ -177,6 +201,12 @@ def test_errors() -> None:
         make(in_dim=5)(items[0])
     with pytest.raises(ValueError, match="edge features must be given with edge_dim=2"):
         make(edge_dim=EDGE_DIM)(items[0])
+    with pytest.raises(
+        ValueError, match=r"position_code must have shape \(N, 5\).*got None; plstm"
+    ):
+        make(code_dim=5)(items[0])
+    with pytest.raises(ValueError, match="AttentiveFP reads out graphs, not nodes"):
+        make("AttentiveFP", per_node=True)
     with pytest.raises(ValueError, match="pooling must be one of 'mean', 'sum'"):
         make(pooling="max")
     with pytest.raises(ValueError, match="need depth >= 1"):

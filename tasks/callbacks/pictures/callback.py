@@ -1,6 +1,8 @@
 """When pictures are drawn, and where they go."""
 
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -10,11 +12,14 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from tasks.callbacks.pictures import graph, grid, sequence
 from tasks.callbacks.pictures.confusion import MAX_CLASSES, accuracy, confusion_matrices
-from tasks.callbacks.pictures.curves import accuracy_by_size, learning_curve
+from tasks.callbacks.pictures.curves import learning_curve, metric_by_size
 from tasks.callbacks.predictions import by_test_set
-from tasks.classification import inputs_and_targets
-from tasks.data import UNLABELLED
+from tasks.data import UNLABELLED, DataModule
 from tasks.runs import log_figure, run_folder
+from tasks.supervised import inputs_and_targets
+from tasks.targets import Cells, GatheredCells, TargetModule
+
+T = TypeVar("T")
 
 POINTS = 400  # training steps kept for the learning curve, at most
 TRAINED = ("train/loss", "train/accuracy")
@@ -23,16 +28,19 @@ TRAINED = ("train/loss", "train/accuracy")
 class Pictures(Callback):
     """Draws pictures, saves them as PNG in the run's folder and sends them to the logger.
 
-    After training: learning_curve, and accuracy_by_size where a task has several sizes. By
-    predicting, for the test sets: confusion (up to 100 classes), accuracy_by_size, those of the
-    task (DataModule.prediction_pictures), and for nets with such layers the gates of an example of
-    the first batch: gating_grid, gating_sequence, gating_graph.
+    After training: learning_curve, targets (measured ones against those predicted, or their scores,
+    of the validation sets) where a task has some, and accuracy_by_size where it has several sizes.
+    By predicting, for the test sets: confusion (up to 100 classes) or targets, accuracy_by_size,
+    those of the task (DataModule.prediction_pictures), and for nets with such layers the gates of
+    an example of the first batch: gating_grid, gating_sequence, gating_graph.
     """
 
     def __init__(self) -> None:
         self.train: list[tuple[int, dict[str, float]]] = []  # (step, loss and accuracy)
         self.val: list[tuple[int, dict[str, float]]] = []  # (step, metrics)
-        self.confusion: dict[str, MulticlassConfusionMatrix] = {}  # by the suffix of the test set
+        # By the suffix of the test set; one or the other.
+        self.confusion: dict[str, MulticlassConfusionMatrix] = {}
+        self.cells: dict[str, GatheredCells] = {}
 
     def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
         every = max(1, int(trainer.estimated_stepping_batches) // POINTS)
@@ -59,20 +67,27 @@ class Pictures(Callback):
         figure = learning_curve(self.train, self.val, f"{title}, {folder.name}", size)
         self._save(trainer, folder, "learning_curve", figure)
         metrics = self.val[-1][1]
-        accuracies = [metrics[f"val/accuracy{name}"] for name in trainer.datamodule.eval_names]
-        self._save_sizes(trainer, folder, accuracies, "validation")
-        summary = "  ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+        metric = pl_module.main_metric
+        values = [metrics.get(f"val/{metric}{name}") for name in trainer.datamodule.eval_names]
+        self._save_sizes(trainer, folder, values, "validation", metric)
+        if isinstance(pl_module, TargetModule):
+            names = trainer.datamodule.eval_names
+            known = {x: pl_module.evaluated[f"val{x}"] for x in names if pl_module.evaluated}
+            self._save_targets(trainer, folder, pl_module, known, "validation")
+        shown = {name: value for name, value in metrics.items() if name.count("/") == 1}
+        summary = "  ".join(f"{name} {value:.4f}" for name, value in sorted(shown.items()))
         rank_zero_info(
             f"Last validation: {summary}\nPictures, checkpoints and configuration: {folder}"
         )
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        classes = trainer.datamodule.out_dim
-        names = trainer.datamodule.eval_names if classes <= MAX_CLASSES else []
-        self.confusion = {
-            name: MulticlassConfusionMatrix(classes, ignore_index=UNLABELLED).to(pl_module.device)
-            for name in names
-        }
+        classes, names = trainer.datamodule.out_dim, trainer.datamodule.eval_names
+        self.confusion, self.cells = {}, {}
+        if isinstance(pl_module, TargetModule):
+            self.cells = {name: GatheredCells().to(pl_module.device) for name in names}
+        elif classes <= MAX_CLASSES:
+            matrix = partial(MulticlassConfusionMatrix, classes, ignore_index=UNLABELLED)
+            self.confusion = {name: matrix().to(pl_module.device) for name in names}
 
     def on_predict_batch_end(
         self,
@@ -84,9 +99,11 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         inputs, targets = inputs_and_targets(batch)
+        name = trainer.datamodule.eval_names[dataloader_idx]
         if self.confusion:
-            metric = self.confusion[trainer.datamodule.eval_names[dataloader_idx]]
-            metric.update(outputs.flatten(0, -2), targets.flatten())
+            self.confusion[name].update(outputs.flatten(0, -2), targets.flatten())
+        if self.cells:
+            self.cells[name].update(outputs, pl_module.columns(targets))
         if batch_idx == dataloader_idx == 0:
             self._save_gates(trainer, pl_module, inputs, outputs, targets)
 
@@ -96,14 +113,13 @@ class Pictures(Callback):
             for name, figure in trainer.datamodule.prediction_pictures(predictions).items():
                 self._save(trainer, folder, name, figure)
         counts = {name: metric.compute() for name, metric in self.confusion.items()}  # of all ranks
-        data = trainer.datamodule
-        if folder is None or not counts:
+        cells = {name: metric.compute() for name, metric in self.cells.items()}
+        if folder is None:
             return
-        own = _at(data.sizes)
-        matrices = {f"test {name or own}".strip(): matrix for name, matrix in counts.items()}
-        figure = confusion_matrices(matrices, data.class_names)
-        self._save(trainer, folder, "confusion", figure)
-        self._save_sizes(trainer, folder, [accuracy(x) for x in counts.values()], "test")
+        if any(matrix.any() for matrix in counts.values()):  # something has a class
+            self._save_confusion(trainer, folder, counts)
+        if cells:
+            self._save_targets(trainer, folder, pl_module, cells, "test")
         rank_zero_info(f"Pictures: {folder}")
 
     def state_dict(self) -> dict[str, list]:
@@ -117,18 +133,21 @@ class Pictures(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         inputs: object,
-        probabilities: Tensor,
+        predictions: Tensor,
         targets: Tensor,
     ) -> None:
         """Every process runs the net, which may hold a part of the weights only."""
         net, data, folder = pl_module.net, trainer.datamodule, run_folder(trainer)
-        names, every, labels = data.class_names, probabilities.flatten(0, -2), targets.flatten()
+        every = predictions.flatten(0, -2)
+        labels = targets.reshape(len(every), -1)  # one class, or targets
 
         def describe(number: int) -> str:
-            return _describe(every[number], labels[number], names)
+            return pl_module.describe(every[number], labels[number], data)
 
-        example = describe(int((labels != UNLABELLED).long().argmax()))
-        tokens = names if data.in_dim == data.out_dim else None  # where tokens are predicted
+        example = describe(int((labels != UNLABELLED).any(1).long().argmax()))
+        tokens = (
+            data.class_names if data.in_dim == data.out_dim else None
+        )  # where tokens are predicted
         with trainer.precision_plugin.predict_step_context():
             figures = {
                 "gating_grid": grid.gating_maps(net, inputs, example),
@@ -139,13 +158,34 @@ class Pictures(Callback):
             if folder is not None and figure is not None:
                 self._save(trainer, folder, name, figure)
 
+    def _save_confusion(self, trainer: Trainer, folder: Path, counts: dict[str, Tensor]) -> None:
+        data = trainer.datamodule
+        figure = confusion_matrices(_named(counts, data, "test"), data.class_names)
+        self._save(trainer, folder, "confusion", figure)
+        shares = [accuracy(x) for x in counts.values()]
+        self._save_sizes(trainer, folder, shares, "test", "accuracy")
+
+    def _save_targets(
+        self,
+        trainer: Trainer,
+        folder: Path,
+        pl_module: TargetModule,
+        cells: dict[str, Cells],
+        split: str,
+    ) -> None:
+        measured = {name: part for name, part in cells.items() if part.targets.isfinite().any()}
+        if measured:
+            data = trainer.datamodule
+            figure = pl_module.picture(_named(measured, data, split), data.target_names)
+            self._save(trainer, folder, "targets", figure)
+
     def _save_sizes(
-        self, trainer: Trainer, folder: Path, accuracies: list[float], split: str
+        self, trainer: Trainer, folder: Path, values: list[float | None], split: str, metric: str
     ) -> None:
         data = trainer.datamodule
-        if len(data.sizes) > 1:
-            figure = accuracy_by_size(data.sizes, accuracies, split, data.size_name)
-            self._save(trainer, folder, "accuracy_by_size", figure)
+        if len(data.sizes) > 1 and None not in values:
+            figure = metric_by_size(data.sizes, values, split, data.size_name, metric)
+            self._save(trainer, folder, f"{metric}_by_size", figure)
 
     def _save(self, trainer: Trainer, folder: Path, name: str, figure: Figure) -> None:
         figure.savefig(folder / f"{name}.png", dpi=150)
@@ -158,7 +198,7 @@ def _at(sizes: list[int]) -> str:
     return f"@{sizes[0]}" if len(sizes) > 1 else ""
 
 
-def _describe(probabilities: Tensor, target: Tensor, names: list[str]) -> str:
-    """True and predicted class of an example with probabilities (C,)."""
-    probability, best = probabilities.max(-1)
-    return f"class {names[int(target)]}, predicted {names[int(best)]} at {float(probability):.0%}"
+def _named(sets: dict[str, T], data: DataModule, split: str) -> dict[str, T]:
+    """The same with names of the sets that a title can have."""
+    own = _at(data.sizes)
+    return {f"{split} {name or own}".strip(): value for name, value in sets.items()}

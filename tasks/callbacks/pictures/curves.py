@@ -1,4 +1,4 @@
-"""How training went, and how accuracy depends on the size of the inputs."""
+"""How training went, and how a metric depends on the size of the inputs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 Metrics = Mapping[str, float]
 
 
-METRICS = ("loss", "accuracy", "bits_per_char")  # panels of the learning curve
+METRICS = ("loss", "accuracy", "bits_per_char", "rmse", "roc_auc")  # panels of the learning curve
 
 
 def learning_curve(
@@ -16,7 +16,7 @@ def learning_curve(
     title: str = "",
     training_size: str = "",
 ) -> Figure:
-    """Loss, accuracy and bits per character over steps, side by side, as far as they are known.
+    """Loss and METRICS over steps, side by side, as far as they are known.
 
     Args:
         train: Steps and training metrics.
@@ -43,31 +43,37 @@ def learning_curve(
     return figure
 
 
-def accuracy_by_size(
-    sizes: Sequence[int], accuracies: Sequence[float], split: str, size_name: str
+def metric_by_size(
+    sizes: Sequence[int],
+    values: Sequence[float],
+    split: str,
+    size_name: str,
+    metric: str = "accuracy",
 ) -> Figure:
-    """Accuracy on a split at the training size, the first, and at the others.
+    """A metric on a split at the training size, the first, and at the others.
 
     Args:
         sizes: Sizes of the sets.
-        accuracies: Accuracy on each of them.
+        values: The metric on each of them.
         split: What the sets are of.
         size_name: What the sizes are.
+        metric: What the values are.
     """
     figure = Figure(figsize=(4.5, 3.5), layout="constrained")
     axes = figure.subplots()
-    points = sorted(zip(sizes, accuracies, strict=True))
+    points = sorted(zip(sizes, values, strict=True))
     axes.plot(*zip(*points, strict=True), marker="o")
-    for size, accuracy in points:
+    for size, value in points:
         axes.annotate(
-            f"{accuracy:.3f}", (size, accuracy), (0, 7), textcoords="offset points", ha="center"
+            f"{value:.3f}", (size, value), (0, 7), textcoords="offset points", ha="center"
         )
     axes.axvline(sizes[0], color="0.6", linestyle="--", label=f"training size {sizes[0]}")
     axes.set_xticks(sorted(sizes))
     axes.margins(x=0.12)
     axes.set_xlabel(size_name)
-    axes.set_ylabel(f"{split} accuracy")
-    axes.set_ylim(min(0.45, *accuracies) - 0.02, 1.06)
+    axes.set_ylabel(f"{split} {metric}")
+    if metric == "accuracy":
+        axes.set_ylim(min(0.45, *values) - 0.02, 1.06)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower left")
     return figure

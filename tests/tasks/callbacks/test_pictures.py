@@ -15,7 +15,7 @@ from plstm.ops.plstm_2d import CORNERS, plstm_2d
 from tasks.callbacks.pictures import Pictures, callback, graph, grid, sequence
 from tasks.callbacks.pictures.capture import first_layers, observe
 from tasks.callbacks.pictures.confusion import MAX_NUMBERED, accuracy, confusion_matrices
-from tasks.callbacks.pictures.curves import accuracy_by_size, learning_curve
+from tasks.callbacks.pictures.curves import learning_curve, metric_by_size
 from tasks.callbacks.pictures.reach import grid_reach, sequence_reach
 from tests.graph.graphs import grid_dag
 from tests.helpers import assert_close
@@ -341,7 +341,7 @@ def test_many_classes_have_colours_only():
 
 
 def test_accuracy_by_size_marks_the_training_size():
-    (axes,) = accuracy_by_size([32, 64, 16], [0.9, 0.5, 0.7], "test", "pixels").axes
+    (axes,) = metric_by_size([32, 64, 16], [0.9, 0.5, 0.7], "test", "pixels").axes
     line, training = axes.lines
     assert line.get_xydata().tolist() == [[16, 0.7], [32, 0.9], [64, 0.5]]
     assert set(training.get_xdata()) == {32}

@@ -43,7 +43,7 @@ NETS = {
     "forward": rf"train.py: x must be 3 \({HERE}forward\)",
     "bug": rf"Own cannot compute a batch of these data, int64 \(\d+, 8\): .*no attribute 'linaer'"
     rf".*{HERE}forward",
-    "classes": r"Own must return logits \(\d+, 8, 15\), .* got int64 \(\d+,\)",
+    "classes": r"Own must return logits, .* \(\d+, 8, 15\), got int64 \(\d+,\)",
     "memory": "train.py: out of memory: .*4503599627370496 bytes.*smaller data.batch_size",
 }
 

@@ -1,0 +1,154 @@
+"""What tasks of graphs have in common: DAGs, position codes, packed batches, loaders."""
+
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch_geometric.data import Data, InMemoryDataset
+from torch_geometric.transforms import BaseTransform, Compose
+
+from plstm.graph.batching import GraphBatcher
+from plstm.graph.position_codes import AddPositionCodes
+from plstm.graph.pyg import DagData, ToDag
+from tasks.data import DataModule, EpochSampler, chosen_seed
+
+
+class StoredGraphs(InMemoryDataset):
+    """Prepared graphs, kept in memory as PyG keeps a data set."""
+
+    def __init__(self, graphs: Sequence[Data]) -> None:
+        super().__init__()
+        self.data, self.slices = self.collate(list(graphs))
+
+
+class TrainingBatcher:
+    """Packs training graphs by indices that run on, each access with random numbers of its own.
+
+    Args:
+        batcher: Packs graphs by their numbers.
+        numbers: Which graphs to train on; index i is graph numbers[i % len(numbers)].
+        seed: Seed of the random numbers.
+        new_orders: Draw a node order in every access; otherwise keep the stored DAGs.
+    """
+
+    def __init__(
+        self,
+        batcher: GraphBatcher,
+        numbers: Sequence[int],
+        seed: int,
+        new_orders: bool = False,
+    ) -> None:
+        self.batcher, self.numbers, self.seed = batcher, numbers, seed
+        self.new_orders = new_orders
+
+    def __call__(self, indices: Sequence[int]) -> DagData:
+        graphs = [self.numbers[i % len(self.numbers)] for i in indices]
+        seeds = [hash((self.seed, i)) for i in indices]
+        return self.batcher(graphs, seeds if self.new_orders else None, seeds)
+
+
+class GraphData(DataModule):
+    """Graphs packed into batches; training meets all graphs in an epoch, in random order.
+
+    Args:
+        batch_size: Graphs of a batch.
+        order: Node order that makes DAGs of the graphs: "bfs", "given" or "random"; with "random"
+            training graphs get a new order at every access, evaluation keeps one fixed order.
+        random_walk: Give nodes a code of their place: the probabilities that a random walk is back
+            after 1, 2, ... of this many steps.
+        laplacian: Give nodes a code of their place: entries of this many eigenvectors of the graph
+            Laplacian, in training with signs drawn at every access.
+        seed: Seed of the splits, of the order of the samples, of random node orders and signs; None
+            takes that of `seed_everything`.
+        num_workers: Processes that batch.
+        plans: Let batches carry the plans of plstm_dag, for nets that run it.
+
+    Raises:
+        ValueError: unknown order; a negative number of steps or eigenvectors.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        order: str = "bfs",
+        random_walk: int = 0,
+        laplacian: int = 0,
+        seed: int | None = None,
+        num_workers: int = 0,
+        plans: bool = True,
+    ) -> None:
+        super().__init__()
+        self.seed = chosen_seed(seed)
+        self.save_hyperparameters(logger=False)
+        self.to_dag = ToDag(order, seed=self.seed if order == "random" else None)
+        self.codes = AddPositionCodes(random_walk, laplacian)
+
+    @property
+    @abstractmethod
+    def dataset(self) -> InMemoryDataset:
+        """All graphs, prepared by `pre_transform`."""
+
+    @property
+    @abstractmethod
+    def splits(self) -> dict[str, np.ndarray]:
+        """Numbers of the graphs in train, val and test, each ascending."""
+
+    @property
+    def pre_transform(self) -> BaseTransform:
+        """What prepares a graph once; its text names every option, for caches."""
+        return Compose([self.to_dag, self.codes]) if self.codes.width else self.to_dag
+
+    @property
+    def in_dim(self) -> int:
+        return max(1, self.dataset.num_node_features)  # graphs without features get ones
+
+    @property
+    def net_args(self) -> dict[str, int]:
+        codes = {"code_dim": self.codes.width} if self.codes.width else {}
+        return {"edge_dim": self.dataset.num_edge_features} | codes
+
+    def train_dataloader(self) -> DataLoader:
+        graphs = self.splits["train"].tolist()
+        sampler = EpochSampler(len(graphs), self.seed, self.train_epoch())
+        new_orders = self.hparams.order == "random"
+        batcher = TrainingBatcher(self._batcher(), graphs, self.seed, new_orders)
+        numbers = range(sys.maxsize)  # sample i is number i
+        return self._loader(numbers, batcher, batch_sampler=self.train_batches(sampler))
+
+    def val_dataloader(self) -> DataLoader:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        graphs = self.splits[split].tolist()
+        batches = self.eval_batches(len(graphs))
+        return self._loader(graphs, self._batcher(), batch_sampler=batches)
+
+    def transfer_batch_to_device(
+        self, batch: DagData, device: torch.device, dataloader_idx: int
+    ) -> DagData:
+        """Pinned batches are copied while the host goes on."""
+        return batch.to(device, non_blocking=True)
+
+    def _batcher(self) -> GraphBatcher:
+        return GraphBatcher(self.dataset, plans=self.hparams.plans, signed=self.codes.laplacian)
+
+    def _loader(
+        self,
+        samples: Sequence[int],
+        batcher: Callable[[Sequence[int]], DagData],
+        **options: object,
+    ) -> DataLoader:
+        return DataLoader(
+            samples,
+            collate_fn=batcher,
+            num_workers=self.hparams.num_workers,
+            persistent_workers=self.hparams.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )

@@ -1,0 +1,87 @@
+"""The LightningModule of numbers: mean squared error, RMSE, MAE, R2, Pearson's r."""
+
+import warnings
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torchmetrics.functional import (
+    mean_absolute_error,
+    mean_squared_error,
+    pearson_corrcoef,
+    r2_score,
+)
+
+from tasks.callbacks.pictures.targets import predicted_against_true
+from tasks.targets import Cells, Score, TargetModule
+
+
+def pearson(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Pearson's r; NaN for predictions that are all equal, as those of an untrained net may be."""
+    if (predictions == predictions[0]).all():
+        return predictions.new_tensor(torch.nan)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The variance of predictions or target is close")
+        return pearson_corrcoef(predictions, targets)
+
+
+class Regression(TargetModule):
+    """Learns targets standardised by the training set; metrics and predictions have their units.
+
+    Mean and scale (the standard deviation, 1 for a constant target) of every target are buffers, so
+    a checkpoint has them. Arguments as for `Supervised`; targets as in `TargetModule`.
+
+    Raises:
+        ValueError: no target was measured in the training set.
+    """
+
+    main_metric = "rmse"
+    scores = {  # noqa: RUF012 never changed
+        "rmse": Score(partial(mean_squared_error, squared=False), needs_two_values=False),
+        "mae": Score(mean_absolute_error, needs_two_values=False),
+        "r2": Score(r2_score),
+        "pearson": Score(pearson),
+    }
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("target_mean", torch.zeros(self.out_dim))
+        self.register_buffer("target_scale", torch.ones(self.out_dim))
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            self.standardise_by(self.trainer.datamodule.training_targets)
+
+    def standardise_by(self, targets: Tensor) -> None:
+        """Take mean and scale of targets (n, T) or (n,), NaN left out."""
+        x = self.columns(targets).flatten(0, -2).double()
+        if (absent := x.isnan().all(0)).any():
+            names = self.trainer.datamodule.target_names
+            named = ", ".join(n for n, is_absent in zip(names, absent, strict=True) if is_absent)
+            raise ValueError(
+                f"{type(self).__name__}: every target must be measured in the training set, got no "
+                f"value of {named}; leave it out or split the data in another way"
+            )
+        mean = x.nanmean(0)
+        scale = (x - mean).square().nanmean(0).sqrt()
+        self.target_mean.copy_(mean)
+        self.target_scale.copy_(torch.where(scale > 0, scale, 1))
+
+    def to_learn(self, targets: Tensor) -> Tensor:
+        """Standardised targets."""
+        return (targets - self.target_mean) / self.target_scale
+
+    def predicted(self, outputs: Tensor) -> Tensor:
+        """Targets in their units."""
+        return outputs * self.target_scale + self.target_mean
+
+    def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+        """Squared error of standardised targets; 0 for the mean of none."""
+        errors = nn.functional.mse_loss(outputs, targets, reduction="none")
+        return errors.sum() / max(1, len(errors)) if reduction == "mean" else errors
+
+    def picture(self, cells: Mapping[str, Cells], names: list[str]) -> Figure:
+        return predicted_against_true(cells, names)
