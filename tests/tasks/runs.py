@@ -21,7 +21,8 @@ SMALL = {  # sizes that take a second
     "text": {"path": "input.txt", "context": 8, "batch_size": 2, "train_windows": 4},
     "tu": {"name": TU_NAME, "root": "tu"},
     "words": SEQUENCES | {"length": 7, "extrapolation_lengths": [9]},
-    "languages": SEQUENCES | {"length": [3, 7], "extrapolation_lengths": [[7, 9]]},
+    "languages": SEQUENCES
+    | {"first_length": 4, "length": [3, 7], "extrapolation_lengths": [[7, 9]]},
     "recall": SEQUENCES | {"pairs": 2, "length": 8, "extrapolation_lengths": [10]},
     "listops": SEQUENCES | {"length": [4, 9], "extrapolation_lengths": [[10, 12]]},
 }
