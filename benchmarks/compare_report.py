@@ -14,6 +14,8 @@ METRICS = {  # task: metric, whether higher is better; of several sizes, all are
     "arrow": ("test/accuracy", True),
     "tu": ("test/accuracy", True),
     "text": ("test/bits_per_char", False),
+    "dags": ("test/rmse", False),
+    "properties": ("test/log10_mse", False),
     "words": ("test/sequence_accuracy", True),
     "languages": ("test/scaled_accuracy", True),
     "recall": ("test/accuracy", True),

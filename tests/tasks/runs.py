@@ -1,5 +1,6 @@
 """Tiny runs of the command line, in the folder the test is in."""
 
+import json
 import math
 from pathlib import Path
 
@@ -16,17 +17,29 @@ SMALL = {  # sizes that take a second
     "arrow": {"train_size": 2, "val_size": 2, "test_size": 2, "batch_size": 2},
     "text": {"path": "input.txt", "context": 8, "batch_size": 2, "train_windows": 4},
     "tu": {"name": TU_NAME, "root": "tu"},
+    "dags": {"path": "dags.jsonl", "batch_size": 8},
+    "properties": {"train_size": 16, "val_size": 8, "test_size": 8, "num_nodes": [4, 7]},
     "words": SEQUENCES | {"length": 7, "extrapolation_lengths": [9]},
     "languages": SEQUENCES | {"length": [3, 7], "extrapolation_lengths": [[7, 9]]},
     "recall": SEQUENCES | {"pairs": 2, "length": 8, "extrapolation_lengths": [10]},
     "listops": SEQUENCES | {"length": [4, 9], "extrapolation_lengths": [[10, 12]]},
 }
+METRICS = {"dags": "rmse", "properties": "log10_mse"}  # of an evaluation; others have accuracy
 FURTHER = {"arrow": ["--model.net.depth=2"], "text": ["--model.sample_length=20"]}
 
 
 def write_data() -> None:
     """The files that the text and graph tasks read."""
     Path("input.txt").write_text("to be or not to be, that is the question\n" * 10, "utf-8")
+    dags = [  # a path, a shortcut in every other one
+        {
+            "nodes": ["in", *["abc"[(i + n) % 3] for n in range(i % 4)], "out"],
+            "edges": [[n, n + 1] for n in range(1 + i % 4)] + [[0, 2]] * (i % 2),
+            "target": i % 4 + 0.5 * (i % 2),
+        }
+        for i in range(40)
+    ]
+    Path("dags.jsonl").write_text("".join(json.dumps(dag) + "\n" for dag in dags), "utf-8")
     folder = Path("tu", TU_NAME, "raw")
     folder.mkdir(parents=True)
     edges, owner, labels, node_labels, first = [], [], [], [], 1
