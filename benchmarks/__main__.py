@@ -1,4 +1,4 @@
-"""python -m benchmarks: speed and memory of ops, layers, mixers, packing, training steps, epochs.
+"""python -m benchmarks: speed and memory of ops, layers, mixers, training steps and more.
 
 Every case is measured beside its anchor in the same run: softmax attention through
 scaled_dot_product_attention, on graphs GIN of PyTorch Geometric, on a GPU also the kernels of
@@ -23,6 +23,7 @@ import torch
 from benchmarks import (
     compare,
     graphs,
+    lanes,
     layers,
     leaks,
     mixers,
@@ -41,6 +42,7 @@ from benchmarks.results import Row
 
 SUBJECTS: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "ops": ops.cases,
+    "lanes": lanes.cases,
     "layers": layers.cases,
     "mixers": mixers.cases,
     "packed": packed.cases,

@@ -22,7 +22,7 @@ class Work(NamedTuple):
 class Case(NamedTuple):
     """One form of one computation at one size. Nothing is allocated before `make` is called."""
 
-    subject: str  # ops, layers, mixers, packed, steps or graphs
+    subject: str  # ops, lanes, layers, mixers, packed, steps or graphs
     kind: str  # sequence, grid or graph: a panel of the picture
     group: str  # what is compared with each other
     form: str

@@ -114,7 +114,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--max_steps", type=int, help="budget: steps of the optimizer")
     budget.add_argument("--seconds", type=int, help="budget: time of training")
-    parser.add_argument("--path", help="the file of text or dags, or the files of listops")
+    parser.add_argument("--path", help="the file of the text task, or the files of another task")
     parser.add_argument("--root", help="the folder of the TU data sets")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args, rest = parser.parse_known_args(arguments)

@@ -12,6 +12,8 @@ from benchmarks.results import Row, markdown, number
 METRICS = {  # task: metric, whether higher is better; of several sizes, all are shown
     "quickstart": ("test/accuracy", True),
     "arrow": ("test/accuracy", True),
+    "images": ("test/accuracy", True),
+    "pixels": ("test/accuracy", True),
     "tu": ("test/accuracy", True),
     "text": ("test/bits_per_char", False),
     "dags": ("test/rmse", False),

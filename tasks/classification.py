@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from tasks.data import DataModule
+from tasks.data import UNLABELLED, DataModule
 from tasks.supervised import Supervised
 
 
@@ -57,9 +57,8 @@ class Classification(Supervised):
     def describe(self, predicted: Tensor, target: Tensor, data: DataModule) -> str:
         probability, best = predicted.max(-1)
         names = data.class_names
-        return (
-            f"class {names[int(target)]}, predicted {names[int(best)]} at {float(probability):.0%}"
-        )
+        known = "no class" if target == UNLABELLED else f"class {names[int(target)]}"
+        return f"{known}, predicted {names[int(best)]} at {float(probability):.0%}"
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:

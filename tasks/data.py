@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,6 +20,7 @@ from plstm.checks import check_positive
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 LISTED = 2**16  # indices in a list at once
+Row = Sequence[object]  # of a table
 UNLABELLED = -100  # target of a position that nothing is asked of; PyTorch's losses leave it out
 
 
@@ -98,6 +99,22 @@ class DataModule(LightningDataModule, ABC):
         """Checksum of every file the data are read from, by its name; none of data that are drawn.
 
         A run goes on with the same files only, wherever they are.
+        """
+        return {}
+
+    @property
+    def checkpoint_arguments(self) -> dict[str, object]:
+        """Arguments of the data that a trained net goes with, by name; its checkpoints keep them.
+
+        The command line gives them to the data that the net of a checkpoint is tested on.
+        """
+        return {}
+
+    def prediction_tables(self, predictions: dict[str, Tensor]) -> dict[str, Iterable[Row]]:
+        """Tables of what was predicted, heading first, by the name of their CSV file.
+
+        Args:
+            predictions: As for `prediction_pictures`.
         """
         return {}
 
@@ -183,6 +200,14 @@ class ShuffledSampler(Sampler[int]):
         order = torch.randperm(self.size, generator=generator)[: self.count]
         for part in order.split(LISTED):  # a list of all of them takes four times the memory
             yield from part.tolist()
+
+
+class EpochSampler(ShuffledSampler):
+    """Indices that run on from epoch to epoch, so that a sample also says which epoch it is in."""
+
+    def __iter__(self) -> Iterator[int]:
+        for index in super().__iter__():
+            yield self.epoch * self.size + index
 
 
 class FreshSampler(ShuffledSampler):

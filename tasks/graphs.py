@@ -2,7 +2,7 @@
 
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,15 +14,7 @@ from plstm.graph.batching import GraphBatcher
 from plstm.graph.position_codes import AddPositionCodes
 from plstm.graph.pyg import DagData, ToDag
 from plstm.graph.storing import StoredGraphs, prepare_together
-from tasks.data import DataModule, ShuffledSampler, chosen_seed
-
-
-class EpochSampler(ShuffledSampler):
-    """Indices that run on from epoch to epoch, so that a sample also says which epoch it is in."""
-
-    def __iter__(self) -> Iterator[int]:
-        for index in super().__iter__():
-            yield self.epoch * self.size + index
+from tasks.data import DataModule, EpochSampler, chosen_seed
 
 
 class TrainingBatcher:

@@ -12,7 +12,14 @@ from torch import Tensor
 from plstm.checks import check_choice
 from tasks.draws import integers
 from tasks.labelling import SequenceLabelling
-from tasks.sequences import SequenceData, at_the_end, draw_lengths, inside
+from tasks.sequences import (
+    UNLABELLED,
+    SequenceData,
+    at_the_end,
+    draw_lengths,
+    epoch_lengths,
+    inside,
+)
 
 MODULUS = 5
 CYCLE = 5  # places to be at
@@ -65,21 +72,29 @@ LANGUAGES = {
 
 
 def draw_language(
-    seed: int, index: Tensor, lengths: tuple[int, int], *, language: str
+    seed: int,
+    index: Tensor,
+    lengths: tuple[int, int],
+    *,
+    language: str,
+    prefixes: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Draw sequences and what they come to.
 
-    Example: the sequence 0 1 1 1 has odd parity, so its targets are -100 -100 -100 1.
+    Example: the sequence 0 1 1 1 has odd parity, so its targets are -100 -100 -100 1, and with
+    prefixes 0 1 0 1.
 
     Args:
         seed: Seed of the split.
         index: Which sequences, (B,) integers.
         lengths: Least and greatest length; all are as likely, for modular_arithmetic all odd ones.
         language: One of parity, even_pairs, cycle_navigation, modular_arithmetic.
+        prefixes: Label every position with what the sequence up to there comes to; an expression
+            that ends in an operator comes to what it does without.
 
     Returns:
         Tokens and targets, both (B, greatest length): the label is the target of the last position
-        of a sequence, and `UNLABELLED` of the others.
+        of a sequence, with prefixes of all its positions, and `UNLABELLED` of the others.
 
     Source: arXiv 2207.02098.
     """
@@ -93,8 +108,9 @@ def draw_language(
     else:
         length = draw_lengths(seed, index, lengths)
         tokens = integers(seed, index, greatest, len(spec.tokens), first=1)
-    targets = at_the_end(spec.label(tokens), length)
-    return tokens.where(inside(length, greatest), len(spec.tokens)), targets
+    labels, kept = spec.label(tokens), inside(length, greatest)
+    targets = labels.where(kept, UNLABELLED) if prefixes else at_the_end(labels, length)
+    return tokens.where(kept, len(spec.tokens)), targets
 
 
 def odd(lengths: tuple[int, int]) -> tuple[int, int]:
@@ -108,22 +124,32 @@ class LanguageData(SequenceData):
 
     Args:
         language: parity, even_pairs, cycle_navigation or modular_arithmetic.
+        prefixes: Label every position of a sequence in training, see `draw_language`; validation
+            and test ask at the last position in any case. The published figures are of nets that
+            learn from the last label alone, over many more sequences: nets that learn from all
+            compare with each other, and show what a net can represent and learn.
 
     Raises:
-        ValueError: unknown language; no odd length for modular_arithmetic.
+        ValueError: unknown language; no odd length for modular_arithmetic, in a set or in an epoch
+            of training.
     """
 
-    def __init__(self, language: str = "parity", **kwargs: object) -> None:
+    def __init__(self, language: str = "parity", prefixes: bool = False, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self.save_hyperparameters("language", logger=False)
+        self.save_hyperparameters("language", "prefixes", logger=False)
         check_choice("LanguageData", "language", language, tuple(LANGUAGES))
-        for lengths in self.ranges:
+        for lengths in (*self.ranges, *self._training_ranges()):
             low, high = odd(lengths)
             if language == "modular_arithmetic" and low > high:
                 raise ValueError(
                     "LanguageData: expressions of modular_arithmetic have odd lengths, got "
-                    f"{lengths}; take a range with one in it"
+                    f"{lengths}; take a range with one in it, or a greater first_length"
                 )
+
+    def _training_ranges(self) -> list[tuple[int, int]]:
+        """Lengths of every epoch until they no longer grow."""
+        first, epochs = self.hparams.first_length, range(self.sizes[0].bit_length())
+        return [epoch_lengths(self.ranges[0], first, epoch) for epoch in epochs]
 
     @property
     def in_dim(self) -> int:
@@ -135,6 +161,12 @@ class LanguageData(SequenceData):
 
     def draw(self, seed: int, index: Tensor, lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
         return draw_language(seed, index, lengths, language=self.hparams.language)
+
+    def draw_training(
+        self, seed: int, index: Tensor, lengths: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        h = self.hparams
+        return draw_language(seed, index, lengths, language=h.language, prefixes=h.prefixes)
 
 
 class LanguageLabelling(SequenceLabelling):

@@ -45,11 +45,8 @@ class SequenceDataset(Dataset):
         return self.size
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        low, high = self.lengths
-        if self.first_length is not None:
-            doublings = min(indices[0] // self.size, high.bit_length())
-            high = min(high, self.first_length << doublings)
-        return self.draw(self.seed, torch.tensor(indices), (min(low, high), high))
+        lengths = epoch_lengths(self.lengths, self.first_length, indices[0] // self.size)
+        return self.draw(self.seed, torch.tensor(indices), lengths)
 
 
 class SequenceData(DrawnData):
@@ -125,6 +122,12 @@ class SequenceData(DrawnData):
     def draw(self, seed: int, index: Tensor, lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Tokens and targets, both (B, greatest length), of the sequences `index` (B,)."""
 
+    def draw_training(
+        self, seed: int, index: Tensor, lengths: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """As `draw`, for training; a task may label more there."""
+        return self.draw(seed, index, lengths)
+
     def collate(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor | Packed, Tensor]:
         """Pack the tokens on request; the targets stay as they are."""
         tokens, targets = batch
@@ -144,8 +147,10 @@ class SequenceData(DrawnData):
     def dataset(self, split: str, size: int) -> Dataset:
         """Sequences of a split, in the set whose greatest length is `size`."""
         seed, lengths = self.split_seed(split, size), self.ranges[self.sizes.index(size)]
-        first = self.hparams.first_length if split == "train" else None
-        return SequenceDataset(self.draw, seed, self.split_size(split), lengths, first)
+        draw, first = self.draw, None
+        if split == "train":
+            draw, first = self.draw_training, self.hparams.first_length
+        return SequenceDataset(draw, seed, self.split_size(split), lengths, first)
 
     def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
         """`accuracy_by_length`: accuracy against the position of the label."""
@@ -157,6 +162,16 @@ class SequenceData(DrawnData):
             hits = probabilities.argmax(-1) == targets
             results[f"test{name}"] = hits, targets != UNLABELLED
         return {"accuracy_by_length": accuracy_by_length(results, self.sizes[0])}
+
+
+def epoch_lengths(
+    lengths: tuple[int, int], first_length: int | None, epoch: int
+) -> tuple[int, int]:
+    """Least and greatest length in an epoch of training; see `first_length` of `SequenceData`."""
+    low, high = lengths
+    if first_length is not None:
+        high = min(high, first_length << min(epoch, high.bit_length()))
+    return min(low, high), high
 
 
 def draw_lengths(seed: int, index: Tensor, lengths: tuple[int, int]) -> Tensor:

@@ -291,6 +291,8 @@ class Supervised(LightningModule, ABC):
         """Keep plain values only, so that the file loads with weights_only=True."""
         saved = checkpoint.get("hyper_parameters", {})
         checkpoint["hyper_parameters"] = {k: v for k, v in saved.items() if _is_plain(v)}
+        if arguments := getattr(self.trainer.datamodule, "checkpoint_arguments", None):
+            checkpoint["data_arguments"] = arguments
 
 
 def inputs_and_targets(batch: object) -> tuple[object, Tensor]:

@@ -103,7 +103,7 @@ def test_checkpoint_is_what_was_validated(config):
     assert metrics_of(run("test", folder / "config.yaml"))["test/loss"] != tested["test/loss"]
 
 
-@pytest.mark.parametrize("config", ["quickstart", "text", "tu"])
+@pytest.mark.parametrize("config", ["quickstart", "images", "text", "tu"])
 def test_predictions_are_those_that_were_tested(config):
     folder = folder_of(run("fit", config))
     checkpoint = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"

@@ -1,5 +1,6 @@
 """What `train.py predict` leaves behind."""
 
+import csv
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,8 @@ class SavePredictions(BasePredictionWriter):
     """Saves what was predicted for the test sets as `predictions.pt` in the run's folder.
 
     The file holds one tensor per test set, (samples, ..., out_dim) in the order of the data, under
-    the suffix of its metrics ("" for the training size), and loads with weights_only=True.
+    the suffix of its metrics ("" for the training size), and loads with weights_only=True. Tables
+    of the task, DataModule.prediction_tables, are CSV files beside it.
     """
 
     def __init__(self) -> None:
@@ -34,7 +36,12 @@ class SavePredictions(BasePredictionWriter):
             rank_zero_info("Predictions are not saved: this run has no folder.")
             return
         torch.save(saved, folder / "predictions.pt")
-        rank_zero_info(f"Predictions: {folder / 'predictions.pt'}")
+        tables = trainer.datamodule.prediction_tables(saved)
+        for name, rows in tables.items():
+            with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(rows)
+        files = ["predictions.pt", *(f"{name}.csv" for name in tables)]
+        rank_zero_info(f"Predictions: {', '.join(str(folder / name) for name in files)}")
 
 
 def by_test_set(

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 import tasks.arrow  # makes the short names ArrowData, ... known to the command line
 import tasks.callbacks.lr_finder
 import tasks.dags
+import tasks.images
 import tasks.language_model
 import tasks.multi_label
 import tasks.properties

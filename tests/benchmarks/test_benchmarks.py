@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as command
-from benchmarks import counts, graphs, layers, measure, ops, results, speedup, steps
+from benchmarks import counts, graphs, lanes, layers, measure, ops, results, speedup, steps
 from benchmarks.case import Case, Setting, Work
 from benchmarks.measure import conditions, median_ms, peak_mib
 from benchmarks.plot import picture
@@ -38,6 +38,11 @@ def small_layers():
     yield from layers.graph_cases(SETTING, batch=3, nodes=20)
 
 
+def small_lanes():
+    sizes = {"batch": 2, "length": 9, "heads": 2, "key_width": 3}
+    yield from lanes.lane_cases(SETTING, value_width=6, **sizes)
+
+
 def two_sizes():
     for length in (9, 18):
         yield from ops.sequence_cases(SETTING, batch=2, length=length, heads=2, width=16)
@@ -45,6 +50,16 @@ def two_sizes():
 
 def groups(cases):
     return [list(group) for _, group in groupby(cases, key=lambda case: case.group)]
+
+
+def test_lanes_beside_one_lane():
+    *cases, anchor = small_lanes()
+    assert [case.form for case in cases] == ["2 lanes", "3 lanes"]  # 4 do not divide 6
+    assert anchor.anchor
+    for case in (*cases, anchor):
+        work = case.make()
+        assert work.forward().numel() == 2 * 9 * 2 * 6
+        work.total()
 
 
 def test_forms_of_a_group_agree_and_the_anchor_comes_last():
@@ -223,7 +238,7 @@ def test_command_writes_a_row_per_case_and_a_picture(tmp_path, monkeypatch, caps
 def test_command_names_what_it_does_not_know(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command.parse(["layrs"])
-    assert "unknown layrs: choose from ops, layers" in capsys.readouterr().err
+    assert "unknown layrs: choose from ops, lanes, layers" in capsys.readouterr().err
 
 
 def row(form, total_ms, **fields):

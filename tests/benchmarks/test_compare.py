@@ -108,7 +108,7 @@ def test_seeds_change_weights_and_repeat(workplace, monkeypatch):
     assert first[0] != first[1]
 
 
-@pytest.mark.parametrize("task", ["words", "languages", "recall", "listops"])
+@pytest.mark.parametrize("task", ["words", "languages", "recall", "listops", "pixels"])
 def test_tasks_of_sequences_share_their_nets(task):
     args, _ = compare.parse([f"--task={task}", "--max_steps=1"])
     nets = ["attention", "gated_delta_net", "mamba2", "mlstm", "plstm", "plstm-lanes"]

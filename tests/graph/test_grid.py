@@ -76,6 +76,17 @@ def test_three_axes(signs: tuple[int, ...]) -> None:
     assert_equal(as_graph(inputs, signs, "auto"), want, inputs)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 1, 3), (2, 3, 5), (2, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize("backend", ["naive", "levels", "reach"])
+def test_axes_of_any_length(backend: str, shape: tuple[int, ...]) -> None:
+    signs = (1, -1, 1, 1)[: len(shape)]
+    inputs = grid_inputs(shape)
+    q, k, v, *gates, direct = inputs.values()
+    of_corner = Gates(*(gate[None] for gate in gates), direct)
+    want = plstm_grid_naive(q, k, v, of_corner, [signs], KEY**-0.5)
+    assert_equal(as_graph(inputs, signs, backend), want, inputs)
+
+
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 1, 3), (2, 2, 2, 2)], ids=str)
 def test_is_the_line_graph_of_its_edges(shape: tuple[int, ...]) -> None:
     for signs in product((1, -1), repeat=len(shape)):

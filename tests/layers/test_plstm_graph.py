@@ -77,6 +77,24 @@ def test_forward_is_the_recurrence_between_projections(mode: str, backend: str) 
     assert layer.out_proj.bias is None
 
 
+@pytest.mark.parametrize("mode", ["P", "D"])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (1, 5, 1), (3, 1, 2)], ids=str)
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1)], ids=str)
+def test_a_corner_of_a_volume_hears_of_all_of_it(
+    signs: tuple[int, ...], shape: tuple[int, ...], mode: str
+) -> None:
+    layer, graph = make(mode).double(), LineGraph.grid(shape, signs, num_graphs=2)
+    x = features(graph)[0].double().requires_grad_()
+    y = layer(x, graph).view(2, *shape, DIM)
+    end = [0 if sign < 0 else -1 for sign in signs]
+    start = [-1 if sign < 0 else 0 for sign in signs]
+    (far,) = torch.autograd.grad(y[1, *end].square().sum(), x, retain_graph=True)
+    (near,) = torch.autograd.grad(y[1, *start].square().sum(), x)
+    far, near = (grad.view(2, *shape, DIM).abs().sum(-1) > 0 for grad in (far, near))
+    assert far[1].all() and not far[0].any()
+    assert near.sum() == 1 and near[1, *start]
+
+
 def test_p_mode_never_amplifies_mass() -> None:
     """sum over outgoing edges |T| < 1, so the mass on every cut of the graph cannot grow."""
     layer, graph = make("P"), random_graph([12], 0.5)

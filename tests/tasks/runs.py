@@ -4,7 +4,9 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import wandb
+from PIL import Image
 
 from tasks.cli import CLI, main
 from tasks.runs import run_folder
@@ -15,6 +17,8 @@ SEQUENCES = {"train_size": 16, "val_size": 8, "test_size": 8, "batch_size": 8}
 SMALL = {  # sizes that take a second
     "quickstart": {"train_size": 16, "val_size": 8, "test_size": 8, "batch_size": 8},
     "arrow": {"train_size": 2, "val_size": 2, "test_size": 2, "batch_size": 2},
+    "images": {"path": "pictures", "size": 8, "batch_size": 8, "max_shift": 1, "erase": 0.5},
+    "pixels": {"path": "pictures", "size": 4, "batch_size": 8},
     "text": {"path": "input.txt", "context": 8, "batch_size": 2, "train_windows": 4},
     "tu": {"name": TU_NAME, "root": "tu"},
     "dags": {"path": "dags.jsonl", "batch_size": 8},
@@ -28,10 +32,9 @@ METRICS = {"dags": "rmse", "properties": "log10_mse"}  # of an evaluation; other
 FURTHER = {"arrow": ["--model.net.depth=2"], "text": ["--model.sample_length=20"]}
 
 
-def write_data() -> None:
-    """The files that the text and graph tasks read."""
-    Path("input.txt").write_text("to be or not to be, that is the question\n" * 10, "utf-8")
-    dags = [  # a path, a shortcut in every other one
+def write_dags(path: Path) -> None:
+    """Paths of 2 to 5 nodes, a shortcut in every other one."""
+    dags = [
         {
             "nodes": ["in", *["abc"[(i + n) % 3] for n in range(i % 4)], "out"],
             "edges": [[n, n + 1] for n in range(1 + i % 4)] + [[0, 2]] * (i % 2),
@@ -39,7 +42,14 @@ def write_data() -> None:
         }
         for i in range(40)
     ]
-    Path("dags.jsonl").write_text("".join(json.dumps(dag) + "\n" for dag in dags), "utf-8")
+    path.write_text("".join(json.dumps(dag) + "\n" for dag in dags), "utf-8")
+
+
+def write_data() -> None:
+    """The files that the text, picture and graph tasks read."""
+    Path("input.txt").write_text("to be or not to be, that is the question\n" * 10, "utf-8")
+    write_pictures(Path("pictures"))
+    write_dags(Path("dags.jsonl"))
     folder = Path("tu", TU_NAME, "raw")
     folder.mkdir(parents=True)
     edges, owner, labels, node_labels, first = [], [], [], [], 1
@@ -56,6 +66,17 @@ def write_data() -> None:
     for name, values in (lines | {"node_labels": node_labels}).items():
         text = "".join(f"{value}\n" for value in values)
         (folder / f"{TU_NAME}_{name}.txt").write_text(text, "utf-8")
+
+
+def write_pictures(folder: Path, count: int = 12) -> None:
+    """Pictures of three sizes in a folder for each of two classes, which differ in colour."""
+    generator = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green")):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 100, (6 + number % 3, 9, 3), dtype=np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
 
 
 def arguments(subcommand: str, config: str | Path, *args: str) -> list[str]:

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tasks.data import UNLABELLED
+from tasks.data import SPLITS, UNLABELLED
 from tasks.languages import LANGUAGES, LanguageData, draw_language, odd
 
 languages = pytest.mark.parametrize("language", LANGUAGES)
@@ -45,6 +45,28 @@ def test_labels(language, lengths):
 
 
 @languages
+def test_labels_of_all_beginnings(language):
+    tokens, targets = draw_language(2, torch.arange(50), (3, 9), language=language, prefixes=True)
+    names = LANGUAGES[language].tokens
+    for row, target in zip(tokens.tolist(), targets.tolist(), strict=True):
+        word = "".join(names[token] for token in row if token < len(names))
+        operators = "+-*" if language == "modular_arithmetic" else ""
+        beginnings = [word[:n].rstrip(operators) for n in range(1, len(word) + 1)]
+        want = [value_of(language, beginning) for beginning in beginnings]
+        assert target == want + [UNLABELLED] * (9 - len(word))
+
+
+def test_training_alone_has_labels_of_all_beginnings():
+    for prefixes in (False, True):
+        data = LanguageData("even_pairs", prefixes=prefixes, length=(3, 9), seed=0)
+        for split in SPLITS:
+            tokens, targets = data.dataset(split, 9).__getitems__([0, 1])
+            every = prefixes and split == "train"
+            want = (tokens < 2).sum(1) if every else torch.ones(2)
+            assert torch.equal((targets != UNLABELLED).sum(1), want.long())
+
+
+@languages
 def test_sequences_are_a_function_of_seed_and_index(language):
     whole = draw_language(5, torch.arange(40), (3, 9), language=language)
     order = torch.randperm(40)
@@ -83,6 +105,10 @@ def test_data():
     [
         ({"language": "palindromes"}, "LanguageData: language must be one of 'parity'"),
         ({"language": "modular_arithmetic", "length": 8}, r"have odd lengths, got \(8, 8\)"),
+        (
+            {"language": "modular_arithmetic", "length": (3, 9), "first_length": 1},
+            r"have odd lengths, got \(2, 2\); .* or a greater first_length",
+        ),
     ],
     ids=str,
 )

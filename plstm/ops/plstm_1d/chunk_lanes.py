@@ -17,7 +17,7 @@ from plstm.ops.derivatives import first_derivatives_only, transformed
 from plstm.ops.gates import Gates
 from plstm.ops.lanes import accept_one_lane, lane_products, lane_rows
 
-CHUNK_LANES = 64  # with J lanes a chunk has 64 / J positions
+CHUNK_LANES = 32  # with J lanes a chunk has 32 / J positions
 NARROW = 8  # up to so many numbers K V per lane, states of all positions cost less than that
 
 

@@ -116,7 +116,7 @@ class Pictures(Callback):
         cells = {name: metric.compute() for name, metric in self.cells.items()}
         if folder is None:
             return
-        if counts:
+        if any(matrix.any() for matrix in counts.values()):  # something has a class
             self._save_confusion(trainer, folder, counts)
         if cells:
             self._save_targets(trainer, folder, pl_module, cells, "test")

@@ -166,6 +166,23 @@ def test_negative_workers(told):
     assert "num_workers" in told(*arguments("fit", "text", "--data.num_workers=-1"))
 
 
+WRONG_PICTURES = {
+    "--data.path=none": "ImageData: path must be a folder of pictures .* got 'none'; there is none",
+    "--data.size=null": "have 3 sizes: 6 x 9 .* set data.size, as in --data.size 64",
+    "--data.size=9": "VisionModel: images must have .* divisible by the patch size 4",
+    "--data.size=x": "data.size must be int or .*, got x",
+    "--data.as_sequence=true": "VisionModel: images must have shape",
+    "--data.val_share=1.0": "something must be left to train on, got 1.0 and 0.1",
+    "--data.test_path=none": "ImageData: test_path must be a folder .* got 'none'; there is none",
+}
+
+
+@pytest.mark.parametrize(("argument", "message"), WRONG_PICTURES.items())
+def test_pictures(argument, message, told):
+    command = "test" if "test_path" in argument else "fit"
+    assert re.search(message, told(*arguments(command, "images", argument)))
+
+
 WRONG_TU = {
     "--data.fold=10": r"TUData: fold must lie in 0..9 with num_folds=10, got 10",
     "--data.num_folds=1": "TUData: num_folds must be 2 or more, got 1",

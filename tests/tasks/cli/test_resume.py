@@ -32,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("workplace")
 TIMED = ("train/samples_per_s", "train/flop_per_s")
 SIZES = {  # two epochs of a few steps
     "quickstart": ["--data.train_size=24"],
+    "images": ["--data.flip=true", "--model.net.depth=1"],
     "text": ["--data.train_windows=8", "--model.net.depth=1"],
     "tu": ["--data.batch_size=8"],
 }
@@ -154,6 +155,8 @@ def test_killed_while_saving(kill, unbroken, n):
     ("config", "args"),
     [
         ("quickstart", ()),
+        ("images", ()),
+        slow("images", ("--data.num_workers=1",)),
         slow("tu", ()),
         ("text", ("--trainer.accumulate_grad_batches=2", "--data.train_windows=10")),
         ("text", ("--trainer.max_epochs=-1", "--trainer.max_steps=7")),

@@ -1,0 +1,160 @@
+"""Pictures in files: how they are found, decoded and examined."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tasks.data import as_is
+
+ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+GREY = ("1", "L", "LA", "La")  # modes of Pillow with 8 bits at most
+DEEP = ("I", "I;16", "I;16B", "I;16L")  # with 16 bits
+DEEPEST = 2**16 - 1
+SHOWN = 5  # files in a message, at most
+
+
+class Facts(NamedTuple):
+    """What is known of a picture without having it in memory."""
+
+    checksum: str
+    shape: tuple[int, int]  # rows, columns
+    channels: int
+    mean: list[float]  # of the values of red, green and blue, in [0, 1]
+    square: list[float]  # mean of their squares
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Pictures in a folder and in the folders in it, in the order of their names.
+
+    Other files that are not hidden are left out with a warning.
+    """
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    files = [file for file in files if not is_hidden(file.relative_to(folder))]
+    pictures = [file for file in files if file.suffix.lower() in ENDINGS]
+    if len(pictures) < len(files):
+        others = [str(file.relative_to(folder)) for file in files if file not in set(pictures)]
+        rank_zero_warn(
+            f"ImageData: {len(others)} files in {folder} are left out, as their names do not end "
+            f"in that of a picture ({', '.join(sorted(ENDINGS))}): {some(others)}"
+        )
+    return pictures
+
+
+def is_hidden(place: Path) -> bool:
+    """Whether a file or a folder it is in is one that file managers and tools leave behind."""
+    return any(part.startswith(".") for part in place.parts) or place.name == "Thumbs.db"
+
+
+def read_picture(file: Path | io.BytesIO, channels: int | None = None) -> Tensor:
+    """Decode a picture, (channels, rows, columns), turned as its camera was held.
+
+    Transparency is dropped, palettes are resolved. Of an animation the first picture is taken.
+
+    Args:
+        file: The file.
+        channels: 1 for grey, 3 for red, green and blue; those of the picture if None.
+
+    Returns:
+        uint8, or float32 in [0, 1] for a picture of 16 bits.
+    """
+    with Image.open(file) as opened:
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode in DEEP:
+            return _deep(np.array(picture), channels or 1)
+        if picture.mode == "F":
+            raise ValueError("its pixels are floats, of which the greatest is unknown")
+        if picture.mode in ("P", "PA"):
+            picture = picture.convert("RGBA")
+        own = 1 if picture.mode in GREY else 3
+        pixels = np.array(picture.convert("L" if (channels or own) == 1 else "RGB"))
+    return torch.from_numpy(np.atleast_3d(pixels)).movedim(-1, 0)
+
+
+def _deep(pixels: np.ndarray, channels: int) -> Tensor:
+    if pixels.min() < 0 or pixels.max() > DEEPEST:
+        raise ValueError(f"its pixels must lie in 0..{DEEPEST}")
+    grey = torch.from_numpy(pixels.astype(np.float32) / DEEPEST)
+    return grey.expand(channels, -1, -1)
+
+
+def as_float(picture: Tensor) -> Tensor:
+    """Values in [0, 1], float32, of bytes or of such values."""
+    return picture.float() / 255 if picture.dtype == torch.uint8 else picture
+
+
+def resized(picture: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A picture (C, rows, columns), or several (B, C, rows, columns), with other rows and columns.
+
+    Bilinear, with an average over what falls on a pixel of a smaller picture (antialias).
+    """
+    if tuple(picture.shape[-2:]) == shape:
+        return picture
+    whole = picture if picture.ndim == 4 else picture[None]
+    whole = torch.nn.functional.interpolate(whole, shape, mode="bilinear", antialias=True)
+    return whole.view(*picture.shape[:-2], *shape)
+
+
+def examine(files: Sequence[Path], folder: Path, num_workers: int) -> list[Facts]:
+    """Decode every picture once.
+
+    Args:
+        files: The pictures.
+        folder: What they are in, for messages.
+        num_workers: Processes that decode.
+
+    Raises:
+        ValueError: pictures that cannot be read; some of them are named, all counted.
+    """
+    rank_zero_info(f"ImageData: reading {len(files):,} pictures of {folder}, to know all of them")
+    loader = DataLoader(
+        _Examined(files), batch_size=None, collate_fn=as_is, num_workers=num_workers
+    )
+    facts = list(loader)
+    broken = [
+        f"{file.relative_to(folder)} ({fact})"
+        for file, fact in zip(files, facts, strict=True)
+        if isinstance(fact, str)
+    ]
+    if broken:
+        raise ValueError(
+            f"ImageData: {len(broken)} of the {len(files)} pictures in {folder} cannot be read: "
+            f"{some(broken)}; mend or remove them"
+        )
+    return facts
+
+
+class _Examined(Dataset):
+    """Facts of pictures, or what is wrong with them."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> Facts | str:
+        try:
+            content = self.files[number].read_bytes()
+            picture = read_picture(io.BytesIO(content))
+        except UnidentifiedImageError:
+            return "no picture of a known format"
+        except Exception as error:  # every decoder has errors of its own
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+        checksum, values = hashlib.sha256(content).hexdigest(), as_float(picture).double()
+        mean, square = (x.mean((1, 2)).expand(3).tolist() for x in (values, values.square()))
+        return Facts(checksum, tuple(picture.shape[1:]), len(picture), mean, square)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of some names, and how many there are beyond."""
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest

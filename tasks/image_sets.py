@@ -1,0 +1,332 @@
+"""Labelled pictures: of IDX files, which are in memory, or of a folder, decoded when asked for."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from tasks.data import SPLITS, UNLABELLED, checksum
+from tasks.idx import idx_files, read_idx
+from tasks.image_files import (
+    ENDINGS,
+    SHOWN,
+    Facts,
+    as_float,
+    examine,
+    find_pictures,
+    is_hidden,
+    read_picture,
+    resized,
+    some,
+)
+
+FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val"}
+FOLDERS |= {"validation": "val", "test": "test", "testing": "test"}
+
+
+class PictureSet(ABC):
+    """Pictures with their labels (n,), their names, and the names of the classes.
+
+    Labels of pictures without a class are `UNLABELLED`.
+    """
+
+    labels: Tensor
+    names: list[str]
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of every picture; a ValueError if there are several sizes."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """1 if all pictures are grey, else 3."""
+
+    @property
+    @abstractmethod
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean of the values in [0, 1] and of their squares, (channels,); pictures count alike."""
+
+    @property
+    @abstractmethod
+    def checksums(self) -> dict[str, str]:
+        """Checksum of every file, or of all of them together, by name."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise a ValueError if there is a picture that cannot be read."""
+
+    @abstractmethod
+    def subset(self, numbers: Tensor) -> Self:
+        """The pictures `numbers` (n,)."""
+
+    @abstractmethod
+    def read(self, numbers: Sequence[int], shape: tuple[int, int], channels: int) -> Tensor:
+        """The pictures `numbers` at a size, (B, channels, *shape), values in [0, 1]."""
+
+
+class IdxPictures(PictureSet):
+    """Grey pictures of an IDX file, uint8 in memory; their names are their numbers.
+
+    Args:
+        images: File of the pictures.
+        labels: File of their labels, None for pictures without.
+        classes: Names of the classes; the numbers up to the greatest label if None.
+
+    Raises:
+        ValueError: files of other shapes; a label that is no class.
+    """
+
+    def __init__(
+        self, images: Path, labels: Path | None = None, classes: list[str] | None = None
+    ) -> None:
+        self.files = [images] if labels is None else [images, labels]
+        self.images = read_idx(images)
+        if self.images.ndim != 3 or not self.images.numel():
+            raise ValueError(
+                f"ImageData: {images} must hold pictures (number, rows, columns), got "
+                f"{tuple(self.images.shape)}; name the file of the images"
+            )
+        self.names = [str(number) for number in range(len(self.images))]
+        self.labels = torch.full((len(self.images),), UNLABELLED)
+        if labels is not None:
+            self.labels = read_idx(labels).long()
+        if self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"ImageData: {labels} must have a label for each of the {len(self.images)} "
+                f"pictures of {images.name}, got {tuple(self.labels.shape)}"
+            )
+        greatest = int(self.labels.max())
+        self.classes = classes or [str(number) for number in range(greatest + 1)]
+        if greatest >= len(self.classes):
+            raise ValueError(
+                f"ImageData: labels must be classes 0..{len(self.classes) - 1}, got {greatest} in "
+                f"{labels}; give all of them in classes"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(self.images.shape[1:])
+
+    @property
+    def channels(self) -> int:
+        return 1
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        counts = torch.bincount(self.images.flatten(), minlength=256).double()
+        values = torch.arange(256).double() / 255
+        return tuple((counts @ x / counts.sum())[None] for x in (values, values.square()))
+
+    @cached_property
+    def checksums(self) -> dict[str, str]:
+        return {file.name: checksum(file) for file in self.files}
+
+    def check(self) -> None:
+        """All of them have been read."""
+
+    def subset(self, numbers: Tensor) -> Self:
+        part = object.__new__(type(self))
+        part.files, part.classes = self.files, self.classes
+        part.images, part.labels = self.images[numbers], self.labels[numbers]
+        part.names = [self.names[number] for number in numbers.tolist()]
+        return part
+
+    def read(self, numbers: Sequence[int], shape: tuple[int, int], channels: int) -> Tensor:
+        images = as_float(resized(self.images[numbers][:, None], shape))
+        return images.expand(-1, channels, -1, -1)
+
+
+class FilePictures(PictureSet):
+    """Pictures of a folder with a folder for every class, or of one without classes.
+
+    Files stay where they are; a picture is decoded whenever it is asked for.
+
+    Args:
+        folder: The folder; or the file of one picture.
+        classes: Names of the classes; those of the folders in it if None.
+        num_workers: Processes that decode all pictures once, to know them.
+        split: What the pictures are for.
+
+    Raises:
+        ValueError: no pictures; some in a class and some in none; another class; a class without
+            pictures.
+    """
+
+    def __init__(
+        self, folder: Path, classes: list[str] | None, num_workers: int, split: str
+    ) -> None:
+        self.folder, self.split, self.num_workers = folder, split, num_workers
+        self.whole, self.numbers = None, []
+        if folder.is_file():
+            self.folder, self.files = folder.parent, [folder]
+        else:
+            self.files = find_pictures(folder)
+        places = [file.relative_to(self.folder).parts for file in self.files]
+        self.names = ["/".join(parts) for parts in places]
+        owners = [parts[0] if len(parts) > 1 else None for parts in places]
+        self._check(owners)
+        self.classes = classes or _in_order([x.name for x in self.folder.iterdir() if x.is_dir()])
+        self._check_classes(_in_order({owner for owner in owners if owner is not None}))
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self.labels = torch.tensor([numbers.get(owner, UNLABELLED) for owner in owners])
+
+    def _check_classes(self, found: list[str]) -> None:
+        if unknown := [name for name in found if name not in self.classes]:
+            raise ValueError(
+                f"ImageData: the folders in {self.folder} must be classes, of which there are "
+                f"{some(self.classes)}, got {some(unknown)}; put pictures without a class into "
+                "no folder"
+            )
+        missing = [name for name in self.classes if name not in found]
+        if missing and self.split == "train":
+            raise ValueError(
+                f"ImageData: every class must have pictures to train on, {self.folder} has none of "
+                f"{some(missing)}; add some, or remove the class"
+            )
+
+    def _check(self, owners: list[str | None]) -> None:
+        if not owners:
+            raise ValueError(
+                f"ImageData: {self.folder} must have pictures, got none; name a folder with a "
+                "folder for every class, or IDX files as those of MNIST"
+            )
+        loose = [name for name, owner in zip(self.names, owners, strict=True) if owner is None]
+        if 0 < len(loose) < len(owners):
+            raise ValueError(
+                f"ImageData: pictures of {self.folder} must all be in the folder of a class, or "
+                f"none, got {len(loose)} beside {len(owners) - len(loose)} of classes: "
+                f"{some(loose)}"
+            )
+
+    @cached_property
+    def facts(self) -> list[Facts]:
+        """What is known of every picture, after all of the folder have been read once."""
+        if self.whole is not None:
+            return [self.whole.facts[number] for number in self.numbers]
+        return examine(self.files, self.folder, self.num_workers)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        first: dict[tuple[int, int], str] = {}
+        for fact, name in zip(self.facts, self.names, strict=True):
+            first.setdefault(fact.shape, name)
+        if len(first) > 1:
+            shown = [f"{y} x {x} ({name})" for (y, x), name in list(first.items())[:SHOWN]]
+            raise ValueError(
+                f"ImageData: the pictures of {self.folder} have {len(first)} sizes: "
+                f"{', '.join(shown)}{' and more' if len(first) > SHOWN else ''}; set data.size, as "
+                "in --data.size 64, to which all of them are resized"
+            )
+        return next(iter(first))
+
+    @property
+    def channels(self) -> int:
+        return max(fact.channels for fact in self.facts)
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        numbers = torch.tensor([[f.mean, f.square] for f in self.facts], dtype=torch.float64)
+        return tuple(numbers.mean(0)[:, : self.channels])
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        digest = hashlib.sha256()
+        for name, fact in zip(self.names, self.facts, strict=True):
+            digest.update(f"{name} {fact.checksum}\n".encode())
+        return {f"the folder of {self.split} pictures": digest.hexdigest()}
+
+    def check(self) -> None:
+        _ = self.facts  # found by reading
+
+    def subset(self, numbers: Tensor) -> Self:
+        part = object.__new__(type(self))
+        part.folder, part.split, part.num_workers = self.folder, self.split, self.num_workers
+        part.whole, part.numbers = self, numbers.tolist()
+        part.files = [self.files[number] for number in part.numbers]
+        part.names = [self.names[number] for number in part.numbers]
+        part.classes, part.labels = self.classes, self.labels[numbers]
+        return part
+
+    def read(self, numbers: Sequence[int], shape: tuple[int, int], channels: int) -> Tensor:
+        pictures = (read_picture(self.files[number], channels) for number in numbers)
+        return torch.stack([as_float(resized(picture, shape)) for picture in pictures])
+
+
+def read_sets(path: Path, num_workers: int, classes: list[str] | None) -> dict[str, PictureSet]:
+    """The sets of a folder by split (train, val, test): of its IDX files, or of its pictures.
+
+    IDX files name their split, and so do folders train, val and test. If there is no folder train,
+    all pictures are for training. The classes are those of the training set.
+
+    Args:
+        path: The folder.
+        num_workers: Processes that decode pictures.
+        classes: Names of the classes, if they are known.
+
+    Raises:
+        ValueError: no such folder; no training set; what the sets refuse.
+    """
+    if not path.is_dir():
+        raise ValueError(
+            f"ImageData: path must be a folder of pictures or of IDX files, got {str(path)!r}; "
+            "there is none"
+        )
+    files = idx_files(path)
+    folders = {split: path / name for name, split in FOLDERS.items() if (path / name).is_dir()}
+    if not files and "train" not in folders:
+        folders = {"train": path}
+    sets: dict[str, PictureSet] = {}
+    for split in SPLITS:
+        if kinds := files.get(split):
+            sets[split] = IdxPictures(kinds["images"], kinds.get("labels"), classes)
+        elif not files and split in folders:
+            sets[split] = FilePictures(folders[split], classes, num_workers, split)
+        elif split == "train":
+            raise ValueError(
+                f"ImageData: {path} must have training pictures, got IDX files of "
+                f"{', '.join(files)} only; name test pictures as test_path"
+            )
+        classes = sets["train"].classes
+    return sets
+
+
+def read_test_set(path: Path, num_workers: int, classes: list[str] | None) -> PictureSet:
+    """Pictures to test on, or without classes to predict those.
+
+    Args:
+        path: A folder with the IDX files of a test set; another folder of pictures; a file.
+        num_workers: Processes that decode pictures.
+        classes: Names of the classes of the net.
+
+    Raises:
+        ValueError: no such file or folder; what the sets refuse.
+    """
+    if not path.exists():
+        raise ValueError(
+            f"ImageData: test_path must be a folder of pictures or of IDX files, or one file, got "
+            f"{str(path)!r}; there is none"
+        )
+    if path.is_file() and path.suffix.lower() not in ENDINGS:
+        return IdxPictures(path, None, classes)
+    kinds = idx_files(path).get("test") if path.is_dir() else None
+    if kinds:
+        return IdxPictures(kinds["images"], kinds.get("labels"), classes)
+    return FilePictures(path, classes, num_workers, "test")
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Names that are not hidden, sorted, as numbers if all of them are."""
+    names = [name for name in names if not is_hidden(Path(name))]
+    numbers = all(name.isdecimal() for name in names)
+    return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
