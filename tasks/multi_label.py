@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from tasks.callbacks.pictures.targets import score_bars
-from tasks.targets import Cells, Score, TargetModule, by_target
+from tasks.targets import Cells, Score, TargetModule, by_target, varies
 
 SCORES = {
     "roc_auc": Score(lambda p, y: binary_auroc(p, y.long())),
@@ -22,11 +22,23 @@ class MultiLabel(TargetModule):
     Arguments as for `Supervised`; targets as in `TargetModule`.
 
     Raises:
-        ValueError: targets that are neither 0 nor 1.
+        ValueError: targets that are neither 0 nor 1; no target of which both are in the training
+            set.
     """
 
     main_metric = "roc_auc"
     scores = SCORES
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            targets = self.columns(self.trainer.datamodule.training_targets).flatten(0, -2)
+            self._check(targets[~targets.isnan()])
+            if not any(varies(column) for column in targets.T):
+                raise ValueError(
+                    f"{type(self).__name__}: there must be zeros and ones to tell apart, no target "
+                    "has both in the training set; take another split or more rows"
+                )
 
     def predicted(self, outputs: Tensor) -> Tensor:
         """Probabilities of ones."""
@@ -34,14 +46,18 @@ class MultiLabel(TargetModule):
 
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         """Binary cross-entropy of logits; 0 for the mean of none."""
-        if targets.device.type == "cpu" and not ((targets == 0) | (targets == 1)).all():
-            low, high = targets.aminmax()  # only there, for looking takes time
-            raise ValueError(
-                f"{type(self).__name__}: targets must be 0, 1 or NaN, got {float(low):g}.."
-                f"{float(high):g}; take Regression for other numbers"
-            )
+        if targets.device.type == "cpu":  # only there, for looking takes time
+            self._check(targets)
         losses = nn.functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
         return losses.sum() / max(1, len(losses)) if reduction == "mean" else losses
+
+    def _check(self, targets: Tensor) -> None:
+        if not ((targets == 0) | (targets == 1)).all():
+            low, high = targets.aminmax()
+            raise ValueError(
+                f"{type(self).__name__}: targets must be 0, 1 or NaN, got {float(low):g}.."
+                f"{float(high):g}; take --model Regression for other numbers"
+            )
 
     def picture(self, cells: Mapping[str, Cells], names: list[str]) -> Figure:
         values = {

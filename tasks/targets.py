@@ -119,7 +119,7 @@ class TargetModule(Supervised):
 
     def _name_constant(self, split: str, cells: "Cells", names: list[str]) -> None:
         """Say which targets have no two different values, once per set."""
-        constant = [n for n, x in zip(names, cells.targets.T, strict=True) if not _varies(x)]
+        constant = [n for n, x in zip(names, cells.targets.T, strict=True) if not varies(x)]
         if constant and split not in self._named and not self.trainer.sanity_checking:
             self._named.add(split)
             shares = ", ".join(n for n, s in self.scores.items() if s.needs_two_values)
@@ -163,12 +163,12 @@ def by_target(score: Score, cells: Cells) -> Tensor:
     for predictions, targets in zip(cells.predictions.T, cells.targets.T, strict=True):
         measured = ~targets.isnan()
         predictions, targets = predictions[measured], targets[measured]
-        defined = _varies(targets) if score.needs_two_values else len(targets) > 0
+        defined = varies(targets) if score.needs_two_values else len(targets) > 0
         nan = torch.tensor(torch.nan, dtype=torch.float64)
         values.append(score.function(predictions, targets) if defined else nan)
     return torch.stack(values)
 
 
-def _varies(targets: Tensor) -> bool:
+def varies(targets: Tensor) -> bool:
     """Whether two measured targets of (n,) differ."""
     return len(targets[~targets.isnan()].unique()) > 1

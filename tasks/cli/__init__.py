@@ -16,6 +16,7 @@ import tasks.callbacks.lr_finder
 import tasks.dags
 import tasks.images
 import tasks.language_model
+import tasks.molecules
 import tasks.multi_label
 import tasks.properties
 import tasks.regression

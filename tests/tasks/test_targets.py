@@ -276,6 +276,19 @@ def test_errors(call, message: str) -> None:
         call()
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[0.0, 2.0], [1.0, 1.0]], r"MultiLabel: targets must be 0, 1 or NaN, got 0\.\.2; take"),
+        ([[0.0, 1.0], [0.0, NAN]], "no target has both in the training set"),
+    ],
+)
+def test_labels_are_checked_before_training(workplace, monkeypatch, values, message) -> None:
+    monkeypatch.setattr(Points, "training_targets", property(lambda self: torch.tensor(values)))
+    with pytest.raises(ValueError, match=message):
+        main(command("fit", "multi_label.MultiLabel"))
+
+
 def test_a_target_without_training_values_is_refused(workplace, monkeypatch) -> None:
     empty = property(lambda self: torch.tensor([[1.0, NAN], [2.0, NAN]]))
     monkeypatch.setattr(Points, "training_targets", empty)
