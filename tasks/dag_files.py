@@ -26,10 +26,20 @@ class Dag(NamedTuple):
 
     nodes: Sequence[Kind] | Sequence[Sequence[float]]  # kinds, or features
     edges: Sequence[tuple[int, int]]  # [src, dst], nodes counted from 0
-    target: Sequence[float]  # NaN where nothing was measured
+    target: Sequence[float] | None  # NaN where nothing was measured
 
 
-def read_dags(path: Path, kinds: Sequence[str] | None = None) -> tuple[list[Data], list[str]]:
+class DagFile(NamedTuple):
+    """What a file of DAGs holds."""
+
+    graphs: list[Data]  # with x, edge_index and y (1, number of targets)
+    lines: list[int]  # of each graph, counted from 1
+    kinds: list[str]  # of nodes, none where these have features
+
+
+def read_dags(
+    path: Path, kinds: Sequence[str] | None = None, targets: int | None = None
+) -> DagFile:
     """Read a file of DAGs.
 
     A file of JSON lines, which may be compressed (.gz, .xz, .bz2), has a graph per line:
@@ -45,10 +55,7 @@ def read_dags(path: Path, kinds: Sequence[str] | None = None) -> tuple[list[Data
     Args:
         path: The file.
         kinds: Kinds of nodes in the order of the features; those of the file, sorted, if None.
-
-    Returns:
-        Data with x, edge_index and y (1, number of targets), and the kinds; none of .pt files and
-        of nodes with features.
+        targets: Number of targets, which lines may then leave out; that of the first line if None.
 
     Raises:
         ValueError: names the line and the rule it breaks.
@@ -56,11 +63,12 @@ def read_dags(path: Path, kinds: Sequence[str] | None = None) -> tuple[list[Data
     if not path.is_file():
         raise ValueError(f"DagsData: there is no file {path}; --data.path names it")
     if path.suffix == ".pt":
-        return _read_saved(path), []
+        graphs = _read_saved(path, targets)
+        return DagFile(graphs, list(range(1, len(graphs) + 1)), [])
     dags = list(_parsed(path))
     if not dags:
         raise ValueError(f"DagsData: {path} has no graphs; a line is {EXAMPLE}")
-    return _encoded(dags, kinds, path)
+    return _encoded(dags, kinds, targets, path)
 
 
 def architecture(layers: Sequence[Sequence[int]], accuracy: float) -> Dag:
@@ -84,7 +92,7 @@ def _parsed(path: Path) -> Iterator[tuple[int, Dag]]:
                 try:
                     dag = _parse(line)
                     _check(dag)
-                except (ValueError, TypeError, KeyError) as error:
+                except (ValueError, TypeError, KeyError) as error:  # of JSON, or ours
                     raise _wrong(path, number, error) from error
                 yield number, dag
 
@@ -100,10 +108,13 @@ def _parse(line: str) -> Dag:
     fields = json.loads(line)
     if unknown := fields.keys() - {"nodes", "edges", "target"}:
         raise ValueError(f"unknown {', '.join(sorted(unknown))}")
+    edges = [tuple(edge) for edge in fields["edges"]]
+    if "target" not in fields:
+        return Dag(fields["nodes"], edges, None)
     target = fields["target"]
     numbers = target if isinstance(target, list) else [target]
     numbers = [math.nan if number is None else float(number) for number in numbers]
-    return Dag(fields["nodes"], [tuple(edge) for edge in fields["edges"]], numbers)
+    return Dag(fields["nodes"], edges, numbers)
 
 
 def _check(dag: Dag) -> None:
@@ -128,10 +139,12 @@ def _edge_array(dag: Dag) -> np.ndarray:
 
 
 def _encoded(
-    dags: list[tuple[int, Dag]], kinds: Sequence[str] | None, path: Path
-) -> tuple[list[Data], list[str]]:
-    """Graphs as PyG keeps them, and the kinds of nodes; all nodes and targets must be alike."""
+    dags: list[tuple[int, Dag]], kinds: Sequence[str] | None, targets: int | None, path: Path
+) -> DagFile:
+    """Graphs as PyG keeps them; all nodes and targets must be alike."""
     first = dags[0][1]
+    absent = None if targets is None else [math.nan] * targets
+    targets = targets or len(first.target or [])
     if isinstance(first.nodes[0], list):
         known, width = [], len(first.nodes[0])
         features = lambda dag: _numbers(dag, width)  # noqa: E731
@@ -143,17 +156,21 @@ def _encoded(
     graphs = []
     for number, dag in dags:
         try:
-            graphs.append(_as_data(dag, features, len(first.target)))
+            graphs.append(_as_data(dag, features, dag.target or absent, targets))
         except (ValueError, TypeError) as error:
             raise _wrong(path, number, error) from error
-    return graphs, known
+    return DagFile(graphs, [number for number, _ in dags], known)
 
 
-def _as_data(dag: Dag, features: Callable[[Dag], Tensor], targets: int) -> Data:
-    if len(dag.target) != targets:
-        raise ValueError(f"there must be {targets} targets as in the first line, got {dag.target}")
+def _as_data(
+    dag: Dag, features: Callable[[Dag], Tensor], target: Sequence[float] | None, targets: int
+) -> Data:
+    if not target:
+        raise ValueError("the target is missing")
+    if len(target) != targets:
+        raise ValueError(f"every line must have as many targets, {targets}, got {target}")
     edges = torch.from_numpy(_edge_array(dag).copy())
-    return Data(x=features(dag), edge_index=edges, y=torch.tensor([dag.target]))
+    return Data(x=features(dag), edge_index=edges, y=torch.tensor([target]))
 
 
 def _numbers(dag: Dag, width: int) -> Tensor:
@@ -182,7 +199,7 @@ class _Saved(InMemoryDataset):
         self.load(str(path))
 
 
-def _read_saved(path: Path) -> list[Data]:
+def _read_saved(path: Path, targets: int | None) -> list[Data]:
     try:
         graphs = list(_Saved(path))
     except Exception as error:  # of whatever reads files
@@ -195,5 +212,6 @@ def _read_saved(path: Path) -> list[Data]:
             raise ValueError(
                 f"DagsData: graph {number} of {path} must have no cycle, got one of nodes {nodes}"
             )
-        graph.y = graph.y.float().reshape(1, -1)
+        absent = targets is not None and graph.y is None
+        graph.y = torch.full((1, targets), math.nan) if absent else graph.y.float().reshape(1, -1)
     return graphs

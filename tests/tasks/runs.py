@@ -38,12 +38,12 @@ FURTHER = {"arrow": ["--model.net.depth=2"], "text": ["--model.sample_length=20"
 
 
 def write_dags(path: Path) -> None:
-    """Paths of 2 to 5 nodes, a shortcut in every other one."""
+    """Paths of 6 to 8 nodes of different kinds, a shortcut in every other one."""
     dags = [
         {
-            "nodes": ["in", *["abc"[(i + n) % 3] for n in range(i % 4)], "out"],
-            "edges": [[n, n + 1] for n in range(1 + i % 4)] + [[0, 2]] * (i % 2),
-            "target": i % 4 + 0.5 * (i % 2),
+            "nodes": ["in", *("abc"[i // 3**n % 3] for n in range(4)), *["out"] * (1 + i % 3)],
+            "edges": [[n, n + 1] for n in range(5 + i % 3)] + [[0, 2]] * (i % 2),
+            "target": i % 3 + 0.5 * (i % 2),
         }
         for i in range(40)
     ]

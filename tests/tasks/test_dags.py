@@ -1,5 +1,6 @@
 """Files of DAGs: what is read, what is refused, and the data they become."""
 
+import csv
 import gzip
 import json
 import lzma
@@ -13,6 +14,7 @@ from plstm.graph import LineGraph
 from tasks.dag_files import architecture, read_dags
 from tasks.dags import DagsData
 from tests.graph.graphs import REAL_DATA
+from tests.tasks.runs import folder_of, run
 
 DAG = {"nodes": ["in", "a", "out"], "edges": [[0, 1], [1, 2]], "target": 1.5}
 
@@ -26,7 +28,8 @@ def write(folder: Path, *dags: dict | str, name: str = "dags.jsonl") -> Path:
 
 def test_lines_become_graphs(tmp_path: Path) -> None:
     other = {"nodes": ["out", "b"], "edges": [[1, 0]], "target": None}
-    graphs, kinds = read_dags(write(tmp_path, DAG, "", other))
+    graphs, lines, kinds = read_dags(write(tmp_path, DAG, "", other))
+    assert lines == [1, 3]
     assert kinds == ["a", "b", "in", "out"]
     assert [graph.x.argmax(1).tolist() for graph in graphs] == [[2, 0, 3], [3, 1]]
     assert all(torch.equal(graph.x.sum(1), torch.ones(graph.num_nodes)) for graph in graphs)
@@ -36,7 +39,7 @@ def test_lines_become_graphs(tmp_path: Path) -> None:
 
 def test_features_and_several_targets(tmp_path: Path) -> None:
     dag = {"nodes": [[0.5, 2], [1, -1]], "edges": [], "target": [1, None]}
-    (graph,), kinds = read_dags(write(tmp_path, dag))
+    (graph,), _, kinds = read_dags(write(tmp_path, dag))
     assert graph.x.tolist() == [[0.5, 2], [1, -1]] and kinds == []
     assert graph.edge_index.shape == (2, 0)
     assert graph.y[0, 0] == 1 and graph.y[0, 1].isnan()
@@ -44,7 +47,7 @@ def test_features_and_several_targets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("known", [["out", "in", "a", "more"], None])
 def test_kinds_of_another_file(tmp_path: Path, known: list[str] | None) -> None:
-    (graph,), kinds = read_dags(write(tmp_path, DAG), known)
+    (graph,), _, kinds = read_dags(write(tmp_path, DAG), known)
     assert kinds == (known or ["a", "in", "out"])
     assert graph.x.argmax(1).tolist() == ([1, 2, 0] if known else [1, 0, 2])
 
@@ -54,7 +57,7 @@ def test_packed_files(tmp_path: Path, opener) -> None:
     path = tmp_path / ("dags.gz" if opener is gzip.open else "dags.xz")
     with opener(path, "wt", encoding="utf-8") as file:
         file.write("\ufeff" + json.dumps(DAG) + "\r\n")  # as some editors begin and end lines
-    (graph,), _ = read_dags(path)
+    (graph,), *_ = read_dags(path)
     assert graph.num_nodes == 3
 
 
@@ -62,7 +65,7 @@ def test_architectures(tmp_path: Path) -> None:
     dag = architecture([[1], [4, 0], [5, 1, 0]], 0.7)
     assert dag.nodes == ["input", "1", "4", "5", "output"]
     assert dag.edges == [(0, 1), (1, 2), (2, 3), (3, 4), (0, 3)]
-    (graph,), kinds = read_dags(write(tmp_path, "[[1], [4, 0], [5, 1, 0]], 0.7"))
+    (graph,), _, kinds = read_dags(write(tmp_path, "[[1], [4, 0], [5, 1, 0]], 0.7"))
     assert kinds == ["1", "4", "5", "input", "output"]
     assert graph.edge_index.T.tolist() == [list(edge) for edge in dag.edges]
 
@@ -91,7 +94,7 @@ def test_files_of_pyg(tmp_path: Path) -> None:
 
 
 WRONG = {
-    '{"nodes": ["a"], "edges": []}': "'target' is missing",
+    '{"nodes": ["a"], "edges": []}': "the target is missing",
     '{"nodes": ["a"], "edges": [], "target": 1, "size": 2}': "unknown size",
     '{"nodes": ["a"], "edges": [], "target": "x"}': "could not convert string to float: 'x'",
     '{"nodes": [], "edges": [], "target": 1}': "nodes must be one or more",
@@ -103,7 +106,7 @@ WRONG = {
     '{"nodes": ["a", "b"], "edges": [[0, 1], [0, 1]], "target": 1}': r"once, got \[0, 1\] twice",
     '{"nodes": ["a", "b"], "edges": [[0, 1], [1, 0]], "target": 1}': "no cycle, .* nodes 0, 1",
     '{"nodes": ["a"], "edges": [[0, 0]], "target": 1}': "no cycle, .* nodes 0;",
-    '{"nodes": ["a"], "edges": [], "target": [1, 2]}': "must be 1 targets as in the first line",
+    '{"nodes": ["a"], "edges": [], "target": [1, 2]}': r"as many targets, 1, got \[1.0, 2.0\]",
     '{"nodes": [[1]], "edges": [], "target": 1}': "as in the first line",
     "nodes": "Expecting value",
     "[1, 2": "Expecting",
@@ -133,7 +136,8 @@ def test_wrong_features_kinds_and_files(tmp_path: Path) -> None:
 
 
 def make(folder: Path, count: int = 20, **options: object) -> DagsData:
-    path = write(folder, *(DAG | {"target": n} for n in range(count)))
+    dags = [DAG | {"target": n, "nodes": ["in"] * (n + 3)} for n in range(count)]
+    path = write(folder, *dags)
     return DagsData(str(path), **{"batch_size": 3, **options})
 
 
@@ -149,14 +153,15 @@ def test_shares_are_disjoint_and_complete(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shares", [(0.0, 0.1), (0.5, 0.5), (0.1, 0.01)])
 def test_wrong_shares(tmp_path: Path, shares: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="val_share and test_share"):
+    with pytest.raises(ValueError, match="val_share.* and test_share"):
         make(tmp_path, val_share=shares[0], test_share=shares[1]).splits  # noqa: B018
 
 
 def test_edges_keep_their_directions_and_have_a_reverse(tmp_path: Path) -> None:
     dag = {"nodes": ["a", "b", "c"], "edges": [[2, 0], [1, 0], [2, 1]], "target": 1}
-    data = DagsData(str(write(tmp_path, *[dag] * 10)), random_walk=2)
-    batch = next(iter(data.val_dataloader()))
+    others = [DAG | {"nodes": ["a"] * n} for n in range(3, 12)]
+    data = DagsData(str(write(tmp_path, dag, *others)), random_walk=2)
+    batch = data._batcher()([0])
     assert sorted(batch.dag_edge_index.T.tolist()) == sorted(dag["edges"])
     assert LineGraph.from_edges(batch.dag_edge_index, 3).num_pairs == batch.line_index.shape[1] == 1
     both = dag["edges"] + [[dst, src] for src, dst in dag["edges"]]
@@ -177,9 +182,52 @@ def test_neural_architectures() -> None:
     path = REAL_DATA / "dvae" / "enas_6_layers.txt.xz"
     if not path.exists():
         pytest.skip(f"needs {path.name}; set PLSTM_DATA to the folder of the data sets")
-    graphs, kinds = read_dags(path)
-    assert len(graphs) == 20_020 and kinds == [*"012345", "input", "output"]
+    graphs, lines, kinds = read_dags(path)
+    assert lines == list(range(1, 20_021)) and kinds == [*"012345", "input", "output"]
     assert {graph.num_nodes for graph in graphs} == {8}
     accuracy = torch.cat([graph.y for graph in graphs])
     assert accuracy.min() > 0.70 and accuracy.max() < 0.76
     assert max(graph.num_edges for graph in graphs) <= 7 + 15
+
+
+def test_equal_graphs_stay_together(tmp_path: Path) -> None:
+    dags = [
+        {"nodes": ["in", *"ab"[n % 2 : 1 + n % 2] * (1 + n // 4)], "edges": [], "target": n}
+        for n in range(40)
+    ]  # each comes twice
+    data = DagsData(str(write(tmp_path, *dags)))
+    of = {int(n): name for name, split in data.splits.items() for n in split}
+    assert len(of) == 40
+    assert all(of[n] == of[n + 2] for n in range(40) if n % 4 < 2)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_another_file_is_predicted_line_by_line() -> None:
+    """With the kinds of nodes that the net was trained with, and without targets."""
+    folder = folder_of(run("fit", "dags"))
+    lines = [json.loads(line) for line in Path("dags.jsonl").read_text().splitlines()[:5]]
+    for line in lines:
+        del line["target"]
+    texts = ["", *map(json.dumps, lines[:3]), " ", *map(json.dumps, lines[3:])]
+    Path("new.jsonl").write_text("\n".join(texts), "utf-8")
+    checkpoint = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
+    cli = run("predict", folder / "config.yaml", checkpoint, "--data.predict_path=new.jsonl")
+    with (folder_of(cli) / "predictions.csv").open(newline="") as file:
+        heading, *rows = csv.reader(file)
+    assert heading == ["line", "target"]
+    assert [int(row[0]) for row in rows] == [2, 3, 4, 6, 7]
+    (batch,) = cli.datamodule.predict_dataloader()
+    assert batch.num_graphs == 5 and batch.y.isnan().all()
+    with torch.no_grad():
+        want = cli.model.predicted(cli.model.eval()(batch)).flatten()
+    assert [float(row[1]) for row in rows] == pytest.approx(want.tolist(), rel=1e-5)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_checkpoint_knows_its_kinds_of_nodes() -> None:
+    folder = folder_of(run("fit", "dags"))
+    lines = Path("dags.jsonl").read_text().splitlines()
+    Path("few.jsonl").write_text("\n".join(x for x in lines if '"b"' not in x), "utf-8")
+    checkpoint = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
+    cli = run("test", folder / "config.yaml", checkpoint, "--data.path=few.jsonl")
+    assert cli.datamodule.node_names == ["a", "b", "c", "in", "out"]
