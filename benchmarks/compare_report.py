@@ -15,6 +15,8 @@ METRICS = {  # task: metric, whether higher is better; of several sizes, all are
     "images": ("test/accuracy", True),
     "pixels": ("test/accuracy", True),
     "tu": ("test/accuracy", True),
+    "molecules": ("test/roc_auc", True),
+    "molecules_regression": ("test/rmse", False),
     "text": ("test/bits_per_char", False),
     "dags": ("test/rmse", False),
     "properties": ("test/log10_mse", False),

@@ -13,14 +13,30 @@ class Classification(Supervised):
     """Learns to name the class of every input (or of every position of it).
 
     The net maps inputs to logits with the classes on the last axis; out_dim is the number of
-    classes, targets are their numbers. Arguments as for `Supervised`.
+    classes, targets are their numbers.
+
+    Args:
+        label_smoothing: Share of a target that is spread evenly over all classes in training. A net
+            that is right everywhere goes on to learn then: how sure it is has to be the same for
+            every input.
+        args: As `Supervised`.
+        kwargs: As `Supervised`.
 
     Raises:
-        ValueError: fewer than two classes.
+        ValueError: fewer than two classes, or no such share.
     """
 
     main_metric = "accuracy"
     outputs = "logits, the classes on the last axis,"
+
+    def __init__(self, *args: object, label_smoothing: float = 0.0, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"{type(self).__name__}: label_smoothing must be at least 0 and less than 1, got "
+                f"{label_smoothing}; 0.1 is common"
+            )
+        self.label_smoothing = label_smoothing
 
     def check_sizes(self) -> None:
         if self.out_dim < 2:
@@ -41,7 +57,8 @@ class Classification(Supervised):
         return logits.flatten(0, -2), targets.flatten()
 
     def loss(self, logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        return cross_entropy(logits, targets, reduction)
+        smoothing = self.label_smoothing if self.training else 0.0
+        return cross_entropy(logits, targets, reduction, smoothing)
 
     def training_metrics(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         return {"accuracy": (logits.argmax(-1) == targets).float().mean()}
@@ -61,7 +78,9 @@ class Classification(Supervised):
         return f"{known}, predicted {names[int(best)]} at {float(probability):.0%}"
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+def cross_entropy(
+    logits: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0
+) -> Tensor:
     """PyTorch's cross-entropy of logits (B, C) and classes (B,), with errors that can be read.
 
     Raises:
@@ -72,7 +91,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
             f"Classification: targets must be int64 class numbers, got {targets.dtype}; use .long()"
         )
     try:
-        return nn.functional.cross_entropy(logits, targets, reduction=reduction)
+        return nn.functional.cross_entropy(
+            logits, targets, reduction=reduction, label_smoothing=label_smoothing
+        )
     except IndexError:
         low, high = targets.aminmax()
         raise ValueError(

@@ -1,19 +1,10 @@
 """The LightningModule of yes-or-no targets: binary cross-entropy, ROC-AUC, average precision."""
 
-from collections.abc import Mapping
-
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-from tasks.callbacks.pictures.targets import score_bars
-from tasks.targets import Cells, Score, TargetModule, by_target, varies
-
-SCORES = {
-    "roc_auc": Score(lambda p, y: binary_auroc(p, y.long())),
-    "average_precision": Score(lambda p, y: binary_average_precision(p, y.long())),
-}
+from tasks.targets import Score, TargetModule, varies
 
 
 class MultiLabel(TargetModule):
@@ -27,7 +18,10 @@ class MultiLabel(TargetModule):
     """
 
     main_metric = "roc_auc"
-    scores = SCORES
+    scores = {  # noqa: RUF012 never changed
+        "roc_auc": Score(lambda p, y: binary_auroc(p, y.long())),
+        "average_precision": Score(lambda p, y: binary_average_precision(p, y.long())),
+    }
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -58,11 +52,3 @@ class MultiLabel(TargetModule):
                 f"{type(self).__name__}: targets must be 0, 1 or NaN, got {float(low):g}.."
                 f"{float(high):g}; take --model Regression for other numbers"
             )
-
-    def picture(self, cells: Mapping[str, Cells], names: list[str]) -> Figure:
-        values = {
-            label: {name: by_target(score, cells[label]) for name, score in SCORES.items()}
-            for label in cells
-        }
-        shares = {label: part.targets.nanmean(0) for label, part in cells.items()}
-        return score_bars(values, shares, names)

@@ -1,12 +1,10 @@
 """What LightningModules share that learn numbers of samples, some of which were not measured."""
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -42,10 +40,6 @@ class TargetModule(Supervised):
         super().__init__(*args, **kwargs)
         self.evaluated: dict[str, Cells] = {}  # the last evaluation by split and name of the set
         self._named: set[str] = set()  # evaluation sets with targets that were named
-
-    @abstractmethod
-    def picture(self, cells: Mapping[str, "Cells"], names: list[str]) -> Figure:
-        """Predictions and targets, by the name of their set, of targets with such names."""
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -22,6 +22,7 @@ SMALL = {  # sizes that take a second
     "text": {"path": "input.txt", "context": 8, "batch_size": 2, "train_windows": 4},
     "tu": {"name": TU_NAME, "root": "tu"},
     "molecules": {"path": "molecules.csv", "targets": "toxic", "split": "part", "batch_size": 8},
+    "molecules_regression": {"path": "molecules.csv", "targets": "size", "split": "part"},
     "dags": {"path": "dags.jsonl", "batch_size": 8},
     "properties": {"train_size": 16, "val_size": 8, "test_size": 8, "num_nodes": [4, 7]},
     "words": SEQUENCES | {"length": 7, "extrapolation_lengths": [9]},
@@ -31,6 +32,7 @@ SMALL = {  # sizes that take a second
 }
 METRICS = {  # of an evaluation; others have accuracy
     "molecules": "roc_auc",
+    "molecules_regression": "rmse",
     "dags": "rmse",
     "properties": "log10_mse",
 }
@@ -54,8 +56,10 @@ def write_data() -> None:
     """The files that the text, molecule, picture and graph tasks read."""
     Path("input.txt").write_text("to be or not to be, that is the question\n" * 10, "utf-8")
     parts = ["train"] * 16 + ["val"] * 8 + ["test"] * 8
-    rows = [f"{'C' * (1 + i // 2)}{'NO'[i % 2]},{i % 2},{part}" for i, part in enumerate(parts)]
-    Path("molecules.csv").write_text("\n".join(["smiles,toxic,part", *rows]) + "\n", "utf-8")
+    rows = [
+        f"{'C' * (1 + i // 2)}{'NO'[i % 2]},{i % 2},{i // 2},{part}" for i, part in enumerate(parts)
+    ]
+    Path("molecules.csv").write_text("\n".join(["smiles,toxic,size,part", *rows]) + "\n", "utf-8")
     write_pictures(Path("pictures"))
     write_dags(Path("dags.jsonl"))
     folder = Path("tu", TU_NAME, "raw")

@@ -189,7 +189,7 @@ def test_resumed_runs_go_on_with_the_same_file_only(workplace: Path) -> None:
     folder = folder_of(run("fit", "molecules"))
     again = run("fit", "molecules", f"--resume={folder}")
     assert folder_of(again) == folder
-    Path("molecules.csv").write_text(Path("molecules.csv").read_text() + "CCCl,1,train\n")
+    Path("molecules.csv").write_text(Path("molecules.csv").read_text() + "CCCl,1,2,train\n")
     with pytest.raises(ValueError, match=r"molecules\.csv has changed"):
         run("fit", "molecules", f"--resume={folder}")
 

@@ -15,8 +15,8 @@ from tests.tasks.runs import SMALL, folder_of, metrics_of, run
 TASKS = ["words", "languages"]  # the others differ by what they draw
 
 
-def module(cls=SequenceLabelling, classes=3):
-    made = cls(lambda in_dim, out_dim: torch.nn.Identity(), 2, classes)
+def module(cls=SequenceLabelling, classes=3, **options):
+    made = cls(lambda in_dim, out_dim: torch.nn.Identity(), 2, classes, **options)
     made.eval_names = [""]
     return made
 
@@ -53,10 +53,22 @@ def test_training_until_the_first_error():
     targets = torch.tensor([[0, 1, 2, 0], [UNLABELLED, 1, UNLABELLED, 2], [2, 2, 2, 2]])
     answers = torch.tensor([[0, 2, 2, 0], [0, 1, 0, 2], [0, 2, 2, 1]])
     logits = torch.eye(3)[answers]
-    made = SequenceLabelling(lambda in_dim, out_dim: torch.nn.Identity(), 2, 3, until_error=True)
+    made = module(until_error=True)
     assert made.labelled(logits, targets)[1].tolist() == [0, 1, 1, 2, 2]
     made.eval()
     assert len(made.labelled(logits, targets)[1]) == 10
+
+
+def test_labels_are_smoothed_in_training_only():
+    made = module(label_smoothing=0.3)
+    logits, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    shares = 0.7 * torch.eye(3)[targets] + 0.1
+    want = -(shares * logits.log_softmax(-1)).sum(-1).mean()
+    assert made.loss(logits, targets).item() == pytest.approx(want.item())
+    made.eval()
+    assert made.loss(logits, targets).item() == pytest.approx(cross_entropy(logits, targets).item())
+    with pytest.raises(ValueError, match=r"SequenceLabelling: label_smoothing .* got 1\.5"):
+        module(label_smoothing=1.5)
 
 
 @pytest.mark.parametrize(("accuracy", "scaled"), [(1.0, 1.0), (0.2, 0.0), (0.6, 0.5)])

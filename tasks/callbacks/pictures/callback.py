@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from tasks.callbacks.pictures import graph, grid, sequence
 from tasks.callbacks.pictures.confusion import MAX_CLASSES, accuracy, confusion_matrices
 from tasks.callbacks.pictures.curves import learning_curve, metric_by_size
+from tasks.callbacks.pictures.targets import picture_of_targets
 from tasks.callbacks.predictions import by_test_set
 from tasks.data import UNLABELLED, DataModule
 from tasks.runs import log_figure, run_folder
@@ -176,7 +177,8 @@ class Pictures(Callback):
         measured = {name: part for name, part in cells.items() if part.targets.isfinite().any()}
         if measured:
             data = trainer.datamodule
-            figure = pl_module.picture(_named(measured, data, split), data.target_names)
+            sets = _named(measured, data, split)
+            figure = picture_of_targets(pl_module, sets, data.target_names)
             self._save(trainer, folder, "targets", figure)
 
     def _save_sizes(
