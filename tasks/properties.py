@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.sparse.csgraph import shortest_path
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torch_geometric.data import Data
 from torchmetrics.functional import mean_squared_error
 
@@ -137,8 +138,26 @@ class PropertiesData(GraphData):
         return self.dataset.y[: int(self.dataset.slices["y"][self.hparams.train_size])]
 
     @property
+    def per_node(self) -> bool:
+        """Whether every node has a target."""
+        return self.hparams.target != "diameter"
+
+    @property
     def net_args(self) -> dict[str, int | bool]:
-        return super().net_args | {"per_node": self.hparams.target != "diameter"}
+        return super().net_args | {"per_node": self.per_node}
+
+    def predict_dataloader(self) -> DataLoader:
+        """Predictions are made for the test set.
+
+        Raises:
+            ValueError: several processes, each with some of the graphs, predict nodes.
+        """
+        if self.per_node and self.shard.count > 1:
+            raise ValueError(
+                "PropertiesData: one process must predict nodes, to save them in their order, got "
+                f"{self.shard.count}; set --trainer.devices 1"
+            )
+        return self.test_dataloader()
 
     @cached_property
     def splits(self) -> dict[str, np.ndarray]:

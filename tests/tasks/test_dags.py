@@ -153,7 +153,7 @@ def test_shares_are_disjoint_and_complete(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shares", [(0.0, 0.1), (0.5, 0.5), (0.1, 0.01)])
 def test_wrong_shares(tmp_path: Path, shares: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="val_share.* and test_share"):
+    with pytest.raises(ValueError, match=r"val_share.* and test_share"):
         make(tmp_path, val_share=shares[0], test_share=shares[1]).splits  # noqa: B018
 
 

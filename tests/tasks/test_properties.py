@@ -1,6 +1,7 @@
 """Distances in random graphs against networkx; the data as a function of seed and index."""
 
 import math
+from types import SimpleNamespace
 
 import networkx as nx
 import pytest
@@ -79,6 +80,13 @@ def test_a_longer_set_begins_with_the_shorter_one_and_splits_differ() -> None:
     assert all(torch.equal(short[6 + i].x, x) for i, x in enumerate(val))
     first = [short[i].x.flatten()[0].item() for i in range(13)]
     assert len(set(first)) == 13
+
+
+def test_several_processes_cannot_predict_nodes() -> None:
+    data = make()
+    data.trainer = SimpleNamespace(distributed_sampler_kwargs={"rank": 0, "num_replicas": 2})
+    with pytest.raises(ValueError, match=r"one process must predict nodes, .* got 2; set"):
+        data.predict_dataloader()
 
 
 def test_log10_mse() -> None:
