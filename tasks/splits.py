@@ -17,8 +17,9 @@ Splits = dict[str, np.ndarray]
 def scaffold_split(scaffolds: Sequence[str], shares: tuple[float, float]) -> Splits:
     """Molecules of one scaffold stay together: large groups train, rare scaffolds test.
 
-    Groups by size, those of equal size in the order of their first molecules; each goes to the
-    training set if it has room, else to the validation set if it has, else to the test set.
+    Groups by size, of equal size the one that begins last in the file first, as MoleculeNet has
+    them; each goes to the training set if it has room, else to the validation set if it has, else
+    to the test set. So the first molecules with scaffolds of their own test.
 
     Args:
         scaffolds: Scaffold of every molecule.
@@ -31,7 +32,7 @@ def scaffold_split(scaffolds: Sequence[str], shares: tuple[float, float]) -> Spl
         groups.setdefault(scaffold, []).append(number)
     room = _room(len(scaffolds), shares)
     chosen: dict[str, list[int]] = {name: [] for name in SPLITS}
-    for group in sorted(groups.values(), key=len, reverse=True):
+    for group in sorted(groups.values(), key=lambda x: (len(x), x[0]), reverse=True):
         name = next((x for x in SPLITS if len(chosen[x]) + len(group) <= room[x]), "test")
         chosen[name] += group
     return _ascending(chosen)
