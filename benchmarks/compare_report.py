@@ -18,6 +18,8 @@ METRICS = {  # task: metric, whether higher is better; of several sizes, all are
     "molecules": ("test/roc_auc", True),
     "molecules_regression": ("test/rmse", False),
     "text": ("test/bits_per_char", False),
+    "dags": ("test/rmse", False),
+    "properties": ("test/log10_mse", False),
     "words": ("test/sequence_accuracy", True),
     "languages": ("test/scaled_accuracy", True),
     "recall": ("test/accuracy", True),

@@ -104,14 +104,14 @@ class GraphData(DataModule):
         return max(1, self.dataset.num_node_features)  # graphs without features get ones
 
     @property
-    def net_args(self) -> dict[str, int]:
+    def net_args(self) -> dict[str, int | bool]:
         codes = {"code_dim": self.codes.width} if self.codes.width else {}
         return {"edge_dim": self.dataset.num_edge_features} | codes
 
     def train_dataloader(self) -> DataLoader:
         graphs = self.splits["train"].tolist()
         sampler = EpochSampler(len(graphs), self.seed, self.train_epoch())
-        new_orders = self.hparams.order == "random"
+        new_orders = self.to_dag.order == "random"
         batcher = TrainingBatcher(self._batcher(), graphs, self.seed, new_orders)
         numbers = range(sys.maxsize)  # sample i is number i
         return self._loader(numbers, batcher, batch_sampler=self.train_batches(sampler))

@@ -126,8 +126,8 @@ class LanguageData(SequenceData):
         language: parity, even_pairs, cycle_navigation or modular_arithmetic.
         prefixes: Label every position of a sequence in training, see `draw_language`; validation
             and test ask at the last position in any case. The published figures are of nets that
-            learn from the last label alone, over many more sequences: nets that learn from all
-            compare with each other, and show what a net can represent and learn.
+            learn from the last label alone, over many more sequences; those of nets that learn from
+            all labels compare with each other only.
 
     Raises:
         ValueError: unknown language; no odd length for modular_arithmetic, in a set or in an epoch

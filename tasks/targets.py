@@ -99,7 +99,7 @@ class TargetModule(Supervised):
     def _log_scores(self, split: str) -> None:
         targets = self.trainer.datamodule.target_names
         for name in self.eval_names:
-            cells = self.metrics[f"cells{name}"].compute()
+            cells = self.metrics[f"cells{name}"].cells()
             self.metrics[f"cells{name}"].reset()
             self.evaluated[f"{split}{name}"] = cells
             self._name_constant(f"{split}{name}", cells, targets)
@@ -146,9 +146,13 @@ class GatheredCells(Metric):
         self.targets.append(targets.flatten(0, -2))
 
     def compute(self) -> Cells:
-        """All of them."""
+        """All of them; where there is one cell, torchmetrics makes numbers of the tensors."""
         parts = dim_zero_cat(self.predictions), dim_zero_cat(self.targets)
         return Cells(*(x.cpu().double() for x in parts))
+
+    def cells(self) -> Cells:
+        """All of them, (n, T) always."""
+        return Cells(*(torch.atleast_2d(x) for x in self.compute()))
 
 
 def by_target(score: Score, cells: Cells) -> Tensor:

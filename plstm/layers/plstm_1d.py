@@ -172,8 +172,7 @@ class PLSTM1d(nn.Module):
         """
         check_shapes("PLSTM1d", x=(x, f"B L {self.dim}"))
         packing = as_packing("PLSTM1d", cu_seqlens, x)
-        x, gate = self.up_proj(x).chunk(2, -1) if self.expanded else (x, None)
-        mixed, window = self._mixed(x, state.window if state is not None else None, packing)
+        x, gate, mixed, window = self._mixed(x, None if state is None else state.window, packing)
         y, memory = plstm_1d(
             *self._inputs(x, mixed),
             state=self._first_memory(x, packing) if state is None else state.memory,
@@ -202,18 +201,26 @@ class PLSTM1d(nn.Module):
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Activated source, transition, mark and direct of x (B, L, dim), as in the op."""
-        if self.expanded:
-            x = self.up_proj(x).chunk(2, -1)[0]
-        return self._inputs(x, self._mixed(x, None)[0])[3:]
+        x, _, mixed, _ = self._mixed(x, None)
+        return self._inputs(x, mixed)[3:]
 
     def _mixed(
         self, x: Tensor, window: Tensor | None, packing: Packing | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """What q, k and the gates are computed from, and the next window."""
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """u and z, what q, k and the gates are computed from, and the next window."""
+        if self.lanes == 1:
+            return self._convolved(x, window, packing)
+        with without_autocast(x.device):  # rounded numbers can make a reflection of a rotation
+            return self._convolved(x.to(self.gate_proj.weight.dtype), window, packing)
+
+    def _convolved(
+        self, x: Tensor, window: Tensor | None, packing: Packing | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        x, gate = self.up_proj(x).chunk(2, -1) if self.expanded else (x, None)
         if self.conv is None:
-            return x, window
+            return x, gate, x, window
         mixed, window = self.conv(x, window, packing)
-        return nn.functional.silu(mixed) if self.expanded else mixed, window
+        return x, gate, nn.functional.silu(mixed) if self.expanded else mixed, window
 
     def _inputs(self, x: Tensor, mixed: Tensor) -> tuple[Tensor, ...]:
         """q, k, v and the activated gates in the shapes of the op."""

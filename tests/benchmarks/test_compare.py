@@ -111,7 +111,15 @@ def test_seeds_change_weights_and_repeat(workplace, monkeypatch):
 @pytest.mark.parametrize("task", ["words", "languages", "recall", "listops", "pixels"])
 def test_tasks_of_sequences_share_their_nets(task):
     args, _ = compare.parse([f"--task={task}", "--max_steps=1"])
-    nets = ["attention", "gated_delta_net", "mamba2", "mlstm", "plstm", "plstm-lanes"]
+    nets = [
+        "attention",
+        "gated_delta_net",
+        "mamba2",
+        "mlstm",
+        "plstm",
+        "plstm-automata",
+        "plstm-lanes",
+    ]
     assert args.nets == nets
 
 

@@ -15,7 +15,7 @@ from tasks.cli import main
 from tasks.data import DataModule
 from tasks.multi_label import MultiLabel
 from tasks.regression import Regression
-from tasks.targets import Cells, by_target
+from tasks.targets import Cells, GatheredCells, by_target
 from tasks.tu import TUData
 from tests.helpers import assert_close
 from tests.tasks.runs import folder_of, metrics_of
@@ -294,3 +294,10 @@ def test_a_target_without_training_values_is_refused(workplace, monkeypatch) -> 
     monkeypatch.setattr(Points, "training_targets", empty)
     with pytest.raises(ValueError, match=r"Regression: .*got no value of c\.d"):
         main(command("fit", "regression.Regression"))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_cells_have_two_axes_however_few_they_are(rows):
+    metric = GatheredCells()
+    metric.update(torch.ones(rows, 1), torch.zeros(rows, 1))
+    assert [x.shape for x in metric.cells()] == [(rows, 1)] * 2
