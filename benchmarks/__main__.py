@@ -6,6 +6,7 @@ flash-linear-attention where they are installed.
 
 python -m benchmarks compare: nets trained with the same budget, see compare --help.
 python -m benchmarks sweep FOLDER: loss against learning rate of the runs of a sweep.
+python -m benchmarks fingerprints: boosted trees on fingerprints of molecules, beside the nets.
 python -m benchmarks leaks: what parts of an arrow-pointing image tell of its label.
 python -m benchmarks streaming: a text read as one stream and in windows by the net of a run.
 python -m benchmarks kernels: what the Triton kernels need on GPUs, compiled without one.
@@ -22,6 +23,7 @@ import torch
 
 from benchmarks import (
     compare,
+    fingerprints,
     graphs,
     lanes,
     layers,
@@ -137,6 +139,9 @@ def main() -> None:
         return
     if sys.argv[1:2] == ["sweep"]:
         sweep.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["fingerprints"]:
+        fingerprints.main()
         return
     if sys.argv[1:2] == ["leaks"]:
         leaks.main()

@@ -36,14 +36,14 @@ from benchmarks.quiet import quiet_trainer
 from benchmarks.results import Row
 from benchmarks.state_sizes import several_sizes, state_picture
 from plstm.models import state_size
+from tasks.callbacks.monitor import batch_size
 from tasks.cli import CLI
 from tasks.cli import main as command_line
 from tasks.optim import WarmupCosine
 
 CONFIGS = ROOT / "configs"
 RESULTS = ROOT / "benchmarks" / "results"
-TASKS = ("quickstart", "arrow", "images", "pixels", "tu", "text")
-TASKS += ("words", "languages", "recall", "listops")
+TASKS = tuple(METRICS)
 KEY = ("net", "seed", "lr", "budget", "arguments")  # what makes a run
 PLAIN = [  # nothing is written or drawn, or validated before the end
     "--trainer.logger=false",
@@ -71,8 +71,7 @@ class Speed(Callback):
     ) -> None:
         now = time.perf_counter()
         if trainer.global_step > 1:  # the first one compiles and allocates
-            targets = batch[1] if isinstance(batch, (tuple, list)) else batch.y
-            self.samples += len(targets)
+            self.samples += batch_size(batch)
             self.seconds += now - self._last
         self._last = now
 

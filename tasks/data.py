@@ -75,8 +75,8 @@ class DataModule(LightningDataModule, ABC):
         return None
 
     @property
-    def net_args(self) -> dict[str, int]:
-        """Further sizes the net is built with, by keyword."""
+    def net_args(self) -> dict[str, int | bool]:
+        """Further sizes and choices the net is built with, by keyword."""
         return {}
 
     @property

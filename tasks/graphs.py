@@ -13,15 +13,8 @@ from torch_geometric.transforms import BaseTransform, Compose
 from plstm.graph.batching import GraphBatcher
 from plstm.graph.position_codes import AddPositionCodes
 from plstm.graph.pyg import DagData, ToDag
+from plstm.graph.storing import StoredGraphs, prepare_together
 from tasks.data import DataModule, EpochSampler, chosen_seed
-
-
-class StoredGraphs(InMemoryDataset):
-    """Prepared graphs, kept in memory as PyG keeps a data set."""
-
-    def __init__(self, graphs: Sequence[Data]) -> None:
-        super().__init__()
-        self.data, self.slices = self.collate(list(graphs))
 
 
 class TrainingBatcher:
@@ -96,6 +89,11 @@ class GraphData(DataModule):
     def splits(self) -> dict[str, np.ndarray]:
         """Numbers of the graphs in train, val and test, each ascending."""
 
+    def prepared(self, graphs: Sequence[Data]) -> StoredGraphs:
+        """Graphs of x, edge_index and y with DAGs and position codes, kept in memory."""
+        dags = prepare_together(graphs, self.to_dag)
+        return StoredGraphs([self.codes(dag) if self.codes.width else dag for dag in dags])
+
     @property
     def pre_transform(self) -> BaseTransform:
         """What prepares a graph once; its text names every option, for caches."""
@@ -106,14 +104,14 @@ class GraphData(DataModule):
         return max(1, self.dataset.num_node_features)  # graphs without features get ones
 
     @property
-    def net_args(self) -> dict[str, int]:
+    def net_args(self) -> dict[str, int | bool]:
         codes = {"code_dim": self.codes.width} if self.codes.width else {}
         return {"edge_dim": self.dataset.num_edge_features} | codes
 
     def train_dataloader(self) -> DataLoader:
         graphs = self.splits["train"].tolist()
         sampler = EpochSampler(len(graphs), self.seed, self.train_epoch())
-        new_orders = self.hparams.order == "random"
+        new_orders = self.to_dag.order == "random"
         batcher = TrainingBatcher(self._batcher(), graphs, self.seed, new_orders)
         numbers = range(sys.maxsize)  # sample i is number i
         return self._loader(numbers, batcher, batch_sampler=self.train_batches(sampler))

@@ -103,6 +103,20 @@ def resized(picture: Tensor, shape: tuple[int, int]) -> Tensor:
     return whole.view(*picture.shape[:-2], *shape)
 
 
+def moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the values in [0, 1] and of their squares, (C,) in float64, of pixels (C, ...).
+
+    Bytes are counted, which takes no memory for a copy of them.
+    """
+    if pixels.dtype != torch.uint8:
+        values = pixels.flatten(1).double()
+        return values.mean(1), values.square().mean(1)
+    counts = [torch.bincount(channel, minlength=256) for channel in pixels.flatten(1)]
+    shares = torch.stack(counts).double() / pixels[0].numel()
+    values = torch.arange(256).double() / 255
+    return shares @ values, shares @ values.square()
+
+
 def examine(files: Sequence[Path], folder: Path, num_workers: int) -> list[Facts]:
     """Decode every picture once.
 
@@ -149,8 +163,8 @@ class _Examined(Dataset):
             return "no picture of a known format"
         except Exception as error:  # every decoder has errors of its own
             return str(error).splitlines()[0] if str(error) else type(error).__name__
-        checksum, values = hashlib.sha256(content).hexdigest(), as_float(picture).double()
-        mean, square = (x.mean((1, 2)).expand(3).tolist() for x in (values, values.square()))
+        mean, square = (x.expand(3).tolist() for x in moments(picture))
+        checksum = hashlib.sha256(content).hexdigest()
         return Facts(checksum, tuple(picture.shape[1:]), len(picture), mean, square)
 
 

@@ -20,6 +20,7 @@ from tasks.image_files import (
     examine,
     find_pictures,
     is_hidden,
+    moments,
     read_picture,
     resized,
     some,
@@ -124,9 +125,7 @@ class IdxPictures(PictureSet):
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
-        counts = torch.bincount(self.images.flatten(), minlength=256).double()
-        values = torch.arange(256).double() / 255
-        return tuple((counts @ x / counts.sum())[None] for x in (values, values.square()))
+        return moments(self.images[None])
 
     @cached_property
     def checksums(self) -> dict[str, str]:

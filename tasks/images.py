@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,6 +23,7 @@ from tasks.data import (
     as_is,
     chosen_seed,
 )
+from tasks.image_mistakes import mistakes, worst
 from tasks.image_sets import PictureSet, read_sets, read_test_set
 
 LEVELS = 256  # of a value in a sequence of pixels
@@ -135,7 +137,7 @@ class ImageData(DataModule):
             size=min(sides, default=1),
             extrapolation_sizes=min(extrapolation_sizes, default=1),
         )
-        if not (val_share > 0 <= test_share and val_share + test_share < 1):
+        if not (val_share > 0 and test_share >= 0 and val_share + test_share < 1):
             raise ValueError(
                 "ImageData: val_share must be above 0, test_share 0 or more, and something must be "
                 f"left to train on, got {val_share} and {test_share}"
@@ -151,10 +153,11 @@ class ImageData(DataModule):
                 f"permutation_seed={permutation_seed} and as_sequence=False; set as_sequence to "
                 "true or leave it out"
             )
-        if (mean is None) != (std is None) or (mean and len(mean) != len(std)):
+        channels = [None if numbers is None else len(numbers) for numbers in (mean, std)]
+        if channels not in ([None, None], [1, 1], [3, 3]):
             raise ValueError(
-                f"ImageData: mean and std must have a number for every channel, got {mean} and "
-                f"{std}; leave out both to take those of the training set"
+                "ImageData: mean and std must have a number for each of 1 or 3 channels, got "
+                f"{mean} and {std}; leave out both to take those of the training set"
             )
 
     @cached_property
@@ -202,7 +205,7 @@ class ImageData(DataModule):
         return self.hparams.classes or self.sets["train"].classes
 
     @cached_property
-    def normal(self) -> tuple[Tensor, Tensor]:
+    def mean_and_std(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of every channel of the training set, (channels,)."""
         if self.hparams.mean is not None:
             return torch.tensor(self.hparams.mean), torch.tensor(self.hparams.std)
@@ -212,12 +215,12 @@ class ImageData(DataModule):
 
     @property
     def checkpoint_arguments(self) -> dict[str, object]:
-        mean, std = (x.tolist() for x in self.normal)
+        mean, std = (x.tolist() for x in self.mean_and_std)
         return {"classes": self.class_names, "mean": mean, "std": std}
 
     @property
     def in_dim(self) -> int:
-        return LEVELS if self.hparams.as_sequence else len(self.normal[0])
+        return LEVELS if self.hparams.as_sequence else len(self.mean_and_std[0])
 
     @property
     def out_dim(self) -> int:
@@ -254,7 +257,7 @@ class ImageData(DataModule):
 
     def dataset(self, pictures: PictureSet, shape: tuple[int, int], train: bool) -> ImageDataset:
         """Inputs and targets of pictures at a size; changed at random to train on."""
-        h, (mean, std) = self.hparams, self.normal
+        h, (mean, std) = self.hparams, self.mean_and_std
         pictures.check()
         if h.size is None and pictures.shape != self.shapes[0]:
             raise ValueError(
@@ -299,16 +302,29 @@ class ImageData(DataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
+    def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
+        """`mistakes`: pictures of the test set that are surest taken for something else."""
+        probabilities = self._of_pictures(predictions[""])
+        labels = self.test_set.labels[: len(probabilities)]
+        numbers = worst(probabilities, labels)
+        if not numbers:
+            return {}
+        images = self.test_set.read(numbers, self.shapes[0], len(self.mean_and_std[0]))
+        figure = mistakes(images, probabilities[numbers], labels[numbers], self.class_names)
+        return {"mistakes": figure}
+
     def prediction_tables(self, predictions: dict[str, Tensor]) -> dict[str, Iterable[Row]]:
         """`predictions`: name, class, predicted class and all probabilities of every picture."""
         return {
-            f"predictions{name}": self._table(probabilities)
+            f"predictions{name}": self._table(self._of_pictures(probabilities))
             for name, probabilities in predictions.items()
         }
 
+    def _of_pictures(self, probabilities: Tensor) -> Tensor:
+        """Probabilities of the classes, (n, C), which sequences have at their last token."""
+        return probabilities[:, -1] if self.hparams.as_sequence else probabilities
+
     def _table(self, probabilities: Tensor) -> Iterable[Row]:
-        if self.hparams.as_sequence:
-            probabilities = probabilities[:, -1]
         names, pictures = self.class_names, self.test_set
         yield ["picture", "class", "predicted", *names]
         for name, label, row in zip(

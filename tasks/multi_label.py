@@ -1,19 +1,10 @@
 """The LightningModule of yes-or-no targets: binary cross-entropy, ROC-AUC, average precision."""
 
-from collections.abc import Mapping
-
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-from tasks.callbacks.pictures.targets import score_bars
-from tasks.targets import Cells, Score, TargetModule, by_target
-
-SCORES = {
-    "roc_auc": Score(lambda p, y: binary_auroc(p, y.long())),
-    "average_precision": Score(lambda p, y: binary_average_precision(p, y.long())),
-}
+from tasks.targets import Score, TargetModule, varies
 
 
 class MultiLabel(TargetModule):
@@ -22,11 +13,26 @@ class MultiLabel(TargetModule):
     Arguments as for `Supervised`; targets as in `TargetModule`.
 
     Raises:
-        ValueError: targets that are neither 0 nor 1.
+        ValueError: targets that are neither 0 nor 1; no target of which both are in the training
+            set.
     """
 
     main_metric = "roc_auc"
-    scores = SCORES
+    scores = {  # noqa: RUF012 never changed
+        "roc_auc": Score(lambda p, y: binary_auroc(p, y.long())),
+        "average_precision": Score(lambda p, y: binary_average_precision(p, y.long())),
+    }
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            targets = self.columns(self.trainer.datamodule.training_targets).flatten(0, -2)
+            self._check(targets[~targets.isnan()])
+            if not any(varies(column) for column in targets.T):
+                raise ValueError(
+                    f"{type(self).__name__}: there must be zeros and ones to tell apart, no target "
+                    "has both in the training set; take another split or more rows"
+                )
 
     def predicted(self, outputs: Tensor) -> Tensor:
         """Probabilities of ones."""
@@ -34,19 +40,15 @@ class MultiLabel(TargetModule):
 
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         """Binary cross-entropy of logits; 0 for the mean of none."""
-        if targets.device.type == "cpu" and not ((targets == 0) | (targets == 1)).all():
-            low, high = targets.aminmax()  # only there, for looking takes time
-            raise ValueError(
-                f"{type(self).__name__}: targets must be 0, 1 or NaN, got {float(low):g}.."
-                f"{float(high):g}; take Regression for other numbers"
-            )
+        if targets.device.type == "cpu":  # only there, for looking takes time
+            self._check(targets)
         losses = nn.functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
         return losses.sum() / max(1, len(losses)) if reduction == "mean" else losses
 
-    def picture(self, cells: Mapping[str, Cells], names: list[str]) -> Figure:
-        values = {
-            label: {name: by_target(score, cells[label]) for name, score in SCORES.items()}
-            for label in cells
-        }
-        shares = {label: part.targets.nanmean(0) for label, part in cells.items()}
-        return score_bars(values, shares, names)
+    def _check(self, targets: Tensor) -> None:
+        if not ((targets == 0) | (targets == 1)).all():
+            low, high = targets.aminmax()
+            raise ValueError(
+                f"{type(self).__name__}: targets must be 0, 1 or NaN, got {float(low):g}.."
+                f"{float(high):g}; take --model Regression for other numbers"
+            )

@@ -1,11 +1,9 @@
 """The LightningModule of numbers: mean squared error, RMSE, MAE, R2, Pearson's r."""
 
 import warnings
-from collections.abc import Mapping
 from functools import partial
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics.functional import (
     mean_absolute_error,
@@ -14,8 +12,7 @@ from torchmetrics.functional import (
     r2_score,
 )
 
-from tasks.callbacks.pictures.targets import predicted_against_true
-from tasks.targets import Cells, Score, TargetModule
+from tasks.targets import Score, TargetModule
 
 
 def pearson(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -82,6 +79,3 @@ class Regression(TargetModule):
         """Squared error of standardised targets; 0 for the mean of none."""
         errors = nn.functional.mse_loss(outputs, targets, reduction="none")
         return errors.sum() / max(1, len(errors)) if reduction == "mean" else errors
-
-    def picture(self, cells: Mapping[str, Cells], names: list[str]) -> Figure:
-        return predicted_against_true(cells, names)

@@ -10,7 +10,14 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 
 # What a run writes before its first step.
-FIRST_FILES = {"config.yaml", "facts.json", "hparams.yaml", "metrics.csv", "run.lock"}
+FIRST_FILES = {
+    "config.yaml",
+    "facts.json",
+    "hparams.yaml",
+    "metrics.csv",
+    "refused_rows.csv",
+    "run.lock",
+}
 
 
 def run_folder(trainer: Trainer) -> Path | None:

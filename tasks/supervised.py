@@ -53,7 +53,7 @@ class Supervised(LightningModule, ABC):
         net: NetFactory,
         in_dim: int,
         out_dim: int,
-        net_args: dict[str, int] | None = None,
+        net_args: dict[str, int | bool] | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: SchedulerFactory | None = WarmupCosine,
         compile: bool = False,

@@ -1,12 +1,10 @@
 """What LightningModules share that learn numbers of samples, some of which were not measured."""
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -42,10 +40,6 @@ class TargetModule(Supervised):
         super().__init__(*args, **kwargs)
         self.evaluated: dict[str, Cells] = {}  # the last evaluation by split and name of the set
         self._named: set[str] = set()  # evaluation sets with targets that were named
-
-    @abstractmethod
-    def picture(self, cells: Mapping[str, "Cells"], names: list[str]) -> Figure:
-        """Predictions and targets, by the name of their set, of targets with such names."""
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -105,7 +99,7 @@ class TargetModule(Supervised):
     def _log_scores(self, split: str) -> None:
         targets = self.trainer.datamodule.target_names
         for name in self.eval_names:
-            cells = self.metrics[f"cells{name}"].compute()
+            cells = self.metrics[f"cells{name}"].cells()
             self.metrics[f"cells{name}"].reset()
             self.evaluated[f"{split}{name}"] = cells
             self._name_constant(f"{split}{name}", cells, targets)
@@ -119,7 +113,7 @@ class TargetModule(Supervised):
 
     def _name_constant(self, split: str, cells: "Cells", names: list[str]) -> None:
         """Say which targets have no two different values, once per set."""
-        constant = [n for n, x in zip(names, cells.targets.T, strict=True) if not _varies(x)]
+        constant = [n for n, x in zip(names, cells.targets.T, strict=True) if not varies(x)]
         if constant and split not in self._named and not self.trainer.sanity_checking:
             self._named.add(split)
             shares = ", ".join(n for n, s in self.scores.items() if s.needs_two_values)
@@ -152,9 +146,13 @@ class GatheredCells(Metric):
         self.targets.append(targets.flatten(0, -2))
 
     def compute(self) -> Cells:
-        """All of them."""
+        """All of them; where there is one cell, torchmetrics makes numbers of the tensors."""
         parts = dim_zero_cat(self.predictions), dim_zero_cat(self.targets)
         return Cells(*(x.cpu().double() for x in parts))
+
+    def cells(self) -> Cells:
+        """All of them, (n, T) always."""
+        return Cells(*(torch.atleast_2d(x) for x in self.compute()))
 
 
 def by_target(score: Score, cells: Cells) -> Tensor:
@@ -163,12 +161,12 @@ def by_target(score: Score, cells: Cells) -> Tensor:
     for predictions, targets in zip(cells.predictions.T, cells.targets.T, strict=True):
         measured = ~targets.isnan()
         predictions, targets = predictions[measured], targets[measured]
-        defined = _varies(targets) if score.needs_two_values else len(targets) > 0
+        defined = varies(targets) if score.needs_two_values else len(targets) > 0
         nan = torch.tensor(torch.nan, dtype=torch.float64)
         values.append(score.function(predictions, targets) if defined else nan)
     return torch.stack(values)
 
 
-def _varies(targets: Tensor) -> bool:
+def varies(targets: Tensor) -> bool:
     """Whether two measured targets of (n,) differ."""
     return len(targets[~targets.isnan()].unique()) > 1

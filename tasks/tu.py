@@ -21,6 +21,7 @@ from torch_geometric.transforms import BaseTransform
 from plstm.graph.pyg import VERSION
 from tasks.data import checksum
 from tasks.graphs import GraphData
+from tasks.prepared_files import make_once, user_cache
 from tasks.tu_files import check_files
 
 ATOM = re.compile(r"^\s*(\d+)\s+([A-Z][a-z]?)\s*$", re.MULTILINE)  # a line as in "  0  C"
@@ -75,10 +76,8 @@ class DagTUDataset(TUDataset):
         own = Path(self.root, self.name)
         if Path(own, self._key).exists() or os.access(own, os.W_OK):
             return own
-        user = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        folder = user / "plstm" / "tu" / self.name
+        folder = user_cache("tu", self.name)
         rank_zero_info(f"TUData: {own} cannot be written; prepared graphs are kept in {folder}")
-        folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def _download(self) -> None:
@@ -101,16 +100,12 @@ class DagTUDataset(TUDataset):
             ) from error
 
     def _process(self) -> None:
-        final = Path(self.processed_dir)
-        if final.exists():
-            return
-        with FileLock(self._cache / "preparing.lock"):
-            if not final.exists():
-                self.preparing = True
-                shutil.rmtree(self.processed_dir, ignore_errors=True)
-                self._prepare()
-                Path(self.processed_dir).rename(final)
-                self.preparing = False
+        make_once(Path(self.processed_dir), self._fill)
+
+    def _fill(self, folder: Path) -> None:
+        self.preparing = True  # which makes `folder` the processed_dir
+        self._prepare()
+        self.preparing = False
 
     def _prepare(self) -> None:
         try:

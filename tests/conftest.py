@@ -28,5 +28,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # a run sets it; restored afterwards
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # prepared molecules go there
     write_data()
     return tmp_path

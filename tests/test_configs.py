@@ -11,7 +11,10 @@ from tests.layers.contract import NETS, resolve
 
 SIZES = {  # in_dim, out_dim, net_args of the real data
     "arrow": (1, 2, {}),
+    "dags": (8, 1, {"edge_dim": 0}),  # D-VAE
+    "properties": (1, 1, {"edge_dim": 0, "per_node": True}),  # eccentricity
     "images": (1, 10, {}),  # those of MNIST
+    "molecules": (177, 1, {"edge_dim": 30, "node_columns": 9, "edge_columns": 3}),
     "quickstart": (1, 2, {}),
     "sequences": (3, 2, {}),  # parity, with padding
     "text": (65, 65, {}),  # the characters of tinyshakespeare

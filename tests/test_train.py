@@ -15,7 +15,7 @@ from tasks.cli import run_process
 from tasks.cli.mistakes import MISTAKES
 from tasks.cli.parser import Parser
 from tests.layers.contract import import_class
-from tests.tasks.runs import CONFIGS, SMALL, folder_of, metrics_of, run
+from tests.tasks.runs import CONFIGS, METRICS, SMALL, folder_of, metrics_of, run
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -52,13 +52,17 @@ def test_fit(config, net):
     cli = run("fit", config, f"--model.net={net}")
     assert cli.trainer.global_step > 0
     metrics, folder = metrics_of(cli), folder_of(cli)
-    assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy"} <= metrics.keys()
+    metric = METRICS.get(config, "accuracy")
+    assert {"train/loss", "val/loss", f"val/{metric}"} <= metrics.keys()
+    assert ("train/accuracy" in metrics) == (config not in METRICS)
     assert folder.parent.name == config
 
     for name in ("best", "last"):
         checkpoint = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
         cli.model.load_state_dict(checkpoint["state_dict"])
     pictures = {"learning_curve.png"}
+    if config in METRICS:
+        pictures.add("targets.png")
     if len(cli.datamodule.sizes) > 1:
         pictures.add("accuracy_by_size.png")
     assert {file.name for file in folder.glob("*.png")} == pictures

@@ -21,6 +21,7 @@ class GridIndex(NamedTuple):
     source: Tensor  # (E,) place in (nodes N): of src and the direction of the edge
     transition: Tensor  # (A,) place in (nodes N N): of the node in the middle
     mark: Tensor  # (E,) place in (nodes N): of dst
+    in_tree: Tensor  # (A,) whether the pair belongs to the multitree: see `LineGraph.grid`
 
 
 def grid_index(
@@ -52,6 +53,7 @@ def grid_index(
         source=source,
         transition=transition,
         mark=dst * axes + direction,
+        in_tree=out <= into,
     )
 
 

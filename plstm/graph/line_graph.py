@@ -95,6 +95,9 @@ class LineGraph:
         edge, then by that of the incoming one. `plstm.graph.grid.grid_gates` brings gates of
         (nodes, N) and (nodes, N, N) into this order.
 
+        The multitree of a grid has the paths that go along the first axis, then along the second,
+        and so on, one between any two nodes; with two axes that of PLSTM2d with chirality "L".
+
         Args:
             shape: Nodes along each of N axes, for example (Y, X) or (T, Y, X).
             signs: Of every axis 1 if its edges point along it, -1 against it; all 1 if None.
@@ -105,14 +108,20 @@ class LineGraph:
         """
         index = grid_index(shape, signs, num_graphs)
         nodes = math.prod(shape)
-        return cls.prepared(
-            index.edge_index,
-            index.line_index,
-            num_graphs * nodes,
-            torch.arange(num_graphs).repeat_interleave(nodes),
-            edge_level=index.edge_level,
-            num_graphs=num_graphs,
+        batch = torch.arange(num_graphs).repeat_interleave(nodes)
+        graph, tree = (
+            cls.prepared(
+                index.edge_index,
+                pairs,
+                num_graphs * nodes,
+                batch,
+                edge_level=index.edge_level,
+                num_graphs=num_graphs,
+            )
+            for pairs in (index.line_index, index.line_index[:, index.in_tree])
         )
+        graph.take_multitree(tree)
+        return graph
 
     @classmethod
     def prepared(

@@ -1,12 +1,12 @@
-"""Turn an undirected graph into a DAG: a rank per node, edges point from low to high rank."""
+"""Turn a graph into a DAG: a rank per node, edges point from low to high rank."""
 
 import numpy as np
 import torch
 
 from plstm.checks import check_choice
-from plstm.graph.topology import IntArray, ranges
+from plstm.graph.topology import IntArray, find_cycle, node_levels, ranges
 
-ORDERS = ("given", "bfs", "random")
+ORDERS = ("given", "bfs", "random", "directed")
 
 
 def node_rank(
@@ -15,11 +15,14 @@ def node_rank(
     """Rank of every node, a permutation of 0..N-1.
 
     Args:
-        edge_index: Undirected edges, (2, E), in one or both directions.
+        edge_index: Undirected edges, (2, E), in one or both directions; for "directed" those of a
+            DAG.
         num_nodes: Number of nodes N.
         order: "given" keeps the node numbers. "bfs" is canonical: by connected component, distance
             from the root of the component, Weisfeiler-Leman colour, node number; the root has the
-            largest degree, then the smallest colour. "random" draws a permutation.
+            largest degree, then the smallest colour. "random" draws a permutation. "directed" is
+            topological, by the longest path to a node, then node number: edges keep their
+            directions.
         seed: For "random": the permutation is a fixed function of seed and graph; None draws a new
             one from torch's global generator in every call (augmentation).
 
@@ -27,11 +30,13 @@ def node_rank(
         Ranks, (N,).
 
     Raises:
-        ValueError: unknown order.
+        ValueError: unknown order; "directed" edges that have a cycle.
     """
     check_choice("node_rank", "order", order, ORDERS)
     if order == "given":
         return np.arange(num_nodes, dtype=np.int64)
+    if order == "directed":
+        return _topological_rank(edge_index, num_nodes)
     if order == "random":
         return _random_rank(edge_index, num_nodes, seed)
     return _bfs_rank(edge_index, num_nodes)
@@ -152,6 +157,17 @@ def _distances(edges: IntArray, num_nodes: int, roots: IntArray) -> IntArray:
         reached = edges[1][ranges(start[frontier], count[frontier])]
         frontier, depth = np.unique(reached[distance[reached] < 0]), depth + 1
     return distance
+
+
+def _topological_rank(edge_index: IntArray, num_nodes: int) -> IntArray:
+    level = node_levels(edge_index, num_nodes)
+    if num_nodes and level.min() < 0:
+        cycle = ", ".join(map(str, find_cycle(edge_index, num_nodes)))
+        raise ValueError(
+            f"node_rank: with order='directed' edges must have no cycle, got one of nodes {cycle}; "
+            "other orders make a DAG of any graph"
+        )
+    return _invert(np.argsort(level, kind="stable"))
 
 
 def _random_rank(edge_index: IntArray, num_nodes: int, seed: int | None) -> IntArray:

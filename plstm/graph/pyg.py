@@ -26,8 +26,8 @@ class DagData(Data):
     """Data plus an oriented copy of its edges and their line graph; the PyG DataLoader batches it.
 
     dag_edge_index (2, E), dag_edge_attr (E, F), line_index (2, A), tree_index (2, A'), edge_level
-    (E,); edge_index and edge_attr stay the undirected ones of the data set. A batch may carry plans
-    too, see `plstm.graph.prepared.add_plans`.
+    (E,); edge_index and edge_attr are those of the undirected graph, for message passing. A batch
+    may carry plans too, see `plstm.graph.prepared.add_plans`.
     """
 
     def apply(self, function: Callable, *args: str) -> "DagData":
@@ -47,17 +47,19 @@ torch.serialization.add_safe_globals([DagData])  # cached data sets load with we
 
 
 class ToDag(BaseTransform):
-    """Orient an undirected graph by a node order and prepare its line graph.
+    """Orient a graph by a node order and prepare its line graph.
 
     Works as pre_transform (once, cached) and as transform (at every access, for random orders).
 
     Args:
-        order: "bfs" (canonical), "given" (node numbers) or "random".
+        order: "bfs" (canonical), "given" (node numbers) or "random" for undirected graphs;
+            "directed" for DAGs, which keep their directions: edge_index and edge_attr then get the
+            reverse of every edge, with the same attributes, behind the edges.
         seed: For "random": the order is a fixed function of seed and graph; None draws a new one in
             every call, which is augmentation when used as `transform`.
 
     Raises:
-        ValueError: unknown order.
+        ValueError: unknown order; directed edges that have a cycle.
     """
 
     def __init__(self, order: str = "bfs", seed: int | None = None) -> None:
@@ -71,7 +73,8 @@ class ToDag(BaseTransform):
         of the kind asked for, but not the one it has alone if it is drawn at random or has ties.
         """
         edges = _edges(data)
-        return prepare(data, node_rank(edges, data.num_nodes or 0, self.order, self.seed))
+        out = prepare(data, node_rank(edges, data.num_nodes or 0, self.order, self.seed))
+        return both_ways(out) if self.order == "directed" else out
 
     def __repr__(self) -> str:
         return f"ToDag(order={self.order!r}, seed={self.seed!r})"
@@ -92,6 +95,14 @@ def prepare(data: Data, rank: np.ndarray) -> DagData:
     if data.edge_attr is not None:
         out.dag_edge_attr = data.edge_attr[_tensor(column)]
     return out
+
+
+def both_ways(data: DagData) -> DagData:
+    """Edges that are there in one direction in the other one too."""
+    data.edge_index = torch.cat([data.edge_index, data.edge_index.flip(0)], 1)
+    if data.edge_attr is not None:
+        data.edge_attr = torch.cat([data.edge_attr, data.edge_attr])
+    return data
 
 
 def _edges(data: Data) -> np.ndarray:

@@ -12,6 +12,7 @@ from plstm.modules.init import reset_children
 
 OWN = {  # class to file in plstm.modules.gnns
     "AttentiveFP": "attentive_fp",
+    "DMPNN": "dmpnn",
     "GPS": "gps",
     "LSTMGNN": "lstm_gnn",
     "MPNN": "mpnn",
@@ -25,8 +26,8 @@ class GNNModel(nn.Module):
     """Encoder and readout of GraphModel around a message-passing stack.
 
     GCN, GraphSAGE, GIN, GAT, EdgeCNN, PNA and MPNN are BasicGNNs of torch_geometric and get batch
-    norm; GPS and AttentiveFP are built of its layers; LSTMGNN is our own. AttentiveFP reads out
-    graphs itself, which takes the place of the pooling.
+    norm; GPS and AttentiveFP are built of its layers; DMPNN and LSTMGNN are our own. AttentiveFP
+    reads out graphs itself, which takes the place of the pooling.
 
     Args:
         in_dim: Width of the node features.
@@ -34,10 +35,14 @@ class GNNModel(nn.Module):
         dim: Model width.
         depth: Number of layers, or of steps.
         gnn: Class in torch_geometric.nn.models (GCN, GraphSAGE, GIN, GAT, EdgeCNN) or in
-            plstm.modules.gnns (AttentiveFP, GPS, LSTMGNN, MPNN, PNA).
-        edge_dim: Width of the edge features; GAT, PNA, GPS and AttentiveFP take them, the others go
-            without.
+            plstm.modules.gnns (AttentiveFP, DMPNN, GPS, LSTMGNN, MPNN, PNA).
+        edge_dim: Width of the edge features; GAT, PNA, GPS, DMPNN and AttentiveFP take them,
+            the others go without.
         code_dim: Width of the position codes, 0 for none.
+        node_columns: Categories of a node, of which in_dim is the number; 0 if its features are
+            numbers.
+        edge_columns: Categories of an edge, of which edge_dim is the number; 0 if its features are
+            numbers.
         per_node: Read out every node instead of every graph, which AttentiveFP cannot; `pooling`
             then has no part in it.
         dropout: Dropout in the stack and in the head.
@@ -58,6 +63,8 @@ class GNNModel(nn.Module):
         gnn: str = "GIN",
         edge_dim: int = 0,
         code_dim: int = 0,
+        node_columns: int = 0,
+        edge_columns: int = 0,
         per_node: bool = False,
         dropout: float = 0.0,
         pooling: str = "mean",
@@ -73,7 +80,9 @@ class GNNModel(nn.Module):
             args |= {"norm": "batch_norm", "norm_kwargs": SINGLE_NODE}
         if uses_edges:
             args["edge_dim"] = dim
-        self.encoder = GraphEncoder(in_dim, dim, edge_dim if uses_edges else 0, code_dim)
+        self.encoder = GraphEncoder(
+            in_dim, dim, edge_dim if uses_edges else 0, code_dim, node_columns, edge_columns
+        )
         self.gnn = net(dim, dim, num_layers=depth, **args)
         self.reads_out = getattr(net, "reads_out", False)
         if self.reads_out and per_node:

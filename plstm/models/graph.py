@@ -30,6 +30,10 @@ class GraphModel(nn.Module):
             edge_dim=dim too if the model has edge features.
         edge_dim: Width of the edge features, 0 for none.
         code_dim: Width of the position codes, 0 for none.
+        node_columns: Categories of a node, of which in_dim is the number; 0 if its features are
+            numbers.
+        edge_columns: Categories of an edge, of which edge_dim is the number; 0 if its features are
+            numbers.
         per_node: Read out every node instead of every graph; `pooling` then has no part in it.
         feed_forward_ratio: Hidden width of the feed-forward parts over dim; 0 leaves them out.
         dropout: Dropout on the branches of the blocks and in the head.
@@ -49,6 +53,8 @@ class GraphModel(nn.Module):
         mixers: list[MixerFactory],
         edge_dim: int = 0,
         code_dim: int = 0,
+        node_columns: int = 0,
+        edge_columns: int = 0,
         per_node: bool = False,
         feed_forward_ratio: float = 4.0,
         dropout: float = 0.0,
@@ -56,7 +62,7 @@ class GraphModel(nn.Module):
     ) -> None:
         super().__init__()
         check_positive("GraphModel", in_dim=in_dim, out_dim=out_dim, dim=dim)
-        self.encoder = GraphEncoder(in_dim, dim, edge_dim, code_dim)
+        self.encoder = GraphEncoder(in_dim, dim, edge_dim, code_dim, node_columns, edge_columns)
         self.blocks = build_blocks(
             dim,
             depth,

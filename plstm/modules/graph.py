@@ -39,33 +39,79 @@ def node_features(data: Any, in_dim: int) -> Tensor:
     return x if x.is_floating_point() else x.float()
 
 
+class CategoryEmbedding(nn.EmbeddingBag):
+    """Sum of the embeddings of the categories of a node, or of an edge.
+
+    Weights start with standard deviation 1 / sqrt(columns), so that sums have 1.
+
+    Args:
+        categories: Number of categories of all columns together.
+        dim: Width.
+        columns: Categories of a node, each in a range of numbers of its own.
+    """
+
+    def __init__(self, categories: int, dim: int, columns: int) -> None:
+        self.columns = columns  # reset_parameters, which the base calls, reads it
+        super().__init__(categories, dim, mode="sum")
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values."""
+        nn.init.normal_(self.weight, std=self.columns**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map category numbers (N, columns) to (N, dim).
+
+        Raises:
+            ValueError: another number of columns, or no integers.
+        """
+        if x.ndim != 2 or x.shape[1] != self.columns or x.is_floating_point():
+            raise ValueError(
+                f"CategoryEmbedding: x must be integers (N, {self.columns}), got {x.dtype} "
+                f"{tuple(x.shape)}; they are the numbers of the categories of all columns"
+            )
+        return super().forward(x)
+
+
 class GraphEncoder(nn.Module):
     """Linear maps of node features, codes of degree and position, and of edge features.
 
     Weights of the features start with standard deviation 1, as embeddings do: most are one-hot.
+    Features that are numbers of categories are embedded instead.
 
     Args:
-        in_dim: Width of the node features.
+        in_dim: Width of the node features, or number of node categories.
         dim: Model width.
-        edge_dim: Width of the edge features, 0 for none.
+        edge_dim: Width of the edge features, or number of edge categories; 0 for none.
         code_dim: Width of the position codes, 0 for none.
+        node_columns: Categories of a node; 0 if its features are numbers.
+        edge_columns: Categories of an edge; 0 if its features are numbers.
     """
 
-    def __init__(self, in_dim: int, dim: int, edge_dim: int = 0, code_dim: int = 0) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        edge_dim: int = 0,
+        code_dim: int = 0,
+        node_columns: int = 0,
+        edge_columns: int = 0,
+    ) -> None:
         super().__init__()
-        self.in_dim, self.dim = in_dim, dim
-        self.node, self.degree = nn.Linear(in_dim, dim), nn.Linear(dim, dim)
+        self.in_dim, self.dim, self.edge_dim = in_dim, dim, edge_dim
+        self.node, self.degree = _features(in_dim, dim, node_columns), nn.Linear(dim, dim)
         self.code = nn.Linear(code_dim, dim, bias=False) if code_dim else None
-        self.edge = nn.Linear(edge_dim, dim) if edge_dim else None
+        self.edge = _features(edge_dim, dim, edge_columns) if edge_dim else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the initial values."""
         small_init_(self.degree)
-        for linear in (self.node, self.edge):
-            if linear is not None:
-                nn.init.normal_(linear.weight)
-                nn.init.zeros_(linear.bias)
+        for part in (self.node, self.edge):
+            if isinstance(part, CategoryEmbedding):
+                part.reset_parameters()
+            elif part is not None:
+                nn.init.normal_(part.weight)
+                nn.init.zeros_(part.bias)
         if self.code is not None:
             nn.init.normal_(self.code.weight)
 
@@ -75,10 +121,15 @@ class GraphEncoder(nn.Module):
         Raises:
             ValueError: x is not as wide as in_dim, or position_code not as wide as code_dim.
         """
-        x = self.node(node_features(data, self.in_dim).to(self.node.weight.dtype))
+        x = self._nodes(data)
         degree = count(data.edge_index[1], x.shape[0])
         x = x + self.degree(degree_code(degree, self.dim).to(x.dtype))
         return x if self.code is None else x + self.code(self._position_code(data).to(x.dtype))
+
+    def _nodes(self, data: Any) -> Tensor:
+        if isinstance(self.node, CategoryEmbedding):
+            return self.node(data.x)
+        return self.node(node_features(data, self.in_dim).to(self.node.weight.dtype))
 
     def _position_code(self, data: Any) -> Tensor:
         code, width = getattr(data, "position_code", None), self.code.in_features
@@ -101,9 +152,15 @@ class GraphEncoder(nn.Module):
         if edge_attr is None:
             raise ValueError(
                 "GraphEncoder: edge features must be given with edge_dim="
-                f"{self.edge.in_features}, got None; build the model with edge_dim=0"
+                f"{self.edge_dim}, got None; build the model with edge_dim=0"
             )
+        if isinstance(self.edge, CategoryEmbedding):
+            return self.edge(edge_attr)
         return self.edge(edge_attr.to(self.edge.weight.dtype))
+
+
+def _features(width: int, dim: int, columns: int) -> nn.Module:
+    return CategoryEmbedding(width, dim, columns) if columns else nn.Linear(width, dim)
 
 
 class GraphReadout(nn.Module):

@@ -138,8 +138,8 @@ def gradient_norm(module: nn.Module) -> Tensor:
 
 
 def batch_size(batch: object) -> int:
-    """Samples of a batch, a PyG one or (inputs, targets)."""
-    return len(batch[1] if isinstance(batch, (tuple, list)) else batch.y)
+    """Samples of a batch: graphs of a PyG one, or targets of (inputs, targets)."""
+    return len(batch[1]) if isinstance(batch, (tuple, list)) else batch.num_graphs
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -13,9 +13,12 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import tasks.arrow  # makes the short names ArrowData, ... known to the command line
 import tasks.callbacks.lr_finder
+import tasks.dags
 import tasks.images
 import tasks.language_model
+import tasks.molecules
 import tasks.multi_label
+import tasks.properties
 import tasks.regression
 import tasks.text
 import tasks.tu  # noqa: F401

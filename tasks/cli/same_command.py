@@ -24,7 +24,7 @@ FREE = (
     "data.init_args.test_path",
 )
 # May differ too if the data have checksums, which then are the same.
-PLACES = ("data.init_args.root", "data.init_args.path")
+PLACES = tuple(f"data.init_args.{name}" for name in ("root", "path", "val_path", "test_path"))
 # Callbacks that leave the weights alone and may come and go.
 WATCHING = (
     "DeviceStatsMonitor",

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from plstm.graph import LineGraph
-from plstm.graph.grid import grid_gates
+from plstm.graph.grid import grid_gates, grid_index
 from plstm.ops import plstm_1d, plstm_2d, plstm_dag
 from plstm.ops.gates import Gates
 from plstm.ops.plstm_2d.corners import SIGNS
 from plstm.ops.plstm_2d.naive import plstm_grid_naive
 from tests.graph.graphs import grid_dag
+from tests.graph.test_line_graph import assert_multitree
 from tests.helpers import assert_close, gradients
 
 BATCH, HEADS, KEY, VALUE = 2, 2, 3, 4
@@ -85,6 +86,40 @@ def test_axes_of_any_length(backend: str, shape: tuple[int, ...]) -> None:
     of_corner = Gates(*(gate[None] for gate in gates), direct)
     want = plstm_grid_naive(q, k, v, of_corner, [signs], KEY**-0.5)
     assert_equal(as_graph(inputs, signs, backend), want, inputs)
+
+
+@pytest.mark.parametrize("signs", [(1, 1), (-1, 1)], ids=str)
+def test_multitree_of_an_image_is_that_of_plstm_2d(signs: tuple[int, int]) -> None:
+    inputs = grid_inputs((3, 4))
+    with torch.no_grad():
+        inputs["transition"][..., 1, 0] = 0  # no turn from along x to along y: chirality "L"
+    q, k, v, source, transition, mark, direct = inputs.values()
+    tree = LineGraph.grid((3, 4), signs, num_graphs=BATCH).multitree()
+    source, transition, mark = grid_gates(source, transition, mark, signs)
+    transition = transition[grid_index((3, 4), signs, BATCH).in_tree]
+    rows = (x.flatten(0, 2) for x in (q, k, v))
+    got = plstm_dag(*rows, source, transition, mark, direct.flatten(0, 2), tree).view_as(v)
+    (corner,) = (name for name, axes in SIGNS.items() if tuple(axes) == signs)
+    per_corner = {name: inputs[name][None] for name in ("source", "transition", "mark")}
+    want = plstm_2d(**(inputs | per_corner), corners=(corner,), backend="naive")
+    assert_close("out", got, want)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 1, 3), (3, 2, 3), (2, 2, 2, 2)], ids=str)
+def test_multitree_of_a_grid_has_one_path_between_any_two_nodes(shape: tuple[int, ...]) -> None:
+    for signs in ((1,) * len(shape), (-1, 1, 1, -1)[: len(shape)]):
+        graph = LineGraph.grid(shape, signs, num_graphs=2)
+        assert_multitree(graph)
+        assert_multitree(graph.reverse())
+        tree, nodes = graph.multitree(), torch.eye(graph.num_nodes).double()
+        sizes = (tree.num_edges, tree.num_pairs, tree.num_edges, tree.num_nodes)
+        gates = (torch.ones(size, 1).double() for size in sizes)
+        one = nodes.new_ones(len(nodes), 1, 1)
+        paths = plstm_dag(one, one, nodes[:, None], *gates, tree, scale=1.0)
+        steps = torch.cartesian_prod(*map(torch.arange, shape)).view(-1, len(shape))
+        steps = steps * torch.tensor(signs)
+        behind = (steps[:, None] >= steps).all(-1).double()
+        assert torch.equal(paths[:, 0], torch.block_diag(behind, behind))
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 1, 3), (2, 2, 2, 2)], ids=str)

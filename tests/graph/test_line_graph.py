@@ -225,7 +225,7 @@ def test_plans_move_along() -> None:
 
 
 def test_a_multitree_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = LineGraph.grid((4, 5))
+    graph = LineGraph.from_edges(grid_dag(4, 5), 20)
     monkeypatch.setattr("plstm.graph.multitree.MAX_BYTES", 8 * graph.num_edges - 1)
     with pytest.raises(ValueError, match=r"^prune_to_multitree: .* got 248 bytes for 31 edges"):
         graph.multitree()

@@ -10,7 +10,7 @@ from torch_geometric.transforms import AddLaplacianEigenvectorPE, Compose
 from plstm.graph import ToDag
 from plstm.graph.batching import GraphBatcher
 from plstm.graph.position_codes import AddPositionCodes, drawn_signs, laplacian_vectors
-from tasks.graphs import StoredGraphs
+from plstm.graph.storing import StoredGraphs
 from tests.graph.graphs import molecule
 
 KINDS = ["ring", "node", "apart", "tree"]

@@ -89,6 +89,17 @@ def test_random_order_as_augmentation() -> None:
     assert LineGraph(again.dag_edge_index, again.line_index, 8, edge_level=again.edge_level)
 
 
+def test_directed_graphs_keep_their_edges_and_get_the_reverse_ones_for_message_passing() -> None:
+    edges = torch.tensor([[2, 0, 2], [0, 1, 1]])
+    before = Data(x=torch.randn(3, 2), edge_index=edges, edge_attr=torch.arange(3.0)[:, None])
+    dag = ToDag("directed")(before)
+    assert torch.equal(dag.dag_edge_index, torch.tensor([[2, 2, 0], [0, 1, 1]]))
+    assert dag.dag_edge_attr.flatten().tolist() == [0, 2, 1]
+    assert torch.equal(dag.edge_index, torch.cat([edges, edges.flip(0)], 1))
+    assert dag.edge_attr.flatten().tolist() == [0, 1, 2, 0, 1, 2]
+    assert torch.equal(before.edge_index, edges)
+
+
 def test_repr_lists_every_option_and_order_is_checked() -> None:
     assert repr(ToDag()) == "ToDag(order='bfs', seed=None)"
     assert repr(ToDag("random", seed=3)) == "ToDag(order='random', seed=3)"

@@ -8,6 +8,7 @@ from torch_geometric.nn import models
 
 from plstm.models.gnn import GNNS, GNNModel
 from plstm.modules.gnns.attentive_fp import AttentiveFP
+from plstm.modules.gnns.dmpnn import DMPNN, reverse_edges
 from plstm.modules.gnns.gps import GPS
 from plstm.modules.gnns.lstm_gnn import LSTMGNN
 from plstm.modules.gnns.mpnn import MPNN
@@ -48,6 +49,39 @@ def test_mpnn_is_its_formula() -> None:
         want = want @ conv.lin_root.weight.T + a @ want @ conv.lin_rel.weight.T + conv.lin_rel.bias
         want = want.relu() if i == 0 else want
     assert_close("nodes", net(x, EDGES), want)
+
+
+def test_dmpnn_is_its_formula() -> None:
+    """A state per direction of an edge, by loops; node 3 has no edges."""
+    net, x = DMPNN(WIDTH, WIDTH, num_layers=3, edge_dim=2).double(), features()
+    attr = torch.randn(EDGES.shape[1], 2, dtype=torch.float64)
+    edges = EDGES.T.tolist()
+    first = [net.edge_in(torch.cat([x[i], a])) for (i, _), a in zip(edges, attr, strict=True)]
+    states = [h.relu() for h in first]
+    none = torch.zeros(WIDTH, dtype=torch.float64)
+    for _ in range(2):
+        heard = [
+            sum((h for h, (k, to) in zip(states, edges, strict=True) if to == i and k != j), none)
+            for i, j in edges
+        ]
+        states = [(f + net.message(m)).relu() for f, m in zip(first, heard, strict=True)]
+    arrived = [
+        sum((h for h, (_, to) in zip(states, edges, strict=True) if to == i), none)
+        for i in range(5)
+    ]
+    want = net.node_out(torch.cat([x, torch.stack(arrived)], 1)).relu()
+    assert_close("nodes", net(x, EDGES, attr), want)
+
+
+@pytest.mark.parametrize("edges", [[[], []], [[0, 1, 2], [1, 0, 0]], [[2, 0, 1, 0], [0, 1, 0, 2]]])
+def test_reverse_edges(edges: list) -> None:
+    index = torch.tensor(edges, dtype=torch.int64)
+    reverse, found = reverse_edges(index, 3)
+    pairs = list(map(tuple, index.T.tolist()))
+    for number, (a, b) in enumerate(pairs):
+        assert found[number] == ((b, a) in pairs)
+        if found[number]:
+            assert pairs[reverse[number]] == (b, a)
 
 
 def test_lstm_gnn_is_its_formula() -> None:

@@ -48,6 +48,32 @@ def make(kind: str = "plstm", in_dim: int = IN_DIM, **options: object) -> nn.Mod
 
 @pytest.mark.parametrize("edge_dim", [0, EDGE_DIM])
 @pytest.mark.parametrize("kind", ["plstm", *GNNS])
+def test_categories_are_embedded_as_one_hot_features_are() -> None:
+    """Offsets make one table of all columns."""
+    encoder = GraphEncoder(5, 8, edge_dim=3, node_columns=2, edge_columns=1)
+    x, edge_attr = torch.tensor([[0, 3], [2, 4], [1, 3]]), torch.tensor([[0], [2]])
+    data = Data(x=x, edge_index=torch.tensor([[0, 1], [1, 0]]))
+    hot = nn.functional.one_hot(x, 5).sum(1).float()
+    linear = GraphEncoder(5, 8, edge_dim=3)
+    with torch.no_grad():
+        linear.node.weight.copy_(encoder.node.weight.T)
+        linear.edge.weight.copy_(encoder.edge.weight.T)
+        linear.node.bias.zero_()
+        linear.edge.bias.zero_()
+    linear.degree.load_state_dict(encoder.degree.state_dict())
+    want = linear(Data(x=hot, edge_index=data.edge_index))
+    assert_close("nodes", encoder(data), want, 1e-5)
+    edge_hot = nn.functional.one_hot(edge_attr, 3)[:, 0].float()
+    assert_close("edges", encoder.edges(edge_attr), linear.edges(edge_hot), 1e-5)
+    assert encoder.edges(torch.zeros(0, 1, dtype=torch.int64)).shape == (0, 8)  # one atom
+    torch.manual_seed(0)
+    big = GraphEncoder(2000, 64, node_columns=9).node.weight
+    assert float(big.std()) == pytest.approx(1 / 3, rel=0.05)  # so that sums of 9 have 1
+    for wrong in (x.float(), x[:, :1]):
+        with pytest.raises(ValueError, match=r"CategoryEmbedding: x must be integers \(N, 2\)"):
+            encoder(Data(x=wrong, edge_index=data.edge_index))
+
+
 def test_contract(kind: str, edge_dim: int) -> None:
     model, batch = make(kind, edge_dim=edge_dim), Batch.from_data_list(molecules())
     out = model(batch)

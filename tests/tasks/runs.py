@@ -1,5 +1,6 @@
 """Tiny runs of the command line, in the folder the test is in."""
 
+import json
 import math
 from pathlib import Path
 
@@ -20,19 +21,48 @@ SMALL = {  # sizes that take a second
     "pixels": {"path": "pictures", "size": 4, "batch_size": 8},
     "text": {"path": "input.txt", "context": 8, "batch_size": 2, "train_windows": 4},
     "tu": {"name": TU_NAME, "root": "tu"},
+    "molecules": {"path": "molecules.csv", "targets": "toxic", "split": "part", "batch_size": 8},
+    "molecules_regression": {"path": "molecules.csv", "targets": "size", "split": "part"},
+    "dags": {"path": "dags.jsonl", "batch_size": 8},
+    "properties": {"train_size": 16, "val_size": 8, "test_size": 8, "num_nodes": [4, 7]},
     "words": SEQUENCES | {"length": 7, "extrapolation_lengths": [9]},
     "languages": SEQUENCES
     | {"first_length": 4, "length": [3, 7], "extrapolation_lengths": [[7, 9]]},
     "recall": SEQUENCES | {"pairs": 2, "length": 8, "extrapolation_lengths": [10]},
     "listops": SEQUENCES | {"length": [4, 9], "extrapolation_lengths": [[10, 12]]},
 }
+METRICS = {  # of an evaluation; others have accuracy
+    "molecules": "roc_auc",
+    "molecules_regression": "rmse",
+    "dags": "rmse",
+    "properties": "log10_mse",
+}
 FURTHER = {"arrow": ["--model.net.depth=2"], "text": ["--model.sample_length=20"]}
 
 
+def write_dags(path: Path) -> None:
+    """Paths of 6 to 8 nodes of different kinds, a shortcut in every other one."""
+    dags = [
+        {
+            "nodes": ["in", *("abc"[i // 3**n % 3] for n in range(4)), *["out"] * (1 + i % 3)],
+            "edges": [[n, n + 1] for n in range(5 + i % 3)] + [[0, 2]] * (i % 2),
+            "target": i % 3 + 0.5 * (i % 2),
+        }
+        for i in range(40)
+    ]
+    path.write_text("".join(json.dumps(dag) + "\n" for dag in dags), "utf-8")
+
+
 def write_data() -> None:
-    """The files that the text, picture and graph tasks read."""
+    """The files that the text, molecule, picture and graph tasks read."""
     Path("input.txt").write_text("to be or not to be, that is the question\n" * 10, "utf-8")
+    parts = ["train"] * 16 + ["val"] * 8 + ["test"] * 8
+    rows = [
+        f"{'C' * (1 + i // 2)}{'NO'[i % 2]},{i % 2},{i // 2},{part}" for i, part in enumerate(parts)
+    ]
+    Path("molecules.csv").write_text("\n".join(["smiles,toxic,size,part", *rows]) + "\n", "utf-8")
     write_pictures(Path("pictures"))
+    write_dags(Path("dags.jsonl"))
     folder = Path("tu", TU_NAME, "raw")
     folder.mkdir(parents=True)
     edges, owner, labels, node_labels, first = [], [], [], [], 1

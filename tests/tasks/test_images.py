@@ -66,7 +66,7 @@ def test_idx_files(tmp_path):
     assert data.shapes == [(5, 7)]
     (loader,) = data.test_dataloader()
     images, labels = everything(loader)
-    mean, std = data.normal
+    mean, std = data.mean_and_std
     assert_close("pixels", images[:, 0] * std + mean, torch.tensor(arrays["t10k"]) / 255, 1e-6)
     assert labels.tolist() == [n % 3 for n in range(10)]
     assert list(data.checksums) == [
@@ -112,8 +112,8 @@ def test_mean_and_deviation_are_those_of_the_training_set(tmp_path):
     pixels = [np.array(Image.open(tmp_path / name)).reshape(-1, 3) / 255.0 for name in train.names]
     mean = np.mean([x.mean(0) for x in pixels], 0)
     square = np.mean([(x**2).mean(0) for x in pixels], 0)
-    assert_close("mean", data.normal[0].double(), torch.tensor(mean), 1e-6)
-    assert_close("std", data.normal[1].double(), torch.tensor(square - mean**2).sqrt(), 1e-6)
+    assert_close("mean", data.mean_and_std[0].double(), torch.tensor(mean), 1e-6)
+    assert_close("std", data.mean_and_std[1].double(), torch.tensor(square - mean**2).sqrt(), 1e-6)
     mean, std = [0.1, 0.2, 0.3], [1.0, 2.0, 3.0]
     given = ImageData(str(tmp_path), size=8, mean=mean, std=std)
     images, _ = everything(given.val_dataloader()[0])
@@ -144,7 +144,9 @@ def test_grey_beside_colour(tmp_path):
     assert data.in_dim == 3
     images, _ = everything(data.test_dataloader()[0])
     assert images.shape == (2, 3, 8, 8)
-    assert torch.allclose(images[:, 0] * data.normal[1][0], images[:, 2] * data.normal[1][2])
+    assert torch.allclose(
+        images[:, 0] * data.mean_and_std[1][0], images[:, 2] * data.mean_and_std[1][2]
+    )
 
 
 def test_sixteen_bits_beside_eight(tmp_path):
@@ -236,6 +238,20 @@ def test_pictures_are_resized(tmp_path):
     assert colours.tolist() == (1 - labels).tolist()  # "green" before "red"
 
 
+def test_mistakes_are_drawn(tmp_path):
+    write_classes(tmp_path / "train", {"a": 4, "b": 4})
+    write_classes(tmp_path / "test", {"a": 3, "b": 2})
+    data = ImageData(str(tmp_path))
+    sure = torch.tensor([0.9, 0.4, 0.2, 0.3, 0.7])  # of a
+    (figure,) = data.prediction_pictures({"": torch.stack([sure, 1 - sure], 1)}).values()
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in panels] == ["a\nb 80%", "b\na 70%", "a\nb 60%"]
+    drawn = [float(axes.images[0].get_array().mean()) * 255 for axes in panels]
+    assert drawn == pytest.approx([2, 101, 1])
+    right = torch.tensor([1.0, 1, 1, 0, 0])
+    assert data.prediction_pictures({"": torch.stack([right, 1 - right], 1)}) == {}
+
+
 # What is said of mistakes.
 
 ARGUMENTS = {
@@ -247,8 +263,9 @@ ARGUMENTS = {
     "shift": ({"max_shift": -1}, "max_shift must be 0 or more pixels"),
     "erase": ({"erase": 1.1}, "erase a probability"),
     "permutation": ({"permutation_seed": 0}, "permutation_seed is for sequences"),
-    "mean": ({"mean": [0.5]}, "mean and std must have a number for every channel"),
-    "std": ({"mean": [0.5], "std": [1.0, 1.0]}, "mean and std must have a number"),
+    "mean": ({"mean": [0.5]}, "mean and std must have a number for each of 1 or 3 channels"),
+    "std": ({"mean": [0.5], "std": [1.0] * 3}, "mean and std must have a number"),
+    "channels": ({"mean": [0.5] * 2, "std": [1.0] * 2}, "mean and std must have a number"),
 }
 
 
@@ -352,8 +369,8 @@ def test_checkpoint_keeps_what_the_net_goes_with(trained):
     saved = torch.load(checkpoint.partition("=")[2], weights_only=True)["data_arguments"]
     assert saved == {
         "classes": ["green", "red"],
-        "mean": data.normal[0].tolist(),
-        "std": data.normal[1].tolist(),
+        "mean": data.mean_and_std[0].tolist(),
+        "std": data.mean_and_std[1].tolist(),
     }
 
 
@@ -446,7 +463,7 @@ def test_real_files(name, mean, std):
     data = ImageData(str(DATA / name), val_share=1e-4)
     assert {s: len(part) for s, part in data.sets.items()} == {"train": 60000, "test": 10000}
     assert data.out_dim == 10
-    assert [float(x) for x in data.normal] == pytest.approx([mean, std], abs=1e-4)
+    assert [float(x) for x in data.mean_and_std] == pytest.approx([mean, std], abs=1e-4)
 
 
 @pytest.mark.skipif(not (DATA / "mnist").exists(), reason="the files are not here")

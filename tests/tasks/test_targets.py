@@ -15,7 +15,7 @@ from tasks.cli import main
 from tasks.data import DataModule
 from tasks.multi_label import MultiLabel
 from tasks.regression import Regression
-from tasks.targets import Cells, by_target
+from tasks.targets import Cells, GatheredCells, by_target
 from tasks.tu import TUData
 from tests.helpers import assert_close
 from tests.tasks.runs import folder_of, metrics_of
@@ -276,8 +276,28 @@ def test_errors(call, message: str) -> None:
         call()
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[0.0, 2.0], [1.0, 1.0]], r"MultiLabel: targets must be 0, 1 or NaN, got 0\.\.2; take"),
+        ([[0.0, 1.0], [0.0, NAN]], "no target has both in the training set"),
+    ],
+)
+def test_labels_are_checked_before_training(workplace, monkeypatch, values, message) -> None:
+    monkeypatch.setattr(Points, "training_targets", property(lambda self: torch.tensor(values)))
+    with pytest.raises(ValueError, match=message):
+        main(command("fit", "multi_label.MultiLabel"))
+
+
 def test_a_target_without_training_values_is_refused(workplace, monkeypatch) -> None:
     empty = property(lambda self: torch.tensor([[1.0, NAN], [2.0, NAN]]))
     monkeypatch.setattr(Points, "training_targets", empty)
     with pytest.raises(ValueError, match=r"Regression: .*got no value of c\.d"):
         main(command("fit", "regression.Regression"))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_cells_have_two_axes_however_few_they_are(rows):
+    metric = GatheredCells()
+    metric.update(torch.ones(rows, 1), torch.zeros(rows, 1))
+    assert [x.shape for x in metric.cells()] == [(rows, 1)] * 2

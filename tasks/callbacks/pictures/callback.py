@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from tasks.callbacks.pictures import graph, grid, sequence
 from tasks.callbacks.pictures.confusion import MAX_CLASSES, accuracy, confusion_matrices
 from tasks.callbacks.pictures.curves import learning_curve, metric_by_size
+from tasks.callbacks.pictures.targets import picture_of_targets
 from tasks.callbacks.predictions import by_test_set
 from tasks.data import UNLABELLED, DataModule
 from tasks.runs import log_figure, run_folder
@@ -113,7 +114,7 @@ class Pictures(Callback):
             for name, figure in trainer.datamodule.prediction_pictures(predictions).items():
                 self._save(trainer, folder, name, figure)
         counts = {name: metric.compute() for name, metric in self.confusion.items()}  # of all ranks
-        cells = {name: metric.compute() for name, metric in self.cells.items()}
+        cells = {name: metric.cells() for name, metric in self.cells.items()}
         if folder is None:
             return
         if any(matrix.any() for matrix in counts.values()):  # something has a class
@@ -144,6 +145,11 @@ class Pictures(Callback):
         def describe(number: int) -> str:
             return pl_module.describe(every[number], labels[number], data)
 
+        def describe_graph(number: int) -> str:
+            if len(every) == inputs.num_graphs:
+                return describe(number)
+            return f"first node: {describe(int((inputs.batch == number).long().argmax()))}"
+
         example = describe(int((labels != UNLABELLED).any(1).long().argmax()))
         tokens = (
             data.class_names if data.in_dim == data.out_dim else None
@@ -152,7 +158,7 @@ class Pictures(Callback):
             figures = {
                 "gating_grid": grid.gating_maps(net, inputs, example),
                 "gating_sequence": sequence.gating_maps(net, inputs, tokens),
-                "gating_graph": graph.gating_maps(net, inputs, describe, data.node_names),
+                "gating_graph": graph.gating_maps(net, inputs, describe_graph, data.node_names),
             }
         for name, figure in figures.items():
             if folder is not None and figure is not None:
@@ -176,7 +182,8 @@ class Pictures(Callback):
         measured = {name: part for name, part in cells.items() if part.targets.isfinite().any()}
         if measured:
             data = trainer.datamodule
-            figure = pl_module.picture(_named(measured, data, split), data.target_names)
+            sets = _named(measured, data, split)
+            figure = picture_of_targets(pl_module, sets, data.target_names)
             self._save(trainer, folder, "targets", figure)
 
     def _save_sizes(

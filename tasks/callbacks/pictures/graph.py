@@ -74,7 +74,8 @@ def gating_maps(
         net: Maps DagData to logits.
         data: A batch.
         describe: What is known of a graph, by its number.
-        node_names: Names of the node features, of which each node has one.
+        node_names: Names of the node features, of which each node has one, or of the categories in
+            the first column.
     """
     layers = first_layers(net, PLSTMGraph)
     if not layers:
@@ -87,8 +88,7 @@ def gating_maps(
     panels = figure.subplots(1, len(layers), squeeze=False)[0]
     arcs = colour_scale(torch.cat([dag.transition for dag in dags]))
     marks = colour_scale(torch.cat([dag.node_marks for dag in dags]))
-    kinds = data.x[dags[0].nodes].argmax(1).tolist() if node_names else []
-    names = [node_names[kind] for kind in kinds]
+    names = _names(data.x[dags[0].nodes], node_names) if node_names else []
     for axes, (name, layer), dag in zip(panels, layers.items(), dags, strict=True):
         draw_dag(axes, dag, places, arcs, marks, names)
         sources = " to ".join(f"{x:.2f}" for x in dag.source.aminmax()) if len(dag.source) else "-"
@@ -106,6 +106,12 @@ def gating_maps(
     ):
         figure.colorbar(colours, ax=list(panels), label=label, aspect=40)
     return figure
+
+
+def _names(x: Tensor, names: Sequence[str]) -> list[str]:
+    """Names of nodes with one-hot features, or categories, x."""
+    kinds = x.argmax(1) if x.is_floating_point() else x[:, 0]
+    return [names[kind] for kind in kinds.tolist()]
 
 
 def _look(

@@ -7,13 +7,34 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from tasks.multi_label import MultiLabel
+from tasks.targets import Cells, TargetModule, by_target
+
 MAX_TARGETS = 6  # that are drawn against their predictions
 PANEL = 3.5  # inches
 
 
-def predicted_against_true(
-    cells: Mapping[str, tuple[Tensor, Tensor]], names: Sequence[str]
+def picture_of_targets(
+    module: TargetModule, cells: Mapping[str, Cells], names: Sequence[str]
 ) -> Figure:
+    """Scores of yes-or-no targets, or predictions over targets, as it suits the module.
+
+    Args:
+        module: The module that predicted.
+        cells: Predictions and targets under the name of their set.
+        names: Names of the T targets.
+    """
+    if not isinstance(module, MultiLabel):
+        return predicted_against_true(cells, names)
+    values = {
+        label: {name: by_target(score, part) for name, score in module.scores.items()}
+        for label, part in cells.items()
+    }
+    shares = {label: part.targets.nanmean(0) for label, part in cells.items()}
+    return score_bars(values, shares, names)
+
+
+def predicted_against_true(cells: Mapping[str, Cells], names: Sequence[str]) -> Figure:
     """Predictions over targets, a column for each of the first MAX_TARGETS and a row per set.
 
     Args:

@@ -303,6 +303,18 @@ def test_nodes_have_names_and_the_graph_its_classes():
     assert texts == [f"{'CNO'[n % 3]}\n{i}" for i, n in enumerate(dag.nodes.tolist())]
 
 
+def test_a_graph_of_nodes_with_targets_is_described_by_its_first_node(workplace, monkeypatch):
+    seen = []
+    monkeypatch.setattr(graph, "gating_maps", lambda net, data, describe, names: seen.append(
+        [describe(number) for number in range(data.num_graphs)]
+    ))  # fmt: skip
+    cli = run("predict", "properties", "--trainer.logger=false")
+    batch = next(iter(cli.datamodule.test_dataloader()))
+    first = [int((batch.batch == number).nonzero()[0]) for number in range(batch.num_graphs)]
+    want = [f"first node: eccentricity {batch.y[row]:.4g}, predicted" for row in first]
+    assert all(text.startswith(start) for text, start in zip(seen[0], want, strict=True))
+
+
 def test_choice_of_a_graph():
     def chosen(*sizes):
         return graph.choose_graph(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)))

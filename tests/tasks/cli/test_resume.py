@@ -25,6 +25,7 @@ from tasks.callbacks.metrics_file import MetricsFile
 from tasks.checkpoint_file import read_checkpoint
 from tasks.classification import Classification
 from tasks.language_model import LanguageModel
+from tasks.supervised import Supervised
 from tests.tasks.runs import folder_of, run
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -35,6 +36,8 @@ SIZES = {  # two epochs of a few steps
     "images": ["--data.flip=true", "--model.net.depth=1"],
     "text": ["--data.train_windows=8", "--model.net.depth=1"],
     "tu": ["--data.batch_size=8"],
+    "dags": ["--data.batch_size=12", "--model.net.depth=2"],
+    "properties": ["--data.batch_size=6", "--data.laplacian=2", "--model.net.depth=2"],
 }
 OFTEN = "--last_checkpoint.minutes=0"
 
@@ -158,6 +161,8 @@ def test_killed_while_saving(kill, unbroken, n):
         ("images", ()),
         slow("images", ("--data.num_workers=1",)),
         slow("tu", ()),
+        slow("dags", ()),
+        slow("properties", ()),
         ("text", ("--trainer.accumulate_grad_batches=2", "--data.train_windows=10")),
         ("text", ("--trainer.max_epochs=-1", "--trainer.max_steps=7")),
         slow("text", ("--trainer.val_check_interval=0.5",)),
@@ -169,8 +174,8 @@ def test_killed_while_saving(kill, unbroken, n):
 )
 def test_killed_twice(kill, unbroken, config, args):
     command = fit(config, *args)
-    folder = kill(Classification, "training_step", 3, *command)
-    kill(Classification, "training_step", 3, *command, f"--resume={folder}")
+    folder = kill(Supervised, "training_step", 3, *command)
+    kill(Supervised, "training_step", 3, *command, f"--resume={folder}")
     run(*command, f"--resume={folder}")
     assert_same_run(folder, unbroken(*command))
 

@@ -1,0 +1,111 @@
+"""Molecules from SMILES: graphs with categories of atoms and bonds, scaffolds, fingerprints.
+
+rdkit reads them; it is imported when the first one is read.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.utils.smiles import e_map, from_rdmol, x_map
+
+ATOM_SIZES = [len(values) for values in x_map.values()]  # categories of every column
+BOND_SIZES = [len(values) for values in e_map.values()]
+
+
+class Molecule(NamedTuple):
+    """A molecule that was read."""
+
+    graph: Data  # x (N, 9) and edge_attr (E, 3) of category numbers
+    canonical: str  # the same for all SMILES of the molecule
+    scaffold: str  # of Bemis and Murcko, without stereo; empty for molecules without rings
+
+
+def require_rdkit() -> None:
+    """Raise a ValueError if rdkit is not installed."""
+    try:
+        import rdkit  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "MoleculesData: SMILES are read by rdkit, which is not installed; "
+            'pip install "plstm[molecules]" or pip install rdkit'
+        ) from error
+
+
+def read_molecule(smiles: str) -> Molecule:
+    """Read a SMILES as from_smiles of PyTorch Geometric does.
+
+    Category numbers of a column follow those of the columns before it, so that one table of
+    embeddings serves all of them.
+
+    Raises:
+        ValueError: the reason for which rdkit, or PyTorch Geometric, refuses it.
+    """
+    from rdkit.Chem import MolToSmiles
+    from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
+
+    mol = parse(smiles)
+    try:
+        graph = from_rdmol(mol)
+    except ValueError as error:  # a category that it has no number for
+        raise ValueError(f"unusual atom or bond: {error}") from error
+    graph.x = graph.x + _starts(ATOM_SIZES)
+    graph.edge_attr = graph.edge_attr + _starts(BOND_SIZES)
+    return Molecule(graph, MolToSmiles(mol), MurckoScaffoldSmiles(mol=mol))
+
+
+def parse(smiles: str) -> object:
+    """The molecule of rdkit.
+
+    Raises:
+        ValueError: the reason for which rdkit refuses it.
+    """
+    from rdkit import Chem, rdBase
+
+    if not smiles:
+        raise ValueError("no SMILES")
+    with rdBase.BlockLogs():
+        mol = Chem.MolFromSmiles(smiles)
+        if mol is None:
+            raise ValueError(_reason(Chem.MolFromSmiles(smiles, sanitize=False)))
+    if mol.GetNumAtoms() == 0:
+        raise ValueError("no atoms")
+    return mol
+
+
+def fingerprint(smiles: str) -> np.ndarray:
+    """ECFP4: 2048 bits of the surroundings of atoms up to two bonds away, as uint8."""
+    return _fingerprints().GetFingerprintAsNumPy(parse(smiles))
+
+
+@cache
+def _fingerprints() -> object:
+    from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
+
+    return GetMorganGenerator(radius=2, fpSize=2048)
+
+
+def element_symbols() -> list[str]:
+    """Symbols of the elements by atomic number; * for 0, any atom."""
+    from rdkit.Chem import GetPeriodicTable
+
+    table = GetPeriodicTable()
+    return ["*", *(table.GetElementSymbol(n) for n in x_map["atomic_num"][1:])]
+
+
+def _reason(unsanitised: object | None) -> str:
+    from rdkit.Chem import DetectChemistryProblems
+
+    if unsanitised is None:
+        return "no valid SMILES"
+    problems = [problem.Message() for problem in DetectChemistryProblems(unsanitised)]
+    return problems[0] if problems else "rdkit cannot make a molecule of it"
+
+
+def _starts(sizes: list[int]) -> Tensor:
+    """First number of every column."""
+    ends = torch.tensor(sizes).cumsum(0)
+    return ends - torch.tensor(sizes)
