@@ -24,6 +24,8 @@ from benchmarks.measure import ROOT
 from benchmarks.results import markdown
 from benchmarks.wandb_file import WandbFile
 
+CONFIGS = ROOT / "configs"
+
 
 class Trial(NamedTuple):
     """One run of a sweep; its value is infinite if it diverged, None if it is not known."""
@@ -60,18 +62,35 @@ def _trial(config: dict[str, object], values: Sequence[object], diverged: bool) 
         last = math.inf
     arguments = config["model"]["init_args"]
     rate = arguments["optimizer"]["init_args"]["lr"]
-    return Trial(net_name(arguments["net"]), rate, config["seed_everything"], last)
+    name = net_name(arguments["net"], config["data"]["class_path"])
+    return Trial(name, rate, config["seed_everything"], last)
 
 
-def net_name(net: dict[str, object]) -> str:
-    """The file of configs/net that a resolved net comes from; its class if there is none."""
+def net_name(net: dict[str, object], data: str) -> str:
+    """The file of configs/net that a resolved net comes from; its class if there is none.
+
+    Of equal files that of the task with such a class of data.
+    """
     same = [name for name, written in _written_nets().items() if _agrees(written, net)]
-    return max(same, key=lambda name: _leaves(_written_nets()[name]), default=net["class_path"])
+    endings = tuple(_endings(data))
+    return max(
+        same,
+        key=lambda name: (_leaves(_written_nets()[name]), name.endswith(endings)),
+        default=net["class_path"],
+    )
+
+
+@functools.cache
+def _endings(data: str) -> set[str]:
+    """What files of nets end in for tasks with such a class of data."""
+    configs = (yaml.safe_load(file.read_text("utf-8")) for file in CONFIGS.glob("*.yaml"))
+    nets = (x["model"]["init_args"]["net"] for x in configs if x["data"]["class_path"] == data)
+    return {f"_{Path(net).stem.rsplit('_', 1)[1]}" for net in nets}
 
 
 @functools.cache
 def _written_nets() -> dict[str, object]:
-    files = sorted((ROOT / "configs" / "net").glob("*.yaml"))
+    files = sorted((CONFIGS / "net").glob("*.yaml"))
     return {file.stem: yaml.safe_load(file.read_text("utf-8")) for file in files}
 
 

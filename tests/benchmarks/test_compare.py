@@ -230,7 +230,8 @@ def test_table_is_computed_from_the_rows(task):
         assert got[1:5] == ["config", str(len(numbers)), *want]
         assert got[-1] == f"{5 * (len(numbers) + 1):.1f}"  # median of 10, 20, ...
     order = [line.split()[1] for line in table.splitlines() if line.startswith("| ")][2:]
-    assert order == (["low", "middle", "high"] if task == "text" else ["high", "middle", "low"])
+    higher_is_better = METRICS[task][1]
+    assert order == (["high", "middle", "low"] if higher_is_better else ["low", "middle", "high"])
 
 
 def test_picture_shows_every_net_and_run():

@@ -21,6 +21,7 @@ def write_run(folder, net, lr, seed, rows):
     folder.mkdir(parents=True)
     init_args = {"net": net, "optimizer": {"class_path": "AdamW", "init_args": {"lr": lr}}}
     config = {"seed_everything": seed, "model": {"init_args": init_args}}
+    config["data"] = {"class_path": "tasks.text.TextData", "init_args": {}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "metrics.csv").write_text("\n".join(["step,val/loss,diverged", *rows, ""]))
 
@@ -87,15 +88,18 @@ def test_picture():
 
 @pytest.mark.parametrize("file", NETS, ids=lambda file: file.stem)
 def test_nets_are_known_by_their_files(file):
+    task = {"sequences": "words"}.get(ending := file.stem.rsplit("_", 1)[1], ending)
+    config = yaml.safe_load((sweep.CONFIGS / f"{task}.yaml").read_text())
+    data = config["data"]["class_path"]
     resolved = yaml.safe_load(file.read_text())
-    assert sweep.net_name(resolved) == file.stem
+    assert sweep.net_name(resolved, data) == file.stem
     other = copy.deepcopy(resolved)
     other["init_args"]["more"] = None  # a default that is written out
-    assert sweep.net_name(other) == file.stem
+    assert sweep.net_name(other, data) == file.stem
     other["class_path"] = f"plstm.models.{other['class_path'].rsplit('.', 1)[1]}"  # shorter
-    assert sweep.net_name(other) == file.stem
+    assert sweep.net_name(other, data) == file.stem
     other["class_path"] = "my.Net"
-    assert sweep.net_name(other) == "my.Net"
+    assert sweep.net_name(other, data) == "my.Net"
 
 
 def test_a_trial_that_diverges_is_a_result(workplace, capsys):

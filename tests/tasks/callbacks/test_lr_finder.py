@@ -52,7 +52,7 @@ def test_loss_that_falls_nowhere(losses):
         lowest([0.1, 0.2, 0.4][: len(losses)], losses)
 
 
-class Regression(LightningModule):
+class LinearFit(LightningModule):
     """Noisy targets of one linear map, by gradient descent.
 
     The mean squared error has the curvature 2 E[x^2] in every direction, and descent diverges at
@@ -97,10 +97,10 @@ def found_rate(folder, model, scale=1.0):
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_found_rate_is_somewhat_below_the_edge_of_stability(scale, tmp_path):
     edge = 1 / scale**2
-    assert 0.02 * edge < found_rate(tmp_path, Regression(), scale) < 0.5 * edge
+    assert 0.02 * edge < found_rate(tmp_path, LinearFit(), scale) < 0.5 * edge
 
 
-class Killed(Regression):
+class Killed(LinearFit):
     """SIGTERM comes in the third step of the search."""
 
     def training_step(self, batch, batch_idx):
