@@ -99,10 +99,13 @@ def report(task: str, rows: list[Row]) -> str:
 
 
 def picture(task: str, rows: list[Row]) -> Figure:
-    """The metric of every net with its spread, a dot per run; beside it training speed."""
+    """The metric of every net with its spread, a dot per run; beside it speeds if known."""
     nets = by_net(task, rows)
+    speeds = [speed(runs) or 0.0 for runs in nets.values()]
     figure = Figure(figsize=(9, 1.2 + 0.35 * len(nets)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
+    widths = [2, 1] if any(speeds) else [1]
+    panels = figure.subplots(1, len(widths), sharey=True, width_ratios=widths, squeeze=False)[0]
+    left = panels[0]
     for name in metric_names(task, rows):
         _metric(left, nets, name)
     left.set_xlabel(
@@ -110,13 +113,12 @@ def picture(task: str, rows: list[Row]) -> Figure:
     )
     if len(metric_names(task, rows)) > 1:
         figure.legend(loc="outside lower left", ncols=3, fontsize=8)
-    speeds = [speed(runs) or 0.0 for runs in nets.values()]
-    right.barh(range(len(nets)), speeds, color="0.6")
-    right.set_xlabel("training, samples per second")
-    right.set_visible(any(speeds))
+    for right in panels[1:]:
+        right.barh(range(len(nets)), speeds, color="0.6")
+        right.set_xlabel("training, samples per second")
     left.set_yticks(range(len(nets)), list(nets))
     left.invert_yaxis()
-    for axes in (left, right):
+    for axes in panels:
         axes.grid(axis="x", alpha=0.3)
     last = rows[-1]
     title = (

@@ -242,6 +242,11 @@ def test_picture_shows_every_net_and_run():
     assert [bar.get_width() for bar in right.patches] == [10, 15]
 
 
+def test_picture_without_speeds_has_one_panel():
+    rows = [row | {"samples_per_s": None} for row in made_rows("text", {"a": [0.5], "b": [1]})]
+    assert len(picture("text", rows).axes) == 1
+
+
 def test_picture_of_the_quick_start_shows_the_longest_runs():
     short = made_rows("quickstart", {"plstm": [0.5], "attention": [0.6]})
     long = made_rows("quickstart", {"plstm": [0.8, 1.0], "vit": [1.0]})
