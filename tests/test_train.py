@@ -33,10 +33,10 @@ def pairs():
 
 
 PAIRS = list(pairs())
-# Nets of twelve blocks whose smaller kin of the quick start runs anyway.
-LARGE = {"mamba2d_arrow", "vil_arrow", "plstm-published_arrow"}
+# The layers of other nets have a contract test.
+QUICK = ("plstm_", "plstm-lanes_", "plstm-automata_", "attention_q", "attention_t", "gin_")
 RUNS = [
-    pytest.param(config, net, marks=pytest.mark.slow if net.stem in LARGE else ())
+    pytest.param(config, net, marks=() if net.stem.startswith(QUICK) else pytest.mark.slow)
     for config, net in PAIRS
 ]
 PNG = b"\x89PNG"
@@ -103,7 +103,9 @@ def test_checkpoint_is_what_was_validated(config):
     assert metrics_of(run("test", folder / "config.yaml"))["test/loss"] != tested["test/loss"]
 
 
-@pytest.mark.parametrize("config", ["quickstart", "images", "text", "tu"])
+@pytest.mark.parametrize(
+    "config", ["quickstart", pytest.param("images", marks=pytest.mark.slow), "text", "tu"]
+)
 def test_predictions_are_those_that_were_tested(config):
     folder = folder_of(run("fit", config))
     checkpoint = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"

@@ -158,7 +158,7 @@ def test_killed_while_saving(kill, unbroken, n):
     ("config", "args"),
     [
         ("quickstart", ()),
-        ("images", ()),
+        slow("images", ()),
         slow("images", ("--data.num_workers=1",)),
         slow("tu", ()),
         slow("dags", ()),
