@@ -43,7 +43,6 @@ def test_a_single_buffer_under_unfinished_products(buffers, wrong):
     assert not overwrites(LOOP.format(buffers=1).replace("true", "false"))
 
 
-@pytest.mark.slow
 def test_small_selection():
     """The widest loop, and the kernels of grids, on Hopper."""
     done = compile_kernels("--targets", "sm_90", "--match", "1d bfloat16 L4096", "2d bfloat16 1x1")

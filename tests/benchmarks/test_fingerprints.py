@@ -21,11 +21,7 @@ def own_cache(tmp_path: Path, monkeypatch) -> None:
     ("column", "metrics"),
     [
         ("chlorine", {"test/roc_auc": 1.0, "test/average_precision": 1.0}),
-        pytest.param(
-            "mass",
-            {"test/rmse": 0.0, "test/mae": 0.0, "test/r2": 1.0, "test/pearson": 1.0},
-            marks=pytest.mark.slow,
-        ),
+        ("mass", {"test/rmse": 0.0, "test/mae": 0.0, "test/r2": 1.0, "test/pearson": 1.0}),
     ],
 )
 def test_trees_learn_what_fingerprints_show(

@@ -1,7 +1,9 @@
 """Tiny runs of the command line, in the folder the test is in."""
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,11 @@ def run(subcommand: str, config: str | Path, *args: str) -> CLI:
 def folder_of(cli: CLI) -> Path:
     """Folder of a run that has ended."""
     return run_folder(cli.trainer)
+
+
+def full_disk(*args: object) -> None:
+    """In place of a function that writes."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def end_wandb() -> None:
