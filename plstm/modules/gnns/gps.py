@@ -10,7 +10,8 @@ class GPS(nn.Module):
     x <- MLP(local(x) + attention(x)), each part with its residual and norm
 
     The local part is GINEConv with edge features and GINConv without. Positional codes are those of
-    the encoder (the degree); attention costs the square of the largest graph of the batch.
+    the encoder (the degree, and what the data bring); attention costs the square of the largest
+    graph of the batch.
 
     Args:
         in_channels: Width of the node features; equal to hidden_channels.
