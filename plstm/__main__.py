@@ -40,7 +40,7 @@ def delta(device: str, backend: str) -> Tensor:
 # Function, backend, device, and how to try it.
 KERNELS: tuple[tuple[str, str, str, Callable[[str, str], Tensor]], ...] = (
     ("plstm_1d", "triton", "cuda", sequence),
-    ("plstm_2d", "gated", "cpu", grid),
+    ("plstm_2d", "dense", "cpu", grid),
     ("plstm_2d", "scan", "cpu", grid),
     ("plstm_2d", "triton", "cuda", grid),
     ("gated_linear_attention", "fla", "cuda", decay),

@@ -59,7 +59,7 @@ def _grid(q: Shape, k: Shape, v: Shape, source: Shape, *args: object, **kwargs: 
     directions, the 2 x 2 transition, and the states read in two directions.
     """
     whole, states, form = _grid_sizes(q, v, source, args)
-    return 2 * whole * (q[-1] + v[-1]) if form == "gated" else 2 * 8 * states
+    return 2 * whole * (q[-1] + v[-1]) if form == "dense" else 2 * 8 * states
 
 
 def _grid_backward(
@@ -67,7 +67,7 @@ def _grid_backward(
 ) -> int:
     """The scores, or the states, again, then two products for each of the forward pass."""
     whole, states, form = _grid_sizes(q, v, source, args)
-    return 2 * whole * (3 * q[-1] + 2 * v[-1]) if form == "gated" else 2 * (6 + 16) * states
+    return 2 * whole * (3 * q[-1] + 2 * v[-1]) if form == "dense" else 2 * (6 + 16) * states
 
 
 def _grid_sizes(q: Shape, v: Shape, source: Shape, args: tuple) -> tuple[int, int, str]:

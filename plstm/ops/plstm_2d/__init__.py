@@ -26,7 +26,7 @@ __all__ = ["CORNERS", "check_corners", "plstm_2d", "plstm_2d_gating"]
 # Entries of all gating matrices, B H (Y X)^2, up to which they are written: 1 GiB in float32, and a
 # training step holds a few such. Where it fits, the whole form was the faster one at every size
 # measured on a CPU (up to 56 x 56 tokens, width 64: 2.7 times).
-WHOLE_ENTRIES = 2**28
+DENSE_ENTRIES = 2**28
 CHUNK_TOKENS = 512  # tokens in a block of rows beyond that
 
 
@@ -45,7 +45,7 @@ def _triton(
     return plstm_2d_triton(q, k, v, gates, corners, scale)
 
 
-COMPILED = ("native", "gated", "scan")  # by C++, for the CPU
+COMPILED = ("native", "dense", "scan")  # by C++, for the CPU
 FORMS = {
     "naive": plstm_2d_naive,
     "rows": plstm_2d_rows,
@@ -95,7 +95,7 @@ def plstm_2d(
             edges, whatever they hold, NaN included: nothing comes from them or passes through, and
             their output is 0. An image on a larger canvas gives what it gives by itself.
         backend: "naive" (the loop), "rows" (whole gating matrix, quadratic memory), "chunk" (blocks
-            of rows, memory linear in Y); by C++ kernels, for the CPU, "gated" (whole gating matrix
+            of rows, memory linear in Y); by C++ kernels, for the CPU, "dense" (whole gating matrix
             of a few heads at a time), "scan" (states, time and memory linear in Y X) and "native"
             (the faster of these two); "triton" (gates one row of the grid at a time, linear memory,
             in kernels for CUDA devices: X, K, V up to 128); or "auto". The kernels
@@ -109,7 +109,7 @@ def plstm_2d(
         ValueError: shapes, dtypes or devices disagree, the grid is empty, corners are unknown or
             repeated, or the backend is unknown or does not run here.
         NotImplementedError: a derivative that a kernel does not have.
-        RuntimeError: "native", "gated" or "scan" is asked for where no C++ compiler works.
+        RuntimeError: "native", "dense" or "scan" is asked for where no C++ compiler works.
 
     Source: arXiv 2506.11997, the grid case.
     """
@@ -157,7 +157,7 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, corners: tuple[str, ...], dtype: t
         return "native"
     batch, num_rows, num_columns, heads, _ = q.shape
     entries = batch * heads * (num_rows * num_columns) ** 2
-    return "rows" if entries <= WHOLE_ENTRIES else "chunk"
+    return "rows" if entries <= DENSE_ENTRIES else "chunk"
 
 
 def runs_compiled(backend: str, device: torch.device) -> bool:

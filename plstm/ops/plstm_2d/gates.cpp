@@ -1,4 +1,4 @@
-// Gates of a grid from the activated numbers of a layer, laid out as gating.cpp reads them.
+// Gates of a grid from the activated numbers of a layer, laid out as dense.cpp reads them.
 //
 // activated (B, N, F), N = Y X nodes. Columns, each group over (corners, H) but the direct gate:
 //   mode P   s m d(H) t         S = s (a, 1 - a), M = (m, m), T[0, :] = a t, T[1, :] = (1 - a) t

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plstm.ops import native
 
-SOURCE = Path(__file__).with_name("gating.cpp")
+SOURCE = Path(__file__).with_name("dense.cpp")
 PART_ENTRIES = 2**19  # of a matrix made at once, 2 MiB in float32: it stays in the cache
 
 
