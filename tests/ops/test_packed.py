@@ -264,7 +264,7 @@ def test_wrong_sequences(op, make):
         op(**pair, cu_seqlens=cu_seqlens)
     short = {key: x[:, :9] for key, x in inputs.items()}
     packing = as_packing("test", cu_seqlens, inputs["q"])
-    with pytest.raises(ValueError, match=f"^{name}: the Packing must be .* 9 positions on cpu"):
+    with pytest.raises(ValueError, match=f"^{name}: the Packing must match .* 9 positions on cpu"):
         op(**short, cu_seqlens=packing)
     none = {key: x[:, :0] for key, x in inputs.items()}
     with pytest.raises(ValueError, match=f"^{name}: the sequence must have at least one position"):
