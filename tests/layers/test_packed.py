@@ -132,7 +132,7 @@ def test_learned_positions_start_anew():
     for span in SPANS:
         assert torch.equal(y[:, span], code(x[:, span]))
     short = LearnedPosition1d(2, 65)
-    with pytest.raises(ValueError, match=r"only 65 positions have a code, .* up to position 66"):
+    with pytest.raises(ValueError, match=r"only 65 positions are encoded, .* up to position 66"):
         short(x, positions)
 
 

@@ -260,7 +260,7 @@ def test_wrong_sequences(op, make):
         op(**inputs, cu_seqlens=cu_seqlens)
     del inputs["state"]
     pair = {key: x.expand(2, *x.shape[1:]) for key, x in inputs.items()}
-    with pytest.raises(ValueError, match=f"^{name}: .* batch of one, got a batch of 2"):
+    with pytest.raises(ValueError, match=f"^{name}: .* the batch size must be 1, got 2"):
         op(**pair, cu_seqlens=cu_seqlens)
     short = {key: x[:, :9] for key, x in inputs.items()}
     packing = as_packing("test", cu_seqlens, inputs["q"])
