@@ -169,5 +169,5 @@ def test_a_loaded_net_has_its_alphabet():
     x = loaded.alphabet.encode("to be")[None]
     assert torch.equal(loaded.net(x), cli.model.net(x))
     loaded.alphabet = Alphabet("TO BE")  # of data
-    with pytest.raises(ValueError, match=r"knows the characters '.*,abe.*', got data with ' BEOT'"):
+    with pytest.raises(ValueError, match=r"has the characters '.*,abe.*', got data with ' BEOT'"):
         loaded.on_load_checkpoint(read_checkpoint(path))

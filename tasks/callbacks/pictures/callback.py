@@ -151,9 +151,7 @@ class Pictures(Callback):
             return f"first node: {describe(int((inputs.batch == number).long().argmax()))}"
 
         example = describe(int((labels != UNLABELLED).any(1).long().argmax()))
-        tokens = (
-            data.class_names if data.in_dim == data.out_dim else None
-        )  # for token prediction
+        tokens = data.class_names if data.in_dim == data.out_dim else None  # for token prediction
         with trainer.precision_plugin.predict_step_context():
             figures = {
                 "gating_grid": grid.gating_maps(net, inputs, example),

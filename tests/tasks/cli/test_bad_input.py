@@ -167,12 +167,12 @@ def test_negative_workers(told):
 
 
 WRONG_PICTURES = {
-    "--data.path=none": "ImageData: path must be a folder of pictures .* got 'none'; there is none",
+    "--data.path=none": "ImageData: path must be a folder of images .* got 'none'; there is none",
     "--data.size=null": "have 3 sizes: 6 x 9 .* set data.size, as in --data.size 64",
     "--data.size=9": "VisionModel: images must have .* divisible by the patch size 4",
     "--data.size=x": "data.size must be int or .*, got x",
     "--data.as_sequence=true": "VisionModel: images must have shape",
-    "--data.val_share=1.0": "something must be left to train on, got 1.0 and 0.1",
+    "--data.val_share=1.0": "some images must be left for training, got 1.0 and 0.1",
     "--data.test_path=none": "ImageData: test_path must be a folder .* got 'none'; there is none",
 }
 
