@@ -46,7 +46,7 @@ def test_bad_checkpoints_are_refused(tmp_path):
         r"is damaged or not a checkpoint \(Pytorch": whole[: len(whole) // 2],
         r"is damaged or not a checkpoint \((EOF|Ran out)": b"",
         r"x.ckpt is damaged or not a checkpoint": b"to be or not to be",
-        r"damaged or no checkpoint \(not a pickle of weights": pickle.dumps(Harmful(), 4),
+        r"damaged or not a checkpoint \(not a pickle of weights": pickle.dumps(Harmful(), 4),
         r"holds code \(posix.system\) and not only weights; it is": pickle.dumps(Harmful(), 2),
     }
     for message, content in bad.items():
@@ -73,7 +73,7 @@ def test_flipped_bit_is_found():
     content = bytearray(path.read_bytes())
     content[content.index(weight.numpy().tobytes()) + 2] ^= 16
     path.write_bytes(content)
-    message = r"last\.ckpt is damaged .*checksum of its part .*data/\d+ is wrong\); take another"
+    message = r"last\.ckpt is damaged .*checksum of its part .*data/\d+ is wrong\); use another"
     for command in ("test", "predict"):
         with pytest.raises(ValueError, match=message):
             run(command, folder / "config.yaml", f"--ckpt_path={path}")

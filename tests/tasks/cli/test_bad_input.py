@@ -67,9 +67,9 @@ WRONG_ARGUMENTS = {
     "--model.optimizer.lrr=1": "there is no model.optimizer.lrr; did you mean lr",
     "--model.optimizer.lr=-1.0": "[Ii]nvalid learning rate: -1.0",
     "--model.optimizer.lr=.nan": "[Ii]nvalid learning rate: nan",
-    "--model.scheduler.warmup=1.5": r"WarmupCosine: warmup is a share .* in \[0, 1\), got 1.5",
+    "--model.scheduler.warmup=1.5": r"WarmupCosine: warmup is a fraction .* in \[0, 1\), got 1.5",
     "--model.optimiser.lr=1": r"there is no model.optimiser.lr.*; did you mean optimizer\?",
-    "--trainer.max_epochs=-1": "the learning rate follows the share of all steps",
+    "--trainer.max_epochs=-1": "the learning rate depends on the number of steps",
     "--trainer.accumulate_grad_batches=-2": "accumulate_grad_batches must be 1 or more, got -2",
     "--trainer.callbacks+=FindLearningRate --trainer.callbacks.min_lr=0": (
         "FindLearningRate: needs 0 < min_lr < max_lr"
@@ -256,7 +256,7 @@ CHECKPOINTS = {
     "cut": "read_checkpoint: cut.ckpt is damaged or not a checkpoint",
     "foreign": "read_checkpoint: foreign.ckpt is not a checkpoint of a run",
     "code": r"read_checkpoint: code.ckpt holds code \(\S+mkdir\) and not only weights",
-    "other": r"the checkpoint is of another net: .*net\.blocks\.0.*config.yaml of its run",
+    "other": r"the checkpoint is from another net: .*net\.blocks\.0.*config.yaml of its run",
 }
 
 
