@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from plstm.checks import check_not_empty
+from plstm.compiler import disable
 
 # A group holds lengths down to this part of its longest, or so many positions below it: little
 # padding, and few calls.
@@ -105,7 +106,7 @@ def as_packing(function: str, cu_seqlens: CuSeqlens | None, x: Tensor) -> Packin
     return cu_seqlens
 
 
-@torch.compiler.disable  # the groups depend on the numbers
+@disable  # the groups depend on the numbers
 def _pack(function: str, cu_seqlens: Tensor, x: Tensor) -> Packing:
     borders = torch.tensor(_checked_borders(function, cu_seqlens, x))
     starts, lengths = borders[:-1], borders.diff()
@@ -171,7 +172,7 @@ def group_lengths(lengths: Sequence[int]) -> list[list[int]]:
 Tensors = Tensor | tuple[Tensor, ...]  # one, or several as a tuple or NamedTuple
 
 
-@torch.compiler.disable  # lengths and numbers of rows change with every batch
+@disable  # lengths and numbers of rows change with every batch
 def run_packed(
     function: str,
     op: Callable[..., tuple[Tensors, Tensors]],
