@@ -58,9 +58,7 @@ class CausalConv1d(nn.Module):
         check_states("CausalConv1d", window, packing.num_sequences)
         before = self.width - 1
         numbers = torch.arange(packing.num_sequences, device=x.device)
-        ends = packing.cu_seqlens[1:] + before * (
-            numbers + 1
-        )  # of window and sequence
+        ends = packing.cu_seqlens[1:] + before * (numbers + 1)  # of window and sequence
         after = ends[:, None] + torch.arange(-before, 0, device=x.device)
         windows = after - packing.lengths[:, None]
         starts = torch.arange(x.shape[1], device=x.device) + before * packing.sequence
