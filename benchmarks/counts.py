@@ -64,7 +64,7 @@ def plstm_2d_cost(
         "rows": _inside(nodes, rows, columns, width, corners),
         "chunk": _chunk_2d(nodes, rows, block_rows, columns, width, corners),
         # scores and values, and 10 operations per corner and gating weight above or below a row
-        "gated": (nodes * rows * columns * (4 * width + 5 * corners), 0),
+        "dense": (nodes * rows * columns * (4 * width + 5 * corners), 0),
         # k v^T, two states moved on, their sum read: 16 operations per number of a state
         "scan": (nodes * corners * 16 * state, 0),
         # scores and values, and about 20 operations of the recurrence per gating weight

@@ -69,7 +69,7 @@ def grid_cases(
     shape = (batch, rows, columns)
     forms = [
         counts.plstm_2d_cost(form, *shape, HEADS, WIDTH, itemsize)
-        for form in ("naive", "rows", "chunk", "gated", "scan", "triton")
+        for form in ("naive", "rows", "chunk", "dense", "scan", "triton")
     ]
     for mode, per_corner in {"P": 4, "D": 7}.items():
         gates = HEADS * (len(CORNERS) * per_corner + 1)

@@ -78,7 +78,7 @@ def grid_cases(
     shape = (batch, side, heads, width)
     group = f"2-d op, {batch} images of {side} x {side} tokens, 4 corners, {heads} heads of {width}"
     case = partial(Case, "ops", "grid", group, batch=batch, tokens=side**2)
-    compiled = ("gated", "scan") if setting.device == "cpu" else ()
+    compiled = ("dense", "scan") if setting.device == "cpu" else ()
     for form in ("naive", "rows", "chunk", *compiled, *_kernels(setting)):
         long = form == "naive" and side**2 > LOOP_TOKENS
         yield case(form, make=partial(_grid, setting, form, *shape), long=long)

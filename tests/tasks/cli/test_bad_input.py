@@ -338,7 +338,7 @@ IN_PYTHON = {
     ),
     "too long a sequence": (
         lambda: sequence(max_length=3)(torch.zeros(1, 4, dtype=torch.long)),
-        "LearnedPosition1d: only 3 positions have a code",
+        "LearnedPosition1d: only 3 positions are encoded",
     ),
     "unknown mode": (
         lambda: plstm.PLSTM2d(8, 2, "Q"),
