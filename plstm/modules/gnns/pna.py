@@ -74,5 +74,6 @@ class PNA(models.PNA):
             mean = torch.where(mean > 0, mean, value[1])  # no edges yet, and it is divided by
             for conv in self.convs:
                 scaler = conv.aggr_module
-                # a new tensor, since an earlier forward may still need the old one for its gradient
-                setattr(scaler, name, mean.view(1).to(getattr(scaler, name).dtype))
+                # a new tensor, since an earlier forward may still need the old one for its
+                # gradient; one for each, since safetensors keep one name of shared memory only
+                setattr(scaler, name, mean.view(1).to(getattr(scaler, name).dtype, copy=True))
