@@ -92,7 +92,13 @@ def unique(rows: Iterable[dict[str, object]], key: str) -> list[str]:
 def cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:,.3g}" if isinstance(value, float) and value < 100 else f"{value:,.0f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:,.3g}"
+        if isinstance(value, float) and value < 100
+        else f"{value:,.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def formula(found: re.Match[str]) -> str:
