@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from plstm.checks import check_choice, check_positive
 from plstm.extras import extra
+from plstm.models.pretrained import Pretrained
 from plstm.modules.graph import GraphEncoder, GraphReadout
 from plstm.modules.init import reset_children
 
@@ -23,7 +24,7 @@ SINGLE_NODE = {"allow_single_element": True}  # one node has no statistics of it
 GNNS = ("GCN", "GraphSAGE", "GIN", "GAT", "EdgeCNN", *OWN)
 
 
-class GNNModel(nn.Module):
+class GNNModel(Pretrained, nn.Module):
     """Encoder and readout of GraphModel around a message-passing stack.
 
     GCN, GraphSAGE, GIN, GAT, EdgeCNN, PNA and MPNN are BasicGNNs of torch_geometric and get batch
