@@ -7,7 +7,6 @@ the times and the memory of every row. Formulas need no script, and no other ser
 import html
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -22,6 +21,7 @@ FORMULA = re.compile(
     r'|<div class="arithmatex">\s*\\\[(?P<block>.*?)\\\]\s*</div>',
     re.DOTALL,
 )
+PRIME = re.compile(r"<msup>(<mi>\w</mi>)<mi>&#x02032;</mi></msup>")
 TAG = re.compile(r"\\tag\{(.*?)\}")
 COLUMNS = {
     "form": "form",
@@ -53,62 +53,71 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
 
 
 def results(file: Path) -> str:
-    """Tables of a file, their conditions folded."""
+    """Tables of a file, with their conditions folded away."""
     if file.suffix == ".md":
         return "\n\n".join(map(section, re.split(r"^(?=## )", file.read_text("utf-8"), flags=re.M)))
-    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    groups = dict.fromkeys(row["group"] for row in rows)
-    return "\n\n".join(group([row for row in rows if row["group"] == name]) for name in groups)
+    return measurements([json.loads(line) for line in file.read_text("utf-8").splitlines()])
 
 
 def section(text: str) -> str:
-    """A section of `python -m benchmarks compare`: its title as text, its conditions folded."""
-    text = re.sub(r"^## (.*)", r"`\1`", text)
-    listed = re.search(r"^- .*(?:\n- .*)*", text, flags=re.M)
-    if listed is None:
-        return text
-    folded = '??? note "Measured with"\n\n' + indented(listed[0])
-    return text[: listed.start()] + folded + text[listed.end() :]
+    """A part of a report; of one by `python -m benchmarks compare`, what is no table is folded."""
+    title, *blocks = text.strip().split("\n\n")
+    if not title.startswith("## "):
+        return "\n\n".join(table(block) for block in [title, *blocks])
+    budget, arguments = re.match(r"## (\w+, \d+ \w+) ?(.*)", title).groups()
+    arguments = arguments.replace("'", "")  # of the shell
+    arguments = f" `{arguments}`" if arguments else ""
+    folded = folded_note("\n\n".join(blocks[1:]))
+    return f"**{budget}**{arguments}\n\n{table(blocks[0])}\n\n{folded}"
 
 
-def indented(text: str) -> str:
-    return "".join(f"    {line}\n" for line in text.splitlines())
+def table(block: str) -> str:
+    """A block that is a table in a frame that scrolls; another one as it is."""
+    if not block.startswith("|"):
+        return block
+    return f'<div class="results" markdown>\n\n{block.replace("test/", "")}\n\n</div>'
 
 
-def group(rows: list[dict[str, object]]) -> str:
-    """One table of measurements that belong together."""
+def folded_note(text: str) -> str:
+    return '??? note "Measured with"\n\n' + "".join(f"    {line}\n" for line in text.splitlines())
+
+
+def measurements(rows: list[dict[str, object]]) -> str:
+    """A table of all rows; what is measured stands in the first of those that belong together."""
     columns = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
-    lines = [[COLUMNS[key] for key in columns], ["---"] * len(columns)]
-    lines += [[cell(row.get(key)) for key in columns] for row in rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    found = ", ".join(f"{key} {', '.join(unique(rows, key))}" for key in CONDITIONS)
-    return f"**{rows[0]['group']}**\n\n{table}\n\n<small>{found}</small>"
-
-
-def unique(rows: Iterable[dict[str, object]], key: str) -> list[str]:
-    return sorted({str(row[key]) for row in rows})
+    lines = [["case", *(COLUMNS[key] for key in columns)], ["---"] * (1 + len(columns))]
+    above = None
+    for row in rows:
+        name = "" if row["group"] == above else row["group"]
+        lines.append([name, *(cell(row.get(key)) for key in columns)])
+        above = row["group"]
+    values = {key: sorted({str(row[key]) for row in rows}) for key in CONDITIONS}
+    conditions = "\n".join(f"- {key}: {', '.join(found)}" for key, found in values.items())
+    rendered = table("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return f"{rendered}\n\n{folded_note(conditions)}"
 
 
 def cell(value: object) -> str:
     if value is None:
         return "-"
-    return (
-        f"{value:,.3g}"
-        if isinstance(value, float) and value < 100
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+    return str(value)
 
 
 def formula(found: re.Match[str]) -> str:
     """MathML of a formula; the number of a numbered one beside it."""
     if found["inline"] is not None:
-        return convert(html.unescape(found["inline"]))
+        return math_of(html.unescape(found["inline"]))
     latex = html.unescape(found["block"])
     number = TAG.search(latex)
-    math = convert(TAG.sub("", latex).strip(), display="block")
+    math = math_of(TAG.sub("", latex).strip(), display="block")
     if number is None:
         return f'<div class="equation">{math}</div>'
     label = f'<span class="number">({number[1]})</span>'
     return f'<div class="equation" id="equation-{number[1]}">{math}{label}</div>'
+
+
+def math_of(latex: str, display: str = "inline") -> str:
+    """MathML; a prime, which is raised in itself, is no exponent, which would be smaller too."""
+    return PRIME.sub(r"<mrow>\1<mo>&#x02032;</mo></mrow>", convert(latex, display=display))
