@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from plstm.checks import check_shapes, check_valid
+from plstm.compiler import disable
 from plstm.modules.causal import check_causal_call
 from plstm.modules.init import small_init_
 from plstm.modules.rotary import coordinates, rotate_positions
@@ -121,7 +122,7 @@ class SoftmaxAttention(nn.Module):
                 "state does not store which positions are valid; leave one of them out"
             )
 
-    @torch.compiler.disable  # shapes change with every batch
+    @disable  # shapes change with every batch
     def _attend_packed(
         self, q: Tensor, k: Tensor, v: Tensor, state: AttentionState | None, packing: Packing
     ) -> tuple[Tensor, AttentionState]:

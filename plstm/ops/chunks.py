@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from plstm.compiler import statically_known_true
 from plstm.ops.gates import Gates
 
 

@@ -3,10 +3,10 @@
 import functools
 import warnings
 
-import torch
+from plstm.compiler import assume_constant_result
 
 
-@torch.compiler.assume_constant_result  # torch.compile calls it once and traces none of it
+@assume_constant_result  # torch.compile calls it once and traces none of it
 def warn_slower(function: str, reason: str, remedy: str) -> None:
     """Warn once per process that a function runs without its compiled kernels.
 

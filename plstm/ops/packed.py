@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from plstm.checks import check_not_empty
+from plstm.compiler import disable
 
 # A group holds lengths down to this fraction of its longest, or this many positions below it: a
 # compromise between little padding and few calls.
@@ -104,7 +105,7 @@ def as_packing(function: str, cu_seqlens: CuSeqlens | None, x: Tensor) -> Packin
     return cu_seqlens
 
 
-@torch.compiler.disable  # the groups depend on the values
+@disable  # the groups depend on the values
 def _pack(function: str, cu_seqlens: Tensor, x: Tensor) -> Packing:
     borders = torch.tensor(_checked_borders(function, cu_seqlens, x))
     starts, lengths = borders[:-1], borders.diff()
@@ -170,7 +171,7 @@ def group_lengths(lengths: Sequence[int]) -> list[list[int]]:
 Tensors = Tensor | tuple[Tensor, ...]  # one, or a tuple or NamedTuple of several
 
 
-@torch.compiler.disable  # shapes change with every batch
+@disable  # shapes change with every batch
 def run_packed(
     function: str,
     op: Callable[..., tuple[Tensors, Tensors]],

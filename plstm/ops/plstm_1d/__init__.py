@@ -4,7 +4,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from plstm.checks import (
     accumulation_dtype,
@@ -14,6 +13,7 @@ from plstm.checks import (
     output_scale,
     without_autocast,
 )
+from plstm.compiler import statically_known_true
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.gates import Gates
 from plstm.ops.kernels import check_triton, prefers_triton

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from plstm.compiler import statically_known_true
 from plstm.ops.chunks import chunk_size, join_chunks, scan_chunks, split_chunks, split_gates
 from plstm.ops.derivatives import first_derivatives_only, transformed
 from plstm.ops.gates import Gates

@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from plstm.compiler import assume_constant_result
 from plstm.ops import native
 from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.gates import Gates
@@ -20,7 +21,7 @@ FORMS = {"dense": dense, "scan": scan}
 DENSE_WORK = 7
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def kernels_available() -> bool:
     """Whether this machine can compile the kernels for grids."""
     return native.available(dense.SOURCE)
