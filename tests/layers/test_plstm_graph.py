@@ -62,8 +62,12 @@ def test_gates_by_loop(mode: str, edge_dim: int) -> None:
 
 @pytest.mark.parametrize("backend", ["naive", "levels", "reach", "auto"])
 @pytest.mark.parametrize("mode", ["P", "D"])
-def test_forward_is_the_recurrence_between_projections(mode: str, backend: str) -> None:
-    layer, graph = make(mode, backend=backend, qk_dim=5, v_dim=2).double(), random_graph([7, 4])
+@pytest.mark.parametrize("gated", [False, True])
+def test_forward_is_the_recurrence_between_projections(
+    gated: bool, mode: str, backend: str
+) -> None:
+    layer = make(mode, backend=backend, qk_dim=5, v_dim=2, output_gate=gated).double()
+    graph = random_graph([7, 4])
     x = features(graph)[0].double()
     used = graph.multitree() if mode == "D" else graph
     q, k, v = (
@@ -72,8 +76,11 @@ def test_forward_is_the_recurrence_between_projections(mode: str, backend: str) 
     )
     out = plstm_dag(q, k, v, *layer.gates(x, used), used, backend="naive")
     out = out / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    want = (out.flatten(1) * layer.norm.weight) @ layer.out_proj.weight.T
-    assert_close("y", layer(x, graph), want)
+    want = out.flatten(1) * layer.norm.weight
+    if gated:
+        z = x @ layer.output_gate_proj.weight.T
+        want = want * z * z.sigmoid()
+    assert_close("y", layer(x, graph), want @ layer.out_proj.weight.T)
     assert layer.out_proj.bias is None
 
 
