@@ -37,7 +37,7 @@ class GraphModel(nn.Module):
         per_node: Read out every node instead of every graph; `pooling` then has no part in it.
         feed_forward_ratio: Hidden width of the feed-forward parts over dim; 0 leaves them out.
         dropout: Dropout on the branches of the blocks and in the head.
-        pooling: "mean" or "sum" over the nodes of a graph.
+        pooling: "mean" or "sum" over the nodes of a graph, or "both" side by side.
 
     Raises:
         ValueError: no mixers, depth < 1, unknown pooling.
