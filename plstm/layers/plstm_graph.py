@@ -58,9 +58,10 @@ class PLSTMGraph(nn.Module):
 
     Source:
         arXiv 2506.11997. The published biases of source and mark are -4; with those a new layer
-        hardly mixes nodes and learns more slowly (NCI1, 4 epochs: training loss 0.57 against 0.49).
-        The published spread of t is kept. Output gate, batch norm and the sum of both directions
-        are ours.
+        hardly mixes nodes and learns more slowly. Output gate, batch norm and the sum of both
+        directions are ours. NCI1, 6 epochs of 1536 graphs in the order "bfs", both directions,
+        transition_std 0.1, one seed: training loss 0.37 and validation accuracy 0.784 with norm
+        "batch", 0.46 and 0.745 with "head"; transition_std 10 costs about as much again.
     """
 
     def __init__(
