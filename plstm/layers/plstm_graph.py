@@ -18,10 +18,7 @@ NORMS = {"head": HeadRMSNorm, "batch": MergedBatchNorm}
 class PLSTMGraph(nn.Module):
     """Multi-head pLSTM over a DAG, or a packed batch of DAGs.
 
-    q, k, v come from the nodes, gates from nodes and edges; all gates are linear in their inputs:
-    source of e from (x_src, edge_e), mark of e from (x_dst, edge_e), direct of n from x_n, all
-    through a sigmoid, and the transition logit t of a pair (a, b) that meets in node m from
-    (edge_a, edge_b, x_m):
+    q, k, v come from the nodes, gates from nodes and edges as in GraphGates:
 
         P: T = t / (1/2 + sum |t|), the sum over all outgoing edges b of the incoming edge a
         D: T = tanh(t), on the multitree of the graph

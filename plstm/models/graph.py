@@ -19,7 +19,7 @@ class GraphModel(nn.Module):
 
     The direction flips each time the list of mixers has been used up: with mixers [P, D] and depth
     4 the blocks are P, D along the DAG and P, D along its reverse; with [P] every other block is
-    reversed.
+    reversed. Bidirectional mixers run both ways in every block.
 
     Args:
         in_dim: Width of the node features.

@@ -9,16 +9,21 @@ from plstm.modules.init import constant_gate_
 
 
 class GraphGates(nn.Module):
-    """Gates from nodes and edges: source of e from (x_src, edge_e), mark of e from (x_dst, edge_e),
-    direct of n from x_n, and the transition of a pair (a, b) that meets in node m from
-    (edge_a, edge_b, x_m).
+    """Gates from nodes and edges, by linear maps.
 
-    All logits are linear in their inputs. Weights start at zero: new gates are those of the biases.
+    Source of e from (x_src, edge_e), mark of e from (x_dst, edge_e), direct of n from x_n, all
+    through a sigmoid, and the transition logit t of a pair (a, b) that meets in node m from
+    (edge_a, edge_b, x_m):
+
+        P: T = t / (1/2 + sum |t|), the sum over all outgoing edges b of the incoming edge a
+        D: T = tanh(t)
+
+    Weights start at zero: new gates are those of the biases.
 
     Args:
         dim: Width of the nodes.
         num_heads: Number of heads H.
-        mode: "P" splits what arrives over the outgoing edges, "D" bounds every transition.
+        mode: "P" (propagation, directed) or "D" (diffusion).
         edge_dim: Width of the edge features; 0 takes the mean of the two end nodes instead.
         source_bias: Initial logit of the source gate.
         mark_bias: Initial logit of the mark gate.
@@ -64,7 +69,13 @@ class GraphGates(nn.Module):
     def forward(
         self, x: Tensor, graph: LineGraph, edge_attr: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Activated source (E, H), transition (A, H), mark (E, H) and direct (N, H)."""
+        """Activated source (E, H), transition (A, H), mark (E, H) and direct (N, H).
+
+        Args:
+            x: Nodes, (N, dim).
+            graph: What states move along: in mode "D" a multitree.
+            edge_attr: Edge features in the order of graph.edge_index, (E, edge_dim).
+        """
         (src, dst), (incoming, outgoing) = graph.edge_index, graph.line_index
         node_source, node_mark, node_transition, direct = _wide(self.node_proj(x)).chunk(4, -1)
         if edge_attr is None:  # a linear map of the mean is the mean of the linear maps
