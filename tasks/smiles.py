@@ -12,6 +12,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils.smiles import e_map, from_rdmol, x_map
 
+from plstm.extras import extra
+
 ATOM_SIZES = [len(values) for values in x_map.values()]  # categories of every column
 BOND_SIZES = [len(values) for values in e_map.values()]
 
@@ -25,14 +27,9 @@ class Molecule(NamedTuple):
 
 
 def require_rdkit() -> None:
-    """Raise a ValueError if rdkit is not installed."""
-    try:
+    """Raise a MissingExtra if rdkit is not installed."""
+    with extra("molecules", "MoleculesData"):
         import rdkit  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "MoleculesData: SMILES are read by rdkit, which is not installed; "
-            'pip install "plstm[molecules]" or pip install rdkit'
-        ) from error
 
 
 def read_molecule(smiles: str) -> Molecule:

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from plstm.checks import check_positive
 from plstm.graph.prepared import line_graph
+from plstm.models.pretrained import Pretrained
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.graph import GraphEncoder, GraphReadout
 from plstm.modules.init import reset_children
 from plstm.modules.norm import RMSNorm
 
 
-class GraphModel(nn.Module):
+class GraphModel(Pretrained, nn.Module):
     """Encode nodes and edges, mix along the DAG in alternating directions, read out.
 
     The direction flips each time the list of mixers has been used up: with mixers [P, D] and depth

@@ -12,6 +12,7 @@ import torch
 from torch_geometric.utils import from_smiles
 
 import tasks.molecule_graphs
+from plstm.extras import MissingExtra
 from plstm.graph import LineGraph, ToDag
 from tasks.molecule_graphs import MoleculeGraphs
 from tasks.molecules import MoleculesData
@@ -320,7 +321,8 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
 
 def test_absent_rdkit_is_named(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "rdkit", None)
-    with pytest.raises(ValueError, match=r'rdkit, which is not installed; pip install "plstm\['):
+    message = r'MoleculesData needs rdkit, .* pip install "plstm\[molecules\]"'
+    with pytest.raises(MissingExtra, match=message):
         MoleculeGraphs(["C"], ToDag())
 
 

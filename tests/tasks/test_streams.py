@@ -125,7 +125,7 @@ def test_states_in_a_checkpoint():
     ("net", "message"),
     [
         ("--model.net=attention", "a state of fixed size, got the mixer SoftmaxAttention; choose"),
-        ("--model.net.max_length=100", "got a position code with max_length=100; set"),
+        ("--model.net.max_length=100", "got a position encoding with max_length=100; set"),
     ],
 )
 def test_nets_without_a_bounded_state(argument, net, message):

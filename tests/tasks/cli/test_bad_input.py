@@ -253,8 +253,8 @@ def write_checkpoint(kind):
 CHECKPOINTS = {
     "best": "read_checkpoint: there is no checkpoint best",
     "absent": "read_checkpoint: there is no checkpoint absent.ckpt",
-    "cut": "read_checkpoint: cut.ckpt is damaged or no checkpoint",
-    "foreign": "read_checkpoint: foreign.ckpt is no checkpoint of a run",
+    "cut": "read_checkpoint: cut.ckpt is damaged or not a checkpoint",
+    "foreign": "read_checkpoint: foreign.ckpt is not a checkpoint of a run",
     "code": r"read_checkpoint: code.ckpt holds code \(\S+mkdir\) and not only weights",
     "other": r"the checkpoint is of another net: .*net\.blocks\.0.*config.yaml of its run",
 }
@@ -338,7 +338,7 @@ IN_PYTHON = {
     ),
     "too long a sequence": (
         lambda: sequence(max_length=3)(torch.zeros(1, 4, dtype=torch.long)),
-        "LearnedPosition1d: only 3 positions have a code",
+        "LearnedPosition1d: only 3 positions are encoded",
     ),
     "unknown mode": (
         lambda: plstm.PLSTM2d(8, 2, "Q"),
@@ -354,7 +354,7 @@ IN_PYTHON = {
     ),
     "label of numbers": (
         lambda: classification.cross_entropy(torch.zeros(2, 3), torch.tensor([0.5, 1.0])),
-        "Classification: targets must be int64 class numbers, got torch.float32",
+        "Classification: targets must be int64 class indices, got torch.float32",
     ),
 }
 

@@ -74,7 +74,7 @@ def test_nets_of_other_data(pair, message, told):
 def test_text_of_one_character(text, told):
     Path("input.txt").write_text(text)
     message = told(*arguments("fit", "text"))
-    assert "LanguageModel: there must be two classes or more to tell apart" in message
+    assert "LanguageModel: there must be two or more classes" in message
     assert "the data have 1" in message
 
 
@@ -131,5 +131,5 @@ def test_too_little_memory(error):
 
 @pytest.mark.parametrize("out_dim", [0, 1])
 def test_too_few_classes(out_dim):
-    with pytest.raises(ValueError, match=f"two classes or more to tell apart, .* have {out_dim};"):
+    with pytest.raises(ValueError, match=f"two or more classes, .* have {out_dim};"):
         Classification(nn.Linear, 3, out_dim)
