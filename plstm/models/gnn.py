@@ -48,7 +48,7 @@ class GNNModel(Pretrained, nn.Module):
         per_node: Read out every node instead of every graph, which AttentiveFP cannot; `pooling`
             then has no part in it.
         dropout: Dropout in the stack and in the head.
-        pooling: "mean" or "sum" over the nodes of a graph.
+        pooling: "mean" or "sum" over the nodes of a graph, or "both" side by side.
         gnn_args: Further arguments of the class, for example {"heads": 4, "v2": True} for GAT.
 
     Raises:
