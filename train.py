@@ -1,6 +1,14 @@
 """Train, validate, test or predict: python train.py {fit,validate,test,predict} --config FILE."""
 
-from tasks.cli import run_process
+import sys
+
+from plstm.extras import MissingExtra, extra
 
 if __name__ == "__main__":
+    try:
+        with extra("train", "train.py"):
+            from tasks.cli import run_process
+    except MissingExtra as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
     run_process()

@@ -1,15 +1,15 @@
 """python -m benchmarks: speed and memory of ops, layers, mixers, training steps and more.
 
-Every case is measured beside its anchor in the same run: softmax attention through
-scaled_dot_product_attention, on graphs GIN of PyTorch Geometric, on a GPU also the kernels of
-flash-linear-attention where they are installed.
+Every case is measured beside its anchor in the same run: softmax attention by
+scaled_dot_product_attention; for graphs, GIN of PyTorch Geometric; on a GPU also the kernels of
+flash-linear-attention if they are installed.
 
 python -m benchmarks compare: nets trained with the same budget, see compare --help.
-python -m benchmarks sweep FOLDER: loss against learning rate of the runs of a sweep.
-python -m benchmarks fingerprints: boosted trees on fingerprints of molecules, beside the nets.
-python -m benchmarks leaks: what parts of an arrow-pointing image tell of its label.
-python -m benchmarks streaming: a text read as one stream and in windows by the net of a run.
-python -m benchmarks kernels: what the Triton kernels need on GPUs, compiled without one.
+python -m benchmarks sweep FOLDER: loss against learning rate for the runs of a sweep.
+python -m benchmarks fingerprints: boosted trees on molecular fingerprints, as a baseline.
+python -m benchmarks leaks: how well parts of an arrow-pointing image predict its label.
+python -m benchmarks streaming: a trained net reads a text as one stream and in windows.
+python -m benchmarks kernels: resources that the Triton kernels need on GPUs, without a GPU.
 """
 
 import argparse
@@ -55,7 +55,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def measure(case: Case, repeats: int, device: str) -> Row:
-    """Forward, forward with backward, and peak memory of the latter."""
+    """Measure forward, forward with backward, and peak memory of the latter."""
     work = case.make()
     forward_ms = median_ms(work.forward, repeats, device=device) if work.forward else None
     total_ms = median_ms(work.total, repeats, device=device)
@@ -89,7 +89,7 @@ def chosen(cases: Iterable[Case], match: str, long: bool) -> Iterator[Case]:
 
 
 def run(cases: Iterable[Case], where: Row, repeats: int) -> list[Row]:
-    """Measure all cases; a case that runs out of memory is left out with a message."""
+    """Measure all cases; skip a case that runs out of memory, with a message."""
     rows = []
     for case in cases:
         try:
@@ -97,33 +97,33 @@ def run(cases: Iterable[Case], where: Row, repeats: int) -> list[Row]:
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error):
                 raise
-            print(f"left out {case.group}: {case.form}: out of memory", flush=True)
+            print(f"skipped {case.group}: {case.form}: out of memory", flush=True)
             continue
         rows.append(row | where)
         print(f"{row['total_ms']:10.1f} ms  {case.group}: {case.form}", flush=True)
-        gc.collect()  # the tensors of a case must not be counted as memory of the next
+        gc.collect()  # tensors of this case must not count as memory of the next
     results.add_ratios(rows)
     return rows
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Arguments of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "subjects", nargs="*", metavar="SUBJECT", help=f"{', '.join(SUBJECTS)}; all if left out"
+        "subjects", nargs="*", metavar="SUBJECT", help=f"{', '.join(SUBJECTS)}; default: all"
     )
     parser.add_argument("--match", default="", help="only groups that contain this text")
     parser.add_argument("--long", action="store_true", help="also the largest sizes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--repeats", type=int, default=15, help="measured calls of a case, at most")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--repeats", type=int, default=15, help="most measured calls per case")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="output folder")
     parser.add_argument(
-        "--name", default="speed", help="NAME.jsonl and NAME.png there; rows measured again replace"
+        "--name", default="speed", help="writes NAME.jsonl and NAME.png; new rows replace"
     )
     args = parser.parse_args(arguments)
     unknown = set(args.subjects) - set(SUBJECTS)
@@ -164,7 +164,7 @@ def main() -> None:
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         **machine_rates(args.device, setting.dtype),
     }
-    sys.argv = sys.argv[:1]  # the command line of training warns of arguments that are not its own
+    sys.argv = sys.argv[:1]  # LightningCLI warns about arguments it does not know
     cases = (case for name in args.subjects or SUBJECTS for case in SUBJECTS[name](setting))
     rows = run(chosen(cases, args.match, args.long), where, args.repeats)
     print("\n" + ", ".join(f"{k} {v}" for k, v in where.items()) + "\n\n" + results.table(rows))

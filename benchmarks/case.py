@@ -1,4 +1,4 @@
-"""What is measured: a case by name and size, and the work it stands for."""
+"""A benchmark case: its name, its size and the work to measure."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -11,55 +11,55 @@ from benchmarks.counts import Cost
 
 
 class Work(NamedTuple):
-    """Two calls to measure, and what the second one has to do."""
+    """Two calls to measure, and the cost of the second."""
 
-    forward: Callable[[], object] | None  # None where it makes no sense alone
-    total: Callable[[], object]  # with backward, in a training step also with the optimizer
+    forward: Callable[[], object] | None  # None if not measured separately
+    total: Callable[[], object]  # with backward; a training step also includes the optimizer
     cost: Cost | None = None
-    state_size: int | None = None  # numbers carried from one position to the next, per sequence
+    state_size: int | None = None  # state elements per sequence
 
 
 class Case(NamedTuple):
     """One form of one computation at one size. Nothing is allocated before `make` is called."""
 
     subject: str  # ops, lanes, layers, mixers, packed, steps or graphs
-    kind: str  # sequence, grid or graph: a panel of the picture
-    group: str  # what is compared with each other
+    kind: str  # sequence, grid or graph: a column of the plot
+    group: str  # cases that are compared with each other
     form: str
-    batch: int  # examples
-    tokens: int  # positions or nodes of an example
+    batch: int  # number of examples
+    tokens: int  # positions or nodes per example
     make: Callable[[], Work]
-    series: str = ""  # what else the sizes of a line in the picture have in common
-    anchor: bool = False  # ratios of the group refer to this form
+    series: str = ""  # further label of a line in the plot
+    anchor: bool = False  # reference for the ratios of the group
     long: bool = False  # only measured on request
 
 
 class Setting(NamedTuple):
-    """Where and in which precision a run computes."""
+    """Device and precision of a run."""
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
 
     def autocast(self) -> torch.autocast | nullcontext:
-        """Modules keep weights in float32 and compute in the precision of the run."""
+        """Weights stay in float32; modules compute in the precision of the run."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device, self.dtype)
 
 
 class Inputs(list):
-    """Random inputs of an op in the order they are drawn; each wants a gradient."""
+    """Random inputs of an op, in the order they are drawn; all require gradients."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         self.setting, self.generator = setting, torch.Generator().manual_seed(0)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers."""
+        """Standard normal values."""
         return self._keep(torch.randn(shape, generator=self.generator))
 
     def between(self, low: float, high: float, *shape: int) -> Tensor:
-        """Uniform numbers."""
+        """Uniform values."""
         return self._keep(low + (high - low) * torch.rand(shape, generator=self.generator))
 
     def _keep(self, numbers: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Inputs(list):
 def differentiated(
     function: Callable[[], Tensor], inputs: Sequence[Tensor], cost: Cost | None
 ) -> Work:
-    """Forward without gradients; forward and backward to all inputs under a cotangent of ones."""
+    """Forward without gradients, and forward with backward to all inputs from ones."""
 
     def forward() -> Tensor:
         with torch.no_grad():

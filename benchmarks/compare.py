@@ -3,17 +3,17 @@
     python -m benchmarks compare --task text --nets plstm,gla,attention --seeds 0,1,2 \
         --lrs 1e-3,3e-3,6e-3 --max_steps 2000 --path data/input.txt
 
-A seed is that of the weights and of the data, so that nets meet the same samples in the same order.
-With --lrs every net has the learning rate that validates best after a run with the first seed. The
-weights at the end of the budget are validated and tested. Arguments that are not named below go to
+A seed sets the weights and the data, so that all nets see the same samples in the same order. With
+--lrs, every net uses the learning rate with the best validation result after a run with the first
+seed. The weights at the end of the budget are validated and tested. Other arguments go to
 `train.py fit`, for example --data.name=NCI1.
 
-A budget is a number of steps, or seconds of training after which the learning rate has fallen to
-zero for every net; the second depends on the machine and on what else runs there.
+A budget is a number of steps, or seconds of training after which the learning rate has decayed to
+zero; the latter depends on the machine and its load.
 
-Writes compare_TASK.jsonl with one row per run, from all of them the tables of compare_TASK.md, and
-from those of this budget compare_TASK.png. Runs whose row is there are not made again; remove the
-row to repeat one.
+Writes compare_TASK.jsonl with one row per run, compare_TASK.md with tables of all rows, and
+compare_TASK.png with the rows of this budget. Existing rows are not computed again; delete a row to
+repeat its run.
 """
 
 import argparse
@@ -44,8 +44,8 @@ from tasks.optim import WarmupCosine
 CONFIGS = ROOT / "configs"
 RESULTS = ROOT / "benchmarks" / "results"
 TASKS = tuple(METRICS)
-KEY = ("net", "seed", "lr", "budget", "arguments")  # what makes a run
-PLAIN = [  # nothing is written or drawn, or validated before the end
+KEY = ("net", "seed", "lr", "budget", "arguments")  # identifies a run
+PLAIN = [  # writes and draws nothing, validates only at the end
     "--trainer.logger=false",
     "--standard_callbacks=false",
     "--trainer.enable_checkpointing=false",
@@ -53,11 +53,11 @@ PLAIN = [  # nothing is written or drawn, or validated before the end
     "--trainer.num_sanity_val_steps=0",
     "--trainer.check_val_every_n_epoch=1000000",
 ]
-MANY_EPOCHS = 10**6  # the time ends a run before
+MANY_EPOCHS = 10**6  # never reached, the time limit ends the run
 
 
 class Speed(Callback):
-    """Counts training samples and the seconds they took, data included, without the first step."""
+    """Counts training samples and seconds, including data loading, without the first step."""
 
     def __init__(self) -> None:
         self.samples, self.seconds = 0, 0.0
@@ -70,17 +70,17 @@ class Speed(Callback):
         self, trainer: object, module: object, outputs: object, batch: object, batch_idx: int
     ) -> None:
         now = time.perf_counter()
-        if trainer.global_step > 1:  # the first one compiles and allocates
+        if trainer.global_step > 1:  # the first step compiles and allocates
             self.samples += batch_size(batch)
             self.seconds += now - self._last
         self._last = now
 
 
 class TimedCosine(WarmupCosine):
-    """WarmupCosine over seconds since it was made instead of steps.
+    """WarmupCosine over the seconds since its creation, instead of over steps.
 
     Args:
-        optimizer: Its learning rate is the highest one.
+        optimizer: Its learning rate is the maximum.
         seconds: Time until the learning rate is 0.
     """
 
@@ -91,14 +91,14 @@ class TimedCosine(WarmupCosine):
         super().__init__(optimizer, self.TICKS)
 
     def step(self) -> None:
-        """Set the learning rate of this moment."""
+        """Set the current learning rate."""
         elapsed = time.perf_counter() - self.start
         self.last_epoch = round(self.TICKS * elapsed / self.seconds) - 1  # step() adds 1
         super().step()
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Arguments of the command line, and those for training."""
+    """Parse the command line into own arguments and arguments for training."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks compare",
         description=__doc__,
@@ -106,17 +106,17 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("--task", choices=TASKS, required=True)
-    parser.add_argument("--nets", help="NAME,... of nets of the task; all if left out")
+    parser.add_argument("--nets", help="NAME,... of nets of the task; default: all")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument(
-        "--lrs", help="RATE,... to choose from for every net; that of the config if left out"
+        "--lrs", help="RATE,... to select from for every net; default: the rate of the config"
     )
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--max_steps", type=int, help="budget: steps of the optimizer")
-    budget.add_argument("--seconds", type=int, help="budget: time of training")
-    parser.add_argument("--path", help="the file of the text task, or the files of another task")
-    parser.add_argument("--root", help="the folder of the TU data sets")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    budget.add_argument("--max_steps", type=int, help="budget: optimizer steps")
+    budget.add_argument("--seconds", type=int, help="budget: training time")
+    parser.add_argument("--path", help="file of the text task, or files of another task")
+    parser.add_argument("--root", help="folder of the TU data sets")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="output folder")
     args, rest = parser.parse_known_args(arguments)
     known = sorted(net_files(args.task))
     args.nets = args.nets.split(",") if args.nets else known
@@ -128,24 +128,24 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def net_files(task: str) -> dict[str, Path]:
-    """Files of the nets of a task by name: what they end in is what that of its config ends in."""
+    """Files of the nets of a task by name: those with the suffix of the net in its config."""
     config = yaml.safe_load((CONFIGS / f"{task}.yaml").read_text("utf-8"))
     ending = config["model"]["init_args"]["net"].rsplit("_", 1)[1]
     return {file.stem.rsplit("_", 1)[0]: file for file in CONFIGS.glob(f"net/*_{ending}")}
 
 
 def budget_name(args: argparse.Namespace) -> str:
-    """The budget in words, as rows have it."""
+    """The budget as text, as rows store it."""
     return f"{args.max_steps} steps" if args.max_steps else f"{args.seconds} s"
 
 
 def arguments_name(args: argparse.Namespace, rest: list[str]) -> str:
-    """What else a run depends on, as rows have it: the name of the text and further arguments."""
+    """The other arguments of a run, as rows store them: the file name and extra arguments."""
     return shlex.join([f"--path={Path(args.path).name}", *rest] if args.path else rest)
 
 
 def budget_arguments(args: argparse.Namespace) -> list[str]:
-    """The budget for training."""
+    """The budget as arguments for training."""
     if args.max_steps:
         return [f"--trainer.max_steps={args.max_steps}", "--trainer.max_epochs=-1"]
     minutes, seconds = divmod(args.seconds, 60)
@@ -158,7 +158,7 @@ def budget_arguments(args: argparse.Namespace) -> list[str]:
 
 
 def run(args: argparse.Namespace, rest: list[str], net: str, seed: int, lr: float | None) -> Row:
-    """Train a net, validate and test it."""
+    """Train, validate and test a net."""
     data = [f"--data.path={args.path}"] if args.path else []
     data += [f"--data.root={args.root}"] if args.root else []
     rate = [f"--model.optimizer.lr={lr}"] if lr else []
@@ -184,7 +184,7 @@ def run(args: argparse.Namespace, rest: list[str], net: str, seed: int, lr: floa
         "task": args.task,
         "net": net,
         "seed": seed,
-        "lr": lr,  # None for that of the config
+        "lr": lr,  # None for the rate of the config
         "budget": budget_name(args),
         "arguments": arguments_name(args, rest),
         "validation": validation(cli, args.task),
@@ -198,13 +198,13 @@ def run(args: argparse.Namespace, rest: list[str], net: str, seed: int, lr: floa
 
 
 def validation(cli: CLI, task: str) -> float:
-    """What a learning rate is chosen by: the metric of the task on the first validation set."""
+    """The metric that selects the learning rate: that of the task on the first validation set."""
     first = cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     return round(first[METRICS[task][0].replace("test/", "val/")], 5)
 
 
 def test_metrics(cli: CLI) -> dict[str, float]:
-    """All test metrics, of all sizes."""
+    """All test metrics at all sizes."""
     metrics: dict[str, float] = {}
     for per_loader in cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False):
         metrics.update(per_loader)
@@ -212,20 +212,20 @@ def test_metrics(cli: CLI) -> dict[str, float]:
 
 
 def key(row: Row) -> tuple[object, ...]:
-    """What makes a run, without its results."""
+    """Identifies a run, without its results."""
     return tuple(row[name] for name in KEY)
 
 
 def setting(row: Row) -> tuple[object, ...]:
-    """What the runs of a table have in common: budget and arguments."""
+    """Budget and arguments, which the runs of a table share."""
     return key(row)[3:]
 
 
 def todo(args: argparse.Namespace, rows: list[Row]) -> Iterator[tuple[str, int, float | None]]:
     """Net, seed and learning rate of every run, seed by seed so that every net has a row early.
 
-    The first seed tries all learning rates; `rows` grows by its runs before the others are asked
-    for.
+    The first seed tries all learning rates. The caller appends its rows to `rows` before the other
+    seeds are requested.
     """
     first, *others = args.seeds
     yield from ((net, first, lr) for net, lr in product(args.nets, args.lrs))
@@ -235,10 +235,10 @@ def todo(args: argparse.Namespace, rows: list[Row]) -> Iterator[tuple[str, int, 
 
 
 def write_reports(out: Path, task: str, rows: list[Row], budget: tuple[object, ...]) -> None:
-    """The table of all rows, and the picture of those of one (budget, arguments).
+    """Write the table of all rows, and the plot of those with one (budget, arguments).
 
-    Where only arguments of the net differ, as its width does, another picture has the metric
-    against the size of the state.
+    If runs differ only in arguments of the net, such as its width, another plot shows the metric
+    against the state size.
     """
     rows = sorted(rows, key=setting)
     parts = {k: list(group) for k, group in groupby(rows, key=setting)}
@@ -251,17 +251,17 @@ def write_reports(out: Path, task: str, rows: list[Row], budget: tuple[object, .
 
 
 def family(row: Row) -> tuple[str, list[str]]:
-    """Budget and arguments of a run without those of the net."""
+    """Budget and arguments of a run, without arguments of the net."""
     kept = [x for x in shlex.split(row["arguments"]) if not x.startswith("--model.net.")]
     return row["budget"], kept
 
 
 @quiet_trainer()
 def main() -> None:
-    """Run the command line of the process."""
+    """Run the command line."""
     args, rest = parse(sys.argv[2:])
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
-    sys.argv = sys.argv[:1]  # the command line of training warns of arguments that are not its own
+    sys.argv = sys.argv[:1]  # LightningCLI warns about arguments it does not know
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"compare_{args.task}.jsonl"
     rows = results.read(file) if file.exists() else []
@@ -270,7 +270,7 @@ def main() -> None:
     total = len(args.nets) * (len(args.lrs) + len(args.seeds) - 1)
     for number, (net, seed, lr) in enumerate(todo(args, own), 1):
         if (net, seed, lr, *budget) in map(key, own):
-            print(f"[{number}/{total}] {net}, seed {seed}, is there")
+            print(f"[{number}/{total}] {net}, seed {seed}, exists")
             continue
         start = time.perf_counter()
         row = run(args, rest, net, seed, lr)

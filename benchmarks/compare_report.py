@@ -1,4 +1,4 @@
-"""Table and picture of rows of `python -m benchmarks compare`, all of one budget."""
+"""Table and plot for rows of `python -m benchmarks compare` with the same budget."""
 
 import statistics
 import textwrap
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.results import Row, markdown, number
 
-METRICS = {  # task: metric, whether higher is better; of several sizes, all are shown
+METRICS = {  # task: metric, whether higher is better; shown for all test sizes
     "quickstart": ("test/accuracy", True),
     "arrow": ("test/accuracy", True),
     "images": ("test/accuracy", True),
@@ -25,7 +25,7 @@ METRICS = {  # task: metric, whether higher is better; of several sizes, all are
     "recall": ("test/accuracy", True),
     "listops": ("test/accuracy", True),
 }
-TITLE_WIDTH = 130  # characters in a line above a picture
+TITLE_WIDTH = 130  # characters per line of a title
 CONDITIONS = ("processor", "threads", "torch", "python", "date", "commit", "command")
 
 
@@ -36,9 +36,9 @@ def best_rate(task: str, rows: list[Row]) -> float | None:
 
 
 def by_net(task: str, rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows of every net with its learning rate, the best net first by the mean of the metric.
+    """Rows of every net at its learning rate, sorted by the mean of the metric, best first.
 
-    The learning rate is the one that the first seed with several of them validates best with.
+    The learning rate is the best in validation for the first seed that has several.
     """
     nets: dict[str, list[Row]] = {}
     for row in rows:
@@ -54,18 +54,18 @@ def by_net(task: str, rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def values(rows: list[Row], metric: str) -> tuple[float, float | None]:
-    """Mean and sample standard deviation of a metric; None for that of one run."""
+    """Mean and sample standard deviation of a metric; the latter None for one run."""
     return spread([row["metrics"][metric] for row in rows])
 
 
 def spread(numbers: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; None for that of one number."""
+    """Mean and sample standard deviation; the latter None for one value."""
     deviation = statistics.stdev(numbers) if len(numbers) > 1 else None
     return statistics.mean(numbers), deviation
 
 
 def speed(rows: list[Row]) -> float | None:
-    """Median samples per second over runs; None if no run was long enough to tell."""
+    """Median samples per second over runs; None if all runs are too short."""
     speeds = [row["samples_per_s"] for row in rows if row["samples_per_s"] is not None]
     return statistics.median(speeds) if speeds else None
 
@@ -76,7 +76,7 @@ def metric_names(task: str, rows: list[Row]) -> list[str]:
 
 
 def report(task: str, rows: list[Row]) -> str:
-    """A table in Markdown under a line of the budget, over a list of the conditions."""
+    """A Markdown table with the budget as heading, followed by a list of the conditions."""
     names = metric_names(task, rows)
     head = ["net", "lr", "seeds", *names, "parameters", "state", "steps", "samples/s"]
     lines = []
@@ -90,8 +90,8 @@ def report(task: str, rows: list[Row]) -> str:
         lines.append([*cells, number(steps, 0), number(speed(runs))])
     title = f"## {task}, {rows[0]['budget']} {rows[0]['arguments']}".rstrip()
     explained = (
-        "Mean ± sample standard deviation over seeds of the weights at the end; state: numbers "
-        "carried per sequence where that is fixed; samples/s: median over seeds."
+        "Mean ± sample standard deviation over seeds of the weights at the end; state: elements of "
+        "the state per sequence, if fixed; samples/s: median over seeds."
     )
     measured = {name: sorted({str(row[name]) for row in rows}) for name in CONDITIONS}
     listed = "\n".join(f"- {name}: {', '.join(found)}" for name, found in measured.items())
@@ -99,7 +99,7 @@ def report(task: str, rows: list[Row]) -> str:
 
 
 def picture(task: str, rows: list[Row]) -> Figure:
-    """The metric of every net with its spread, a dot per run; beside it speeds if known."""
+    """The metric of every net with its spread and a dot per run; beside it the speed, if known."""
     nets = by_net(task, rows)
     speeds = [speed(runs) or 0.0 for runs in nets.values()]
     figure = Figure(figsize=(9, 1.2 + 0.35 * len(nets)), layout="constrained")

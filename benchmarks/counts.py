@@ -1,14 +1,14 @@
-"""Operations and bytes of every form, stated from its sizes alone.
+"""Operations and bytes of every form, computed from sizes.
 
 Operations are those of a forward and a backward pass: two per multiply-add, and twice the forward
-pass for the backward, since the gradient of a product is two products. What is recomputed does not
-count. Products of gates with each other are left out where they are small against the rest.
+pass for the backward pass, since the gradient of a product is two products. Recomputation does not
+count. Products of gates are omitted where they are negligible.
 
-Bytes are those that must move between memory and processor if nothing is moved twice: inputs are
-read in both passes and get gradients, the output is written and its gradient read, and what a form
-keeps between its products is written and read in both passes.
+Bytes are the minimum traffic between memory and processor: inputs are read in both passes and get
+gradients, the output is written and its gradient read, and what a form stores between its products
+is written and read in both passes.
 
-Letters: K and V widths of keys and values per head, X columns of a grid and y one of its rows, S
+Letters: K and V widths of keys and values per head, X columns of a grid, y one of its rows, S
 source and T transition gates.
 """
 
@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """Of a forward and a backward pass."""
+    """Cost of a forward and a backward pass."""
 
     flops: float
     bytes: float
 
 
 def training(flops: float, inputs: float, outputs: float, kept: float, itemsize: int = 4) -> Cost:
-    """From the operations of the forward pass and the numbers of elements."""
+    """Cost from the operations of the forward pass and numbers of elements."""
     return Cost(3 * flops, itemsize * (3 * inputs + 2 * outputs + 5 * kept))
 
 
@@ -32,14 +32,14 @@ def plstm_1d_cost(
 ) -> Cost:
     """The recurrence on a sequence with K = V = width: "naive", "chunk" or "triton"."""
     nodes, state = batch * length * heads, width * width
-    chunk = min(64, max(16, width), length)  # chunks are as long as a state is wide
+    chunk = min(64, max(16, width), length)  # a chunk is as long as the state is wide
     chunked = nodes * (4 * chunk * width + 4 * state)
     flops, kept = {
         # 2 K V each for the outer product, its sum with the old state, and the read-out
         "naive": (6 * nodes * state, nodes * state),
         # scores and outputs inside a chunk, update of the state and its read-out
         "chunk": (chunked, nodes * (2 * chunk + state / chunk)),
-        "triton": (chunked, nodes * state / chunk),  # scores never leave the processor
+        "triton": (chunked, nodes * state / chunk),  # scores stay on chip
     }[form]
     return training(flops, nodes * (3 * width + 4), nodes * width, kept, itemsize)
 
@@ -64,8 +64,8 @@ def plstm_2d_cost(
         "rows": _inside(nodes, rows, columns, width, corners),
         "chunk": _chunk_2d(nodes, rows, block_rows, columns, width, corners),
         # scores and values, and 10 operations per corner and gating weight above or below a row
-        "gated": (nodes * rows * columns * (4 * width + 5 * corners), 0),
-        # k v^T, two states moved on, their sum read: 16 operations per number of a state
+        "dense": (nodes * rows * columns * (4 * width + 5 * corners), 0),
+        # k v^T, two transitions, a read-out of the sum: 16 operations per state element
         "scan": (nodes * corners * 16 * state, 0),
         # scores and values, and about 20 operations of the recurrence per gating weight
         "triton": (nodes * rows * columns * (4 * width + 20), 0),
@@ -77,8 +77,8 @@ def plstm_2d_cost(
 def _inside(nodes: float, rows: int, columns: int, width: int, corners: int) -> tuple[float, float]:
     """Scores, their product with the values, and the gating matrix of rows x columns tokens.
 
-    Row y of the gating matrix of a corner is one product of two X x X matrices (states moved on,
-    states read) with the X x (y X) matrix that has been reached.
+    Row y of the gating matrix of a corner is one product of two X x X matrices (transition and
+    read-out of states) with the X x (y X) matrix of the rows before.
     """
     tokens = rows * columns
     gating = corners * 2 * columns * (rows - 1) * columns
@@ -88,7 +88,7 @@ def _inside(nodes: float, rows: int, columns: int, width: int, corners: int) -> 
 def _chunk_2d(
     nodes: float, rows: int, block_rows: int, columns: int, width: int, corners: int
 ) -> tuple[float, float]:
-    """Inside blocks of rows, and per corner X states that are updated and read across borders."""
+    """Cost inside blocks of rows, and per corner of X states updated and read between blocks."""
     flops, kept = _inside(nodes, block_rows, columns, width, corners)
     border = corners * columns * width * width
     crossings = 1 - block_rows / rows
@@ -110,10 +110,10 @@ def plstm_dag_cost(
     joined: float = 0,
     products: float = 0,
 ) -> Cost:
-    """The recurrence on `graphs` DAGs of equal size, counts per graph, K = V = width.
+    """The recurrence on `graphs` DAGs of equal size, counts are per graph, K = V = width.
 
-    "naive" and "levels" carry a state per edge; "reach" has the entries of the gating matrices at
-    the `joined` pairs of nodes, by `products` of transitions.
+    "naive" and "levels" store a state per edge; "reach" computes the entries of the gating matrices
+    at the `joined` pairs of nodes, by `products` of transitions.
     """
     state, n = width * width, graphs * heads
     recurrent = (n * (2 * edges + 2 * pairs + 2 * edges) * state, n * edges * state)
@@ -129,7 +129,7 @@ def plstm_dag_cost(
 def attention_cost(
     batch: int, length: int, heads: int, width: int, itemsize: int = 4, causal: bool = False
 ) -> Cost:
-    """Softmax attention; its scores need not leave the processor."""
+    """Softmax attention; its scores can stay on chip."""
     pairs = length * (length + 1) / 2 if causal else length**2
     flops, numbers = batch * heads * pairs * 4 * width, batch * length * heads * width
     return training(flops, 3 * numbers, numbers, 0, itemsize)
@@ -142,11 +142,11 @@ def layer_cost(
 
     Args:
         tokens: Positions or nodes of the whole batch.
-        dim: Model width; all heads together have it too.
+        dim: Model width; also the total width of all heads.
         gates: Gate logits per token.
-        recurrence: Cost of every form of it; the layer is charged the fewest operations and the
-            fewest bytes of any.
-        itemsize: Bytes of a number.
+        recurrence: Cost of every form; the layer counts the fewest operations and the fewest bytes
+            of any form.
+        itemsize: Bytes per element.
     """
     outside = linear_cost(tokens, dim, 4 * dim + gates, itemsize)
     flops, moved = (min(column) for column in zip(*recurrence, strict=True))
@@ -154,6 +154,6 @@ def layer_cost(
 
 
 def linear_cost(tokens: float, in_dim: int, out_dim: int, itemsize: int = 4) -> Cost:
-    """A linear map, or several of the same inputs."""
+    """A linear map, or several with the same input."""
     inputs = tokens * in_dim + in_dim * out_dim
     return training(2 * tokens * in_dim * out_dim, inputs, tokens * out_dim, 0, itemsize)

@@ -1,6 +1,6 @@
-"""python -m benchmarks.draws: sequences that a task draws in a second of one core.
+"""python -m benchmarks.draws: sequences that a task draws per second on one core.
 
-The median of several batches, each of other sequences, by the time of the process on one thread.
+The median over several batches of different sequences, in process time on one thread.
 """
 
 import statistics
@@ -22,22 +22,22 @@ REPEATS = 15
 
 
 def tasks() -> dict[str, SequenceData]:
-    """Every task with sequences of LENGTH."""
+    """Every task with sequences of length LENGTH."""
     words = {
         f"words, {group}, {elements}": WordData(group, elements, length=LENGTH)
         for group in GROUPS
         for elements in ELEMENTS
     }
-    lengths = (LENGTH - 1, LENGTH)  # of arithmetic, half of them
+    lengths = (LENGTH - 1, LENGTH)  # arithmetic needs an odd one
     languages = {f"languages, {x}": LanguageData(x, length=lengths) for x in LANGUAGES}
     recall = {f"recall, vocabulary {n}": RecallData(n, length=LENGTH) for n in (256, 8192)}
     return words | languages | recall | {"listops": ListOpsData(length=LENGTH)}
 
 
 def rate(data: SequenceData, batch: int) -> float:
-    """Sequences in a second, tokens and targets, at batches of that size."""
+    """Sequences per second, with targets, at this batch size."""
     dataset, seconds = data.dataset("train", data.sizes[0]), []
-    for number in range(REPEATS + 1):  # the first one computes tables
+    for number in range(REPEATS + 1):  # the first batch computes tables
         indices = list(range(number * batch, (number + 1) * batch))
         start = time.process_time()
         dataset.__getitems__(indices)
@@ -52,7 +52,7 @@ def main() -> None:
         [name, *(f"{rate(data, batch):,.0f}" for batch in BATCHES)]
         for name, data in tasks().items()
     ]
-    print(markdown(["sequences a second", *(f"batch {batch}" for batch in BATCHES)], lines))
+    print(markdown(["sequences per second", *(f"batch {batch}" for batch in BATCHES)], lines))
     print(*(f"- {name}: {value}" for name, value in conditions("cpu").items()), sep="\n")
 
 

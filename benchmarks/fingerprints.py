@@ -1,12 +1,12 @@
-"""python -m benchmarks fingerprints: boosted trees on fingerprints, on the splits of molecules.
+"""python -m benchmarks fingerprints: boosted trees on molecular fingerprints.
 
     python -m benchmarks fingerprints --path data/BBBP.csv --targets p_np --seeds 0,1,2
 
-ECFP4 with 2048 bits and scikit-learn's histogram gradient boosting as it comes, one model for each
-target; the metrics are those of the nets. A seed is that of the trees, and of random splits.
-Targets of zeros and ones only are classes, others are numbers.
+ECFP4 with 2048 bits and scikit-learn's histogram gradient boosting with default settings, one model
+per target; splits and metrics are those of the nets. A seed sets the trees and random splits.
+Targets with only zeros and ones are classes, others are real numbers.
 
-Writes fingerprints.jsonl with a row per run; a row about the same run replaces the older one.
+Writes fingerprints.jsonl with one row per run; a new row replaces the old row of the same run.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from tasks.smiles import fingerprint
 from tasks.targets import Cells, Score, by_target
 
 RESULTS = ROOT / "benchmarks" / "results"
-KEY = ("data", "targets", "split", "seed")  # what makes a run
+KEY = ("data", "targets", "split", "seed")  # identifies a run
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Arguments of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks fingerprints",
         description=__doc__,
@@ -44,23 +44,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--path", type=Path, required=True, help="CSV file, as for MoleculesData")
     parser.add_argument("--targets", nargs="+", required=True, help="columns of the targets")
-    parser.add_argument("--smiles", default="smiles", help="column of the SMILES")
-    parser.add_argument("--split", default="scaffold", help="scaffold, random or a column")
+    parser.add_argument("--smiles", default="smiles", help="column with SMILES strings")
+    parser.add_argument("--split", default="scaffold", help="scaffold, random or a column name")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="output folder")
     args = parser.parse_args(arguments)
     args.seeds = [int(seed) for seed in args.seeds.split(",")]
     return args
 
 
 def scores_of(targets: np.ndarray) -> dict[str, Score]:
-    """Metrics of targets (n, T): of classes if all that were measured are 0 or 1."""
+    """Metrics for targets (n, T): for classes if all measured values are 0 or 1."""
     measured = targets[~np.isnan(targets)]
     return MultiLabel.scores if np.isin(measured, (0, 1)).all() else Regression.scores
 
 
 def test_metrics(data: MoleculesData, seed: int) -> dict[str, float]:
-    """Means over targets of the metrics of the test set, as runs of nets log them."""
+    """Test metrics, averaged over targets, with the names that runs of nets log."""
     smiles, dataset = data.table.column(data.hparams.smiles), data.dataset
     x = np.stack([fingerprint(smiles[row]) for row in dataset.rows])
     y = data.targets.double().numpy()
@@ -75,9 +75,9 @@ def test_metrics(data: MoleculesData, seed: int) -> dict[str, float]:
 def predict(
     x: np.ndarray, y: np.ndarray, asked: np.ndarray, scores: dict[str, Score], seed: int
 ) -> np.ndarray:
-    """Probabilities of ones, or numbers, of `asked` by trees trained on measured targets."""
+    """Predict probabilities or values for `asked` by trees trained on measured targets."""
     x, y = x[~np.isnan(y)], y[~np.isnan(y)]
-    if len(np.unique(y)) < 2:  # of which trees learn nothing
+    if len(np.unique(y)) < 2:  # trees need two classes or values
         return np.full(len(asked), y[0] if len(y) else np.nan)
     if scores is Regression.scores:
         return HistGradientBoostingRegressor(random_state=seed).fit(x, y).predict(asked)
@@ -86,7 +86,7 @@ def predict(
 
 
 def report(rows: Sequence[Row]) -> str:
-    """Mean and deviation over seeds of every metric."""
+    """Mean and standard deviation over seeds of every metric."""
     names = list(rows[0]["metrics"])
     cells = [_mean([row["metrics"][name] for row in rows]) for name in names]
     head = ["data", "split", "seeds", *names]
@@ -99,7 +99,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    """Run the command line of the process."""
+    """Run the command line."""
     args = parse(sys.argv[2:])
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     rows = []
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def write(file: Path, rows: Sequence[Row]) -> None:
-    """Add rows to a file; a row about the same run takes the place of the older one."""
+    """Add rows to a file; a new row replaces the old row of the same run."""
     known = results.read(file) if file.exists() else []
     merged = {tuple(map(str, (row[name] for name in KEY))): row for row in [*known, *rows]}
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""NCI1 with the nets of the TU task: one training step, and one whole epoch with its data.
+"""NCI1 with the nets of the TU task: one training step, and one epoch including data loading.
 
-GIN has as many parameters as the pLSTM (configs/net/gin_tu.yaml). The epoch is the training part of
-the first fold, batched anew every time.
+GIN has as many parameters as pLSTM (configs/net/gin_tu.yaml). The epoch is the training part of the
+first fold, with new batches every time.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from benchmarks.steps import build, make_step, to_device, training_step
 from tasks.cli import CLI
 
 NAME, BATCH = "NCI1", 64
-NODES = 30  # of an average molecule
+NODES = 30  # average per molecule
 ROOT = Path("data/tu")  # as in configs/tu.yaml
 
 
 def cases(setting: Setting, root: Path = ROOT, name: str = NAME) -> Iterator[Case]:
-    """None, and a message, without the raw files: nothing is downloaded."""
+    """Without the raw files there are no cases, only a message; never downloads."""
     if not (root / name / "raw").is_dir():
         print(f"skipped {name}: there is no folder {root / name / 'raw'}", flush=True)
         return

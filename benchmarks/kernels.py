@@ -1,11 +1,11 @@
-"""python -m benchmarks kernels: what the Triton kernels need on GPUs, compiled ahead of time.
+"""python -m benchmarks kernels: resources that the Triton kernels need, compiled ahead of time.
 
-Needs no GPU. The launches of a forward and a backward pass are those that the operators make; every
-one is compiled for every target. A row tells the registers and spilled bytes of a thread, the
-shared memory of a program in bytes, and its instructions for matrix units.
+Needs no GPU. Compiles the launches of a forward and a backward pass for every target. A row shows
+the registers and spilled bytes per thread, the bytes of shared memory per program, and the matrix
+instructions.
 
 The exit status is 1 if a kernel does not compile, needs more shared memory than the target has,
-spills more than --spill bytes, or overwrites operands of products that may not have read them.
+spills more than --spill bytes, or overwrites operands of matrix products that may still be read.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from plstm.ops.plstm_2d import triton as grids
 
 
 class Chip(NamedTuple):
-    """A target of the compiler, and the bytes of shared memory that a program can have there."""
+    """A compiler target, and its limit on shared memory per program in bytes."""
 
     target: GPUTarget
     shared_memory: int
@@ -47,8 +47,8 @@ CHIPS = {
     "gfx942": Chip(GPUTarget("hip", "gfx942", 64), 65536),  # MI300
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-SPILL = 160  # bytes per thread that are no fault: what a few addresses take
-ORDERS = 0b11_10_01_00  # of all four corners, and of the first alone with 1 corner
+SPILL = 160  # accepted bytes per thread, enough for a few addresses
+ORDERS = 0b11_10_01_00  # `scan_orders` of all four corners, or of the first
 # Length, heads, K, V. The first is that of configs/text.yaml.
 SEQUENCES = (
     (256, 4, 32, 32),
@@ -66,7 +66,7 @@ GRIDS = (
 
 
 def cases() -> Iterator[tuple[str, list[Launch]]]:
-    """Name and launches of every case, without the precision that the target decides."""
+    """Name and launches of every case; the target sets the precision."""
     for name, dtype in DTYPES.items():
         for length, heads, key, value in SEQUENCES:
             problem = sequences.Problem(
@@ -85,7 +85,7 @@ def cases() -> Iterator[tuple[str, list[Launch]]]:
 
 
 def compile_for(target: GPUTarget, settings: Launch) -> CompiledKernel:
-    """Compile a launch as Triton does when tensors are aligned to 16 bytes, as PyTorch's are."""
+    """Compile a launch as Triton does for tensors aligned to 16 bytes, as in PyTorch."""
     constants = settings.constants | {"PRECISION": kernels.precision(amd=target.backend == "hip")}
     constants |= {name: 1 for name, size in settings.sizes.items() if size == 1}
     dtypes = iter(settings.dtypes)
@@ -107,7 +107,7 @@ POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 
 
 def needs(made: CompiledKernel) -> dict[str, int | str]:
-    """Registers and spilled bytes of a thread, shared memory of a program, matrix instructions."""
+    """Registers and spilled bytes per thread, shared memory per program, matrix instructions."""
     amd = "ptx" not in made.asm
     registers, spill = _registers_amd(made) if amd else _registers(made)
     return {
@@ -140,12 +140,12 @@ def _matrix_instructions(assembly: str) -> str:
 
 
 def row(chip: str, case: str, settings: Launch, most_spill: int) -> dict[str, int | str]:
-    """One row of the table; "fault" is empty where nothing is wrong."""
+    """One row of the table; "fault" is empty if nothing is wrong."""
     first = {"target": chip, "case": case, "kernel": settings.kernel.__name__}
     try:
         made = compile_for(CHIPS[chip].target, settings)
         found = needs(made)
-    except Exception as error:  # the compiler and its tools raise errors of many kinds
+    except Exception as error:  # the compiler and its tools raise many types
         return first | {"fault": f"{type(error).__name__}: {error}".splitlines()[0]}
     faults = [f"spills more than {most_spill}"] * (found["spill"] > most_spill)
     limit = CHIPS[chip].shared_memory
@@ -155,10 +155,10 @@ def row(chip: str, case: str, settings: Launch, most_spill: int) -> dict[str, in
 
 
 def overwrites(ttgir: str) -> bool:
-    """Whether a loop copies the next tile into the only buffer that unfinished products may read.
+    """Whether a loop copies the next tile into a single buffer that pending products still read.
 
-    `ttgir` is Triton's last own form of a kernel: products wait for those of the step before, not
-    for their own, so that what they read needs two buffers.
+    `ttgir` is Triton's last own intermediate representation. A product waits for the product of the
+    previous iteration, not for itself, so its operands need two buffers.
     """
     views = dict(re.findall(r"(%\w+) = ttg\.memdesc_(?:index|trans) (%\w+)", ttgir))
     single = set(re.findall(r"(%\w+) = ttg\.local_alloc : \(\) -> !ttg\.memdesc<1x", ttgir))
@@ -169,7 +169,7 @@ def overwrites(ttgir: str) -> bool:
 
 
 def _buffer(name: str, views: dict[str, str]) -> str:
-    """What a view of a view ... of shared memory is a view of."""
+    """The buffer behind nested views of shared memory."""
     while name in views:
         name = views[name]
     return name
@@ -179,7 +179,7 @@ COLUMNS = ("target", "case", "kernel", "warps", "registers", "spill", "shared", 
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Arguments of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks kernels",
         description=__doc__,
@@ -189,22 +189,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--match", nargs="+", default=[""], help="only cases that contain one of these texts"
     )
-    parser.add_argument("--spill", type=int, default=SPILL, help="bytes that are no fault")
+    parser.add_argument("--spill", type=int, default=SPILL, help="accepted bytes per thread")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
-    """Run the command line of the process."""
+    """Run the command line."""
     if kernels.INTERPRETED:
-        sys.exit("nothing is compiled while TRITON_INTERPRET=1 is set; unset it")
+        sys.exit("TRITON_INTERPRET=1 disables the compiler; unset it")
     args = parse(sys.argv[2:])
     rows = []
     for case, launches in cases():
         if any(text in case for text in args.match):
             for chip, settings in itertools.product(args.targets, launches):
                 rows.append(row(chip, case, settings, args.spill))
-                print(*rows[-1].values(), file=sys.stderr, flush=True)  # it takes minutes
+                print(*rows[-1].values(), file=sys.stderr, flush=True)  # shows progress
     print(markdown(COLUMNS, [[str(x.get(name, "")) for name in COLUMNS] for x in rows]))
     at_fault = sum(bool(x["fault"]) for x in rows)
-    print(f"\nTriton {triton.__version__}: {len(rows)} launches, {at_fault} at fault")
+    print(f"\nTriton {triton.__version__}: {len(rows)} launches, {at_fault} with faults")
     sys.exit(at_fault > 0 or not rows)

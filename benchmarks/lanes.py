@@ -1,4 +1,4 @@
-"""Sequences whose edges carry several lanes, beside one lane with a state of the same size."""
+"""Recurrences with several lanes, beside one lane with the same state size."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,7 +8,7 @@ from plstm.ops import plstm_1d
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """All cases, group by group; one lane last in each."""
+    """All cases by group; the one-lane form is last in each group."""
     yield from lane_cases(setting, batch=4, length=1024, heads=4, key_width=32, value_width=32)
     yield from lane_cases(setting, batch=4, length=1024, heads=8, key_width=16, value_width=48)
     yield from lane_cases(setting, batch=64, length=128, heads=8, key_width=1, value_width=12)
@@ -20,7 +20,7 @@ def lane_cases(
     shape = (batch, length, heads, key_width, value_width)
     group = (
         f"1-d op, {batch} x {length} positions, {heads} heads with {key_width} x {value_width} "
-        "numbers over all lanes"
+        "state elements over all lanes"
     )
     case = partial(Case, "lanes", "sequence", group, batch=batch, tokens=length)
     for lanes in (2, 3, 4):

@@ -1,4 +1,4 @@
-"""Whole layers, projections and gates included, beside the anchor of equal width."""
+"""Complete layers, including projections and gates, beside an anchor of equal width."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,12 +13,12 @@ from benchmarks.ops import graph_cost, molecules
 from plstm import PLSTM1d, PLSTM2d, PLSTMGraph, SoftmaxAttention
 from plstm.ops.plstm_2d import CORNERS
 
-DIM, HEADS, WIDTH = 192, 3, 64  # of sequences and grids: the tiny size of the arrow task
-GRAPH_DIM, GRAPH_HEADS = 96, 4  # of graphs: the net of the TU task
+DIM, HEADS, WIDTH = 192, 3, 64  # for sequences and grids: the tiny size of the arrow task
+GRAPH_DIM, GRAPH_HEADS = 96, 4  # for graphs: the net of the TU task
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """All cases, group by group; the anchor, if there is one, last in each."""
+    """All cases by group; the anchor, if any, is last in each group."""
     for length in (256, 1024, 4096):
         yield from sequence_cases(setting, batch=4, length=length)
     yield from sequence_cases(setting, batch=1, length=16384, long=True)
@@ -27,7 +27,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         yield from grid_cases(setting, batch=8, rows=side, columns=side)
     yield from grid_cases(setting, batch=8, rows=64, columns=64, long=True)
     series = partial(grid_cases, setting, batch=1, columns=64, series="64 columns", anchor=False)
-    for rows in (16, 32, 64, 128):  # memory is to grow with the rows, not with their square
+    for rows in (16, 32, 64, 128):  # memory should be linear in the rows
         yield from series(rows=rows, long=True)
     for nodes in (15, 30, 60, 120):
         yield from graph_cases(setting, batch=64, nodes=nodes)
@@ -69,7 +69,7 @@ def grid_cases(
     shape = (batch, rows, columns)
     forms = [
         counts.plstm_2d_cost(form, *shape, HEADS, WIDTH, itemsize)
-        for form in ("naive", "rows", "chunk", "gated", "scan", "triton")
+        for form in ("naive", "rows", "chunk", "dense", "scan", "triton")
     ]
     for mode, per_corner in {"P": 4, "D": 7}.items():
         gates = HEADS * (len(CORNERS) * per_corner + 1)
@@ -97,7 +97,7 @@ def _dense(
     gates: int,
     forms: list[Cost],
 ) -> Work:
-    """A mixer on (B, *positions, DIM)."""
+    """A mixer applied to (B, *positions, DIM)."""
     tokens = torch.Size(positions).numel()
     cost = counts.layer_cost(tokens, DIM, gates, forms, setting.dtype.itemsize)
     return _work(setting, build, (*positions, DIM), cost)
@@ -108,7 +108,7 @@ def _graph(setting: Setting, mode: str, batch: int, nodes: int) -> Work:
     itemsize = setting.dtype.itemsize
     sizes = (batch, GRAPH_HEADS, GRAPH_DIM // GRAPH_HEADS, itemsize)
     forms = [graph_cost(form, graph, *sizes) for form in ("levels", "reach")]
-    gates = 8 * GRAPH_HEADS  # of every node, and of it as an end of its edges
+    gates = 8 * GRAPH_HEADS  # per node, including those for its edges
     cost = counts.layer_cost(graph.num_nodes, GRAPH_DIM, gates, forms, itemsize)
     layer = partial(PLSTMGraph, GRAPH_DIM, GRAPH_HEADS, mode=mode)
     return _work(setting, layer, (graph.num_nodes, GRAPH_DIM), cost, graph)
@@ -140,7 +140,7 @@ def _work(
     cost: Cost,
     *arguments: object,
 ) -> Work:
-    """Forward of a new layer on random x, backward to x and to all weights."""
+    """Forward of a new layer on random x, with backward to x and all weights."""
     torch.manual_seed(0)
     layer = build().to(setting.device)
     x = torch.randn(shape, device=setting.device, requires_grad=True)

@@ -1,9 +1,9 @@
-"""python -m benchmarks leaks: what parts of an arrow-pointing image tell of its label.
+"""python -m benchmarks leaks: how well parts of an arrow-pointing image predict its label.
 
-Gradient-boosted trees see the true numbers of a part of the scene: the arrow without the circle,
-the circle without the arrow, or both positions without the heading. Where they do better than
-chance a net can, too, without relating arrow and circle. As a check of the trees themselves they
-also see everything, with the angle between heading and circle that the task asks for.
+Gradient-boosted trees get the exact parameters of a part of the scene: the arrow without the
+circle, the circle without the arrow, or both positions without the heading. If they are better than
+chance, a net can be, too, without relating arrow and circle. To verify the trees, they also get
+everything, including the angle between heading and circle that defines the label.
 
 Writes leaks.md.
 """
@@ -24,7 +24,7 @@ from tasks.arrow_scenes import PLACEMENTS, Scene
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICKSTART = {"padding": 5, "radius": (3, 5), "arrow_length": (6, 9), "line_width": (1, 2)}
-SETTINGS = {  # sizes in pixels, shapes; those of configs/quickstart.yaml and configs/arrow.yaml
+SETTINGS = {  # sizes in pixels and shapes, as in configs/quickstart.yaml and configs/arrow.yaml
     (32, 48, 64, 128): QUICKSTART,
     (192, 384): {},
 }
@@ -32,7 +32,7 @@ PARTS = ("arrow only", "circle only", "positions only", "everything")
 
 
 def features(scene: Scene) -> dict[str, Tensor]:
-    """What the trees see of scenes, (B, F) for each of PARTS."""
+    """Features of scenes for the trees, (B, F) for each of PARTS."""
     heading = torch.stack([scene.angle.cos(), scene.angle.sin()], 1)
     strokes = torch.stack([scene.length, scene.width], 1)
     arrow = torch.cat([scene.arrow, heading, strokes], 1)
@@ -44,7 +44,7 @@ def features(scene: Scene) -> dict[str, Tensor]:
 
 
 def accuracies(train: Scene, test: Scene) -> dict[str, float]:
-    """Test accuracy of trees that see one part of the scenes."""
+    """Test accuracy of trees for each part of the scenes."""
     seen, asked = features(train), features(test)
     return {
         part: HistGradientBoostingClassifier(random_state=0)
@@ -55,20 +55,20 @@ def accuracies(train: Scene, test: Scene) -> dict[str, float]:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Arguments of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks leaks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--train_size", type=int, default=20_000, help="scenes to learn from")
-    parser.add_argument("--test_size", type=int, default=10_000, help="scenes to test on")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--train_size", type=int, default=20_000, help="number of training scenes")
+    parser.add_argument("--test_size", type=int, default=10_000, help="number of test scenes")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="output folder")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
-    """Run the command line of the process."""
+    """Run the command line."""
     args = parse(sys.argv[2:])
     lines = []
     for sizes, shapes in SETTINGS.items():
@@ -82,7 +82,7 @@ def main() -> None:
                 print(*lines[-1], flush=True)
     table = markdown(["placement", "pixels", *PARTS], lines)
     text = (
-        f"{table}\n\nAccuracy on {args.test_size:,} scenes of trees that learned from "
+        f"{table}\n\nAccuracy on {args.test_size:,} scenes, by trees trained on "
         f"{args.train_size:,} scenes of the same size; standard error of chance "
         f"{0.5 / args.test_size**0.5:.3f}. {conditions()['date']}\n"
     )

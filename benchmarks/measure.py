@@ -1,4 +1,4 @@
-"""Time and peak memory of a function, rates of the machine, and where it was measured."""
+"""Time and peak memory of a function, rates of the machine, and conditions of measurement."""
 
 import ctypes
 import platform
@@ -14,13 +14,13 @@ import torch
 ROOT = Path(__file__).parents[1]
 RESET = Path("/proc/self/clear_refs")  # writing 5 resets the peak of the resident memory (Linux)
 STATUS = Path("/proc/self/status")
-FEWEST = 3  # calls of a median, unless one alone takes longer than the time for all
+FEWEST = 3  # calls per median, unless a single call exceeds the time budget
 
 
 def median_ms(
     function: Callable[[], object], repeats: int, budget_s: float = 3.0, device: str = "cpu"
 ) -> float:
-    """Median milliseconds of a call after a warm-up; fewer repeats where the budget runs out."""
+    """Median milliseconds of a call after a warm-up; fewer repeats if the budget runs out."""
     start = time.perf_counter()
     first = _call_ms(function, device)
     fewest = 1 if first > 1e3 * budget_s else FEWEST
@@ -39,9 +39,9 @@ def _call_ms(function: Callable[[], object], device: str) -> float:
 
 
 def peak_mib(function: Callable[[], object], device: str = "cpu") -> float | None:
-    """Rise of the memory in use during one call in MiB; None where the system cannot tell.
+    """Increase of the memory in use during one call in MiB; None if unknown.
 
-    On a CPU that is the resident memory of the process, on a GPU what PyTorch has allocated.
+    On a CPU the resident memory of the process, on a GPU the memory allocated by PyTorch.
     """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -50,7 +50,7 @@ def peak_mib(function: Callable[[], object], device: str = "cpu") -> float | Non
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     if not RESET.exists():
         return None
-    # What earlier calls freed, and the C library kept, would hide the rise.
+    # Memory that earlier calls freed and the C library kept would hide the increase.
     ctypes.CDLL(None).malloc_trim(0)
     RESET.write_text("5")
     before = _status_mib("VmRSS")
@@ -64,7 +64,7 @@ def _status_mib(key: str) -> float:
 
 
 def machine_rates(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, float]:
-    """What the machine reaches: operations of one large matrix product, bytes of one large copy."""
+    """Rates of the machine: GFLOP/s of a large matrix product, GB/s of a large copy."""
     size = 2048 if device == "cpu" else 8192
     a = torch.randn(size, size, device=device).to(dtype)
     product_ms = median_ms(lambda: a @ a, 7, device=device)
@@ -98,7 +98,7 @@ def _processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit that is checked out, with "+" if the package differs from it; None without git."""
+    """The current commit, with "+" if the package differs from it; None without git."""
     git = ["git", "-C", str(ROOT)]
     try:
         name = subprocess.run(

@@ -1,4 +1,4 @@
-"""Every sequence mixer beside softmax attention of equal width, projections and gates included."""
+"""Every sequence mixer, including projections and gates, beside softmax attention."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -41,7 +41,7 @@ MIXERS: dict[str, Callable[[int, int], nn.Module]] = {  # called with DIM and HE
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Every mixer at both lengths; the anchor last."""
+    """Every mixer at both lengths; the anchor is last."""
     for length in (1024, 4096):
         yield from length_cases(setting, batch=BATCH, length=length)
 
@@ -55,7 +55,7 @@ def length_cases(setting: Setting, *, batch: int, length: int) -> Iterator[Case]
 
 
 def _work(setting: Setting, build: Callable[[int, int], nn.Module], shape: tuple[int, ...]) -> Work:
-    """Forward of a new mixer on random x, backward to x and to all weights."""
+    """Forward of a new mixer on random x, with backward to x and all weights."""
     torch.manual_seed(0)
     mixer = build(DIM, HEADS).to(setting.device)
     x = torch.randn(shape, device=setting.device, requires_grad=True)
@@ -69,7 +69,7 @@ def _work(setting: Setting, build: Callable[[int, int], nn.Module], shape: tuple
 
 
 def state_size(mixer: nn.Module, length: int) -> int:
-    """Numbers carried per sequence after `length` positions: with attention, keys and values."""
+    """State elements per sequence after `length` positions; for attention, keys and values."""
     if isinstance(mixer, SoftmaxAttention):
         return length * mixer.num_heads * (mixer.qk_dim + mixer.v_dim)
     return mixer.state_size()

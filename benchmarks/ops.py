@@ -1,7 +1,6 @@
-"""The bare recurrences in every form, beside softmax attention of the same shape.
+"""The plain recurrences in every form, beside softmax attention of the same shape.
 
-Widths are those of the layers in benchmarks.layers, so that the share of the recurrence in a layer
-can be read off.
+Widths equal those in benchmarks.layers, which shows the share of the recurrence in a layer.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,11 +16,11 @@ from plstm import LineGraph
 from plstm.ops import plstm_1d, plstm_2d, plstm_dag
 from plstm.ops.plstm_2d import CORNERS
 
-LOOP_TOKENS = 512  # the loop is only measured up to here, it takes seconds beyond
+LOOP_TOKENS = 512  # the loop takes seconds beyond this size
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """All cases, group by group; softmax attention last in each."""
+    """All cases by group; softmax attention is last in each group."""
     for length in (128, 512, 2048):
         yield from sequence_cases(setting, batch=4, length=length, heads=3, width=64)
     for side in (12, 24, 32):
@@ -55,7 +54,7 @@ def _sequence(setting: Setting, form: str, batch: int, length: int, heads: int, 
 
 
 def _simple_gla(setting: Setting, shape: tuple[int, ...]) -> Work:
-    """Linear attention with one decay per head and position, as Triton kernels; GPU only."""
+    """Linear attention with one decay per head and position, in Triton; GPU only."""
     from fla.ops.simple_gla import chunk_simple_gla
 
     inputs = Inputs(setting)
@@ -78,7 +77,7 @@ def grid_cases(
     shape = (batch, side, heads, width)
     group = f"2-d op, {batch} images of {side} x {side} tokens, 4 corners, {heads} heads of {width}"
     case = partial(Case, "ops", "grid", group, batch=batch, tokens=side**2)
-    compiled = ("gated", "scan") if setting.device == "cpu" else ()
+    compiled = ("dense", "scan") if setting.device == "cpu" else ()
     for form in ("naive", "rows", "chunk", *compiled, *_kernels(setting)):
         long = form == "naive" and side**2 > LOOP_TOKENS
         yield case(form, make=partial(_grid, setting, form, *shape), long=long)
@@ -133,7 +132,7 @@ def _graph(setting: Setting, form: str, batch: int, nodes: int, heads: int, widt
 def graph_cost(
     form: str, graph: LineGraph, batch: int, heads: int, width: int, itemsize: int
 ) -> counts.Cost:
-    """Cost of a form on a batch of graphs; "reach" depends on what their paths join."""
+    """Cost of a form on a batch of graphs; "reach" depends on the pairs joined by paths."""
     plan = graph.reach_plan() if form == "reach" else None
     reach = (plan.nodes.shape[1] / batch, plan.num_products / batch) if plan else (0, 0)
     sizes = (graph.num_nodes, graph.num_edges, graph.num_pairs)
@@ -143,7 +142,7 @@ def graph_cost(
 
 
 def _graph_attention(setting: Setting, batch: int, nodes: int, heads: int, width: int) -> Work:
-    """Every node of a graph looks at every other one; the graphs have one size, so no padding."""
+    """Every node attends to all nodes of its graph; equal sizes, so no padding."""
     inputs = Inputs(setting)
     qkv = [inputs.normal(batch, nodes, heads, width).transpose(1, 2) for _ in "qkv"]
     cost = counts.attention_cost(batch, nodes, heads, width, setting.dtype.itemsize)
@@ -159,7 +158,7 @@ def _attention(qkv: list[Tensor], **options: object) -> Callable[[], Tensor]:
 
 
 def molecules(graphs: int, nodes: int) -> LineGraph:
-    """Random trees whose nodes hang on one of the last three, with some ring closures."""
+    """Random trees, each node attached to one of the last three, with some ring closures."""
     generator = torch.Generator().manual_seed(0)
     edges = []
     for offset in range(0, graphs * nodes, nodes):

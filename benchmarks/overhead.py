@@ -1,10 +1,10 @@
-"""python -m benchmarks.overhead: what logging and callbacks cost per training step.
+"""python -m benchmarks.overhead: cost of logging and callbacks per training step.
 
-The nets of the quick start and of the text task are trained for a few short epochs in every way
-below, in turns. Batches have one small sample, for what logging costs does not depend on them and
-drowns in the noise of long steps. A time is that of the fastest epoch after the first of a run, up
-to the end of its last batch: what disturbs a run only adds to it. Validation, checkpoints and
-pictures come after that and do not count.
+Trains the nets of the quick start and of the text task for a few short epochs with every setting
+below, in turns. A batch is one small sample, because the cost of logging does not depend on it and
+would drown in the noise of long steps. A time is that of the fastest epoch after the first of a
+run, up to the end of its last batch, because disturbances only add time. Validation, checkpoints
+and pictures come later and do not count.
 """
 
 import argparse
@@ -43,7 +43,7 @@ WAYS = {
 
 
 def epochs_ms(task: str, way: str, steps: int, epochs: int) -> list[float]:
-    """Milliseconds per step of every epoch but the first, in the folder the process is in."""
+    """Milliseconds per step of every epoch except the first, run in the current folder."""
     if task == "text":
         Path("text.txt").write_text(CHARACTERS * 100, "utf-8")
         sizes = [f"--data.train_windows={steps}", "--data.path=text.txt", "--data.context=8"]
@@ -70,7 +70,7 @@ def epochs_ms(task: str, way: str, steps: int, epochs: int) -> list[float]:
 
 
 def measure(task: str, steps: int, epochs: int, rounds: int) -> list[Row]:
-    """A row for every way to train a task."""
+    """One row per setting for a task."""
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     with TemporaryDirectory() as folder, contextlib.chdir(folder):
         for _ in range(rounds):
@@ -92,7 +92,7 @@ def measure(task: str, steps: int, epochs: int, rounds: int) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """All ways to train, their times, and what they add to the bare step."""
+    """All settings with their times and the difference from the bare step."""
     head = ["case", "logging", "ms per step", "more than bare, ms"]
     cells = [
         [row["group"], row["form"], f"{row['ms_per_step']:.2f}", f"{row['overhead_ms']:+.2f}"]
@@ -108,15 +108,15 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--task", choices=TASKS, help="both if left out")
-    parser.add_argument("--steps", type=int, default=50, help="steps of an epoch")
-    parser.add_argument("--epochs", type=int, default=3, help="measured epochs of a run")
-    parser.add_argument("--rounds", type=int, default=4, help="runs of every way")
+    parser.add_argument("--task", choices=TASKS, help="default: both")
+    parser.add_argument("--steps", type=int, default=50, help="steps per epoch")
+    parser.add_argument("--epochs", type=int, default=3, help="measured epochs per run")
+    parser.add_argument("--rounds", type=int, default=4, help="runs per setting")
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="folder of overhead.jsonl; rows replace"
     )
     args = parser.parse_args()
-    sys.argv = sys.argv[:1]  # the command line of training warns of arguments that are not its own
+    sys.argv = sys.argv[:1]  # LightningCLI warns about arguments it does not know
     os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     where, rows = {**conditions(), "commit": commit()}, []
     for task in [args.task] if args.task else TASKS:

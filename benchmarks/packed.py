@@ -1,4 +1,4 @@
-"""Sequences of unequal lengths through a mixer: packed, padded to the longest, and one by one."""
+"""Sequences of unequal lengths in a mixer: packed, padded to the longest, and one by one."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from benchmarks.case import Case, Setting, Work, differentiated
 from benchmarks.mixers import DIM, HEADS, MIXERS
 
-NAMES = ("PLSTM1d", "GLA", "GatedDeltaNet", "MLSTM", "SoftmaxAttention")  # one of each recurrence
+NAMES = ("PLSTM1d", "GLA", "GatedDeltaNet", "MLSTM", "SoftmaxAttention")  # one per recurrence
 ANCHOR = "padded"
 
 
@@ -36,7 +36,7 @@ def _work(
     run: Callable[[nn.Module, Tensor, list[int]], Tensor],
     lengths: list[int],
 ) -> Work:
-    """Forward of a new mixer on random x, backward to x and to all weights."""
+    """Forward of a new mixer on random x, with backward to x and all weights."""
     torch.manual_seed(0)
     mixer = build(DIM, HEADS).to(setting.device)
     x = torch.randn(1, sum(lengths), DIM, device=setting.device, requires_grad=True)
@@ -53,7 +53,7 @@ def _packed(mixer: nn.Module, x: Tensor, lengths: list[int]) -> Tensor:
 
 
 def _padded(mixer: nn.Module, x: Tensor, lengths: list[int]) -> Tensor:
-    """Zeros behind every sequence but the longest, as if the batch came so."""
+    """Zeros after every sequence but the longest, as in a padded batch."""
     rows = nn.utils.rnn.pad_sequence(x[0].split(lengths), batch_first=True)
     y = mixer(rows)
     return torch.cat([row[:length] for row, length in zip(y, lengths, strict=True)])[None]

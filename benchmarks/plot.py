@@ -1,4 +1,4 @@
-"""A picture of cost against size, one line per form and layer, on logarithmic axes."""
+"""Plot of cost against size on logarithmic axes, one line per form and layer."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -31,10 +31,10 @@ ANCHOR_COLOUR = "0.35"
 
 
 def picture(rows: list[Row]) -> Figure | None:
-    """Time above, peak memory below; a column for each of sequences, images and graphs with lines.
+    """Time above, peak memory below; columns for sequences, images and graphs.
 
-    Rows of another device, processor or precision than those of the last row are left out. None
-    without lines: steps and mixers have none.
+    Omits rows with another device, processor or precision than the last row. None if there are no
+    lines, as for steps and mixers.
     """
     rows = [row for row in rows if _setting(row) == _setting(rows[-1])]
     kinds = {kind: _lines([row for row in rows if row["kind"] == kind]) for kind in KINDS}
@@ -62,7 +62,7 @@ def _setting(row: Row) -> tuple[object, ...]:
 
 
 def _lines(rows: list[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Rows of ops and layers by (subject, series, form), sizes ascending, at least two of them."""
+    """Rows of ops and layers by (subject, series, form), sorted by size, at least two sizes."""
     lines: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         if row["subject"] in STYLES:

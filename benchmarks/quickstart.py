@@ -1,6 +1,6 @@
-"""python -m benchmarks.quickstart: the picture of the quick start, examples and accuracy by size.
+"""python -m benchmarks.quickstart: plot for the quick start, with examples and accuracy by size.
 
-It shows the rows with the most steps that this command has left:
+It shows the rows with the most steps written by this command:
 
     python -m benchmarks compare --task quickstart --nets plstm,plstm-p,plstm-d,attention \
         --max_steps STEPS --data.extrapolation_sizes=[48,64,128] --data.test_size=2048
@@ -25,8 +25,8 @@ NAMES = {
     "plstm-d": "pLSTM, D only",
     "attention": "softmax attention",
 }
-SHOWN = (32, 64)  # sizes of the examples
-EXAMPLES = 4  # of each
+SHOWN = (32, 64)  # image sizes of the examples
+EXAMPLES = 4  # per size
 SHAPES = {"padding": 5, "radius": (3, 5), "arrow_length": (6, 9), "line_width": (1, 2)}
 
 
@@ -38,7 +38,7 @@ def longest(rows: list[Row]) -> list[Row]:
 
 
 def picture(rows: list[Row]) -> Figure:
-    """Example images of two sizes, and accuracy against size: mean and spread over seeds."""
+    """Example images of two sizes, and accuracy against size, mean and spread over seeds."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1.25, 1])
     _examples(left)
@@ -76,7 +76,7 @@ def _accuracies(axes: Axes, rows: list[Row]) -> None:
 
 
 def main() -> None:
-    """Draw the picture."""
+    """Draw the plot."""
     rows = longest(results.read(RESULTS / "compare_quickstart.jsonl"))
     picture(rows).savefig(RESULTS / "quickstart.png", dpi=150)
 

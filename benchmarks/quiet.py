@@ -1,4 +1,4 @@
-"""Training without the trainer's messages, among the rows of a benchmark."""
+"""Training without the messages of the trainer, for benchmarks."""
 
 import logging
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ NAMES = ("lightning.pytorch", "lightning.fabric")
 
 @contextmanager
 def quiet_trainer() -> Iterator[None]:
-    """Only warnings of Lightning are told inside."""
+    """A context in which Lightning logs only warnings."""
     loggers = [logging.getLogger(name) for name in NAMES]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

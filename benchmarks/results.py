@@ -5,16 +5,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 Row = dict[str, object]
-KEY = ("device", "dtype", "group", "form")  # what a row is about
+KEY = ("device", "dtype", "group", "form")  # identifies a row
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of a JSON-lines file."""
+    """Read the rows of a JSON-lines file."""
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
 def merge(file: Path, rows: list[Row]) -> list[Row]:
-    """Add rows to a file; a row about the same thing takes the place of the older one."""
+    """Add rows to a file; a new row replaces the old row with the same key."""
     merged = {key(row): row for row in read(file)} if file.exists() else {}
     merged.update((key(row), row) for row in rows)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -23,12 +23,12 @@ def merge(file: Path, rows: list[Row]) -> list[Row]:
 
 
 def key(row: Row) -> tuple[object, ...]:
-    """What a row is about, without its numbers."""
+    """Identifies a row, without its measurements."""
     return tuple(row[name] for name in KEY)
 
 
 def add_ratios(rows: list[Row]) -> None:
-    """Set what a row costs over what the anchor of its group costs; None without an anchor."""
+    """Set the cost of each row relative to the anchor of its group; None without an anchor."""
     anchors = {row["group"]: row for row in rows if row["anchor"]}
     for row in rows:
         anchor = anchors.get(row["group"])
@@ -43,10 +43,10 @@ def _ratio(row: Row, anchor: Row | None, field: str) -> float | None:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Every row: times, memory, both over those of the anchor, and shares of the machine's rates.
+    """A table of all rows: times, memory, both relative to the anchor, and fractions of peak rates.
 
-    GFLOP and GB are those of benchmarks.counts, "product" and "copy" the rates reached with them
-    over the rates of one large matrix product and of one large copy.
+    GFLOP and GB come from benchmarks.counts; "product" and "copy" are the achieved rates divided by
+    those of one large matrix product and of one large copy.
     """
     head = ["case", "form", "forward ms", "backward ms", "total ms", "time / anchor"]
     head += ["peak MiB", "peak / anchor", "state", "GFLOP", "GFLOP/s", "product", "GB", "copy"]
@@ -70,7 +70,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown with columns of one width, readable as plain text too."""
+    """A Markdown table with aligned columns, readable as plain text too."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -80,5 +80,5 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A number, or a dash for none."""
+    """A number as text, or a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"

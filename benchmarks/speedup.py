@@ -1,8 +1,8 @@
-"""python -m benchmarks.speedup BEFORE AFTER: two files of rows side by side.
+"""python -m benchmarks.speedup BEFORE AFTER: compare two files of rows.
 
-Only cases in both are shown. Times are those of forward and backward (of a step or an epoch); they
-may come from different runs, so look at the ratios to the anchor too: a machine in another mood
-changes both.
+Shows only cases in both files. Times include forward and backward (of a step or an epoch). They may
+come from different runs, so look at the ratios to the anchor too: a change of the machine affects
+both.
 """
 
 import argparse
@@ -15,7 +15,7 @@ HEAD += ["before MiB", "after MiB"]
 
 
 def table(before: list[Row], after: list[Row]) -> str:
-    """One line per case that both runs have, in the order of the later one."""
+    """One line per case that both runs have, in the order of the later run."""
     old = {key(row): row for row in before}
     pairs = [(old[key(row)], row) for row in after if key(row) in old]
     return markdown(HEAD, [_cells(*pair) for pair in pairs])

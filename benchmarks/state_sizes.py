@@ -1,4 +1,4 @@
-"""Picture of the metric of a task against the size of the state, over rows of several widths."""
+"""Plot of the metric of a task against the state size, for rows of several widths."""
 
 import textwrap
 
@@ -10,18 +10,18 @@ from benchmarks.results import Row
 
 
 def several_sizes(rows: list[Row]) -> bool:
-    """Whether a net with a fixed state is there in two sizes or more."""
+    """Whether any net with a fixed state size has rows with two or more sizes."""
     sizes = {(row["net"], row["state_size"]) for row in rows if row["state_size"]}
     return len(sizes) > len({net for net, _ in sizes})
 
 
 def state_picture(task: str, groups: list[list[Row]]) -> Figure:
-    """The metric over the numbers carried per sequence; a panel for every size of the test data.
+    """The metric against the state size, with one panel per size of the test data.
 
-    A net whose state grows with the sequence is a line across at its highest value.
+    A net with a growing state is a horizontal line at its best value.
 
     Args:
-        groups: Rows of each width, which have budget and arguments in common.
+        groups: Rows of each width, with the same budget and arguments.
     """
     names = metric_names(task, groups[0])
     figure = Figure(figsize=(4.5 * len(names), 3.8), layout="constrained")
@@ -30,7 +30,7 @@ def state_picture(task: str, groups: list[list[Row]]) -> Figure:
         for number, (net, by_size) in enumerate(curves.items()):
             _curve(axes, f"C{number}", net, by_size, name)
         axes.set_xscale("log", base=2)
-        axes.set_xlabel("state size: numbers carried per sequence")
+        axes.set_xlabel("state size: elements per sequence")
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -41,7 +41,7 @@ def state_picture(task: str, groups: list[list[Row]]) -> Figure:
 
 
 def _curves(task: str, groups: list[list[Row]]) -> dict[str, list[list[Row]]]:
-    """Rows of every net, by sizes of its state from small to large."""
+    """Rows of every net, sorted by state size."""
     curves: dict[str, list[list[Row]]] = {}
     for rows in groups:
         for net, runs in by_net(task, rows).items():

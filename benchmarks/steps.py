@@ -1,4 +1,4 @@
-"""A training step of every shipped model: forward, loss, backward and optimizer on one batch."""
+"""A training step of every model in configs/net: forward, loss, backward and optimizer."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +15,7 @@ from tasks.optim import parameter_groups
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CHARACTERS = "".join(chr(code) for code in range(32, 97))  # 65, as in tinyshakespeare
-TASKS = {  # config: kind, what a batch is, examples, tokens of one
+TASKS = {  # config: kind, description of a batch, examples, tokens per example
     "quickstart": ("grid", "128 images of 32 x 32 pixels, patch 4", 128, 64),
     "arrow": ("grid", "128 images of 192 x 192 pixels, patch 16", 128, 144),
     "text": ("sequence", "12 windows of 64 characters", 12, 64),
@@ -23,10 +23,10 @@ TASKS = {  # config: kind, what a batch is, examples, tokens of one
 
 
 def cases(setting: Setting) -> Iterator[Case]:
-    """Every task whose data can be made here with both of its nets; graphs are in graphs.py."""
+    """Every task with generated data, with both of its nets; graphs are in graphs.py."""
     for config, (kind, batch_words, batch, tokens) in TASKS.items():
         group = f"{config} step, {batch_words}"
-        long = config == "arrow"  # a net of twelve blocks takes seconds per step
+        long = config == "arrow"  # twelve blocks take seconds per step
         case = partial(Case, "steps", kind, group, batch=batch, tokens=tokens, long=long)
         yield case("pLSTM", make=partial(_step, setting, config, "plstm"))
         yield case(
@@ -47,7 +47,7 @@ def _step(setting: Setting, config: str, net: str) -> Work:
 
 
 def build(config: str, net: str, *arguments: str) -> CLI:
-    """The net, data and optimizer of a config, by the command line of training."""
+    """Net, data and optimizer of a config, built by the training command line."""
     files = [f"--config={CONFIGS / config}.yaml", f"--model.net={CONFIGS / 'net' / net}.yaml"]
     plain = ["--trainer.accelerator=cpu", "--trainer.logger=false", "--standard_callbacks=false"]
     plain += ["--trainer.enable_checkpointing=false", "--trainer.enable_model_summary=false"]
@@ -57,7 +57,7 @@ def build(config: str, net: str, *arguments: str) -> CLI:
 
 
 def training_step(setting: Setting, cli: CLI, batch: object) -> Work:
-    """One batch, again and again."""
+    """Repeated steps on one batch."""
     net = cli.model.net.to(setting.device)
     step = make_step(setting, cli, net)
 
@@ -69,7 +69,7 @@ def training_step(setting: Setting, cli: CLI, batch: object) -> Work:
 
 
 def make_step(setting: Setting, cli: CLI, net: nn.Module) -> Callable[[object], None]:
-    """A function that trains the net on a batch, with the optimizer of the config."""
+    """Return a function that trains the net on a batch with the optimizer of the config."""
     optimizer = cli.model.optimizer(parameter_groups(net))
 
     def step(batch: object) -> None:
@@ -89,7 +89,7 @@ def loss(setting: Setting, net: nn.Module, batch: object) -> Tensor:
 
 
 def to_device(batch: object, device: str) -> object:
-    """The batch, a PyG one or (inputs, targets), on a device."""
+    """Move a PyG batch or a pair (inputs, targets) to a device."""
     if isinstance(batch, (tuple, list)):
         return [x.to(device) for x in batch]
     return batch.to(device)

@@ -1,7 +1,7 @@
-"""python -m benchmarks streaming RUN --path FILE: a text read as one stream, in windows, at once.
+"""python -m benchmarks streaming RUN --path FILE: a text as one stream, in windows, at once.
 
-Bits per character, time and memory of the net of a run of the text task. As a stream the net
-predicts every character from all before it, and carries nothing but its state.
+Bits per character, time and memory of the net of a run of the text task. As a stream, the net
+predicts every character from all previous ones, and stores nothing but its state.
 
 Writes streaming.md.
 """
@@ -23,11 +23,11 @@ from tasks.carried import check_carries
 from tasks.cli.generate import find_checkpoint, load
 
 RESULTS = ROOT / "benchmarks" / "results"
-PIECE = 6144  # positions that are computed at once, in every form but the last
+PIECE = 6144  # positions per call, in every form but the last
 
 
 def as_stream(net: nn.Module, tokens: Tensor) -> Iterator[Tensor]:
-    """Logits (1, L, C) of consecutive pieces of tokens (T,), each from the state before."""
+    """Logits (1, L, C) of consecutive pieces of tokens (T,), each from the previous state."""
     state = None
     for piece in tokens[None].split(PIECE, 1):
         logits, state = net(piece, state, return_state=True)
@@ -35,7 +35,7 @@ def as_stream(net: nn.Module, tokens: Tensor) -> Iterator[Tensor]:
 
 
 def in_windows(net: nn.Module, tokens: Tensor, context: int) -> Iterator[Tensor]:
-    """The same of windows of `context` positions, each from no state; the last may be shorter."""
+    """Logits of windows of `context` positions, each without a state; the last may be shorter."""
     for piece in tokens.split(PIECE // context * context):
         whole = len(piece) // context * context
         if whole:
@@ -51,7 +51,7 @@ def at_once(net: nn.Module, tokens: Tensor) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def bits(pieces: Iterator[Tensor], targets: Tensor) -> float:
-    """Bits per character of targets (T,) by the logits of consecutive pieces."""
+    """Bits per character for targets (T,), given the logits of consecutive pieces."""
     nats, start = 0.0, 0
     for logits in pieces:
         own = targets[start : start + logits.shape[1]].long()
@@ -72,7 +72,7 @@ def measure(read: Callable[[Tensor], Iterator[Tensor]], tokens: Tensor) -> tuple
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Arguments of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks streaming",
         description=__doc__,
@@ -80,14 +80,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, help="folder of a run of the text task")
     parser.add_argument("--path", type=Path, required=True, help="a text file")
-    parser.add_argument("--characters", type=int, default=1_000_000, help="its last ones are read")
-    parser.add_argument("--context", type=int, default=64, help="characters of a window")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--characters", type=int, default=1_000_000, help="last characters to read")
+    parser.add_argument("--context", type=int, default=64, help="characters per window")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="output folder")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line of the process."""
+    """Run the command line."""
     args = parse(sys.argv[2:] if arguments is None else arguments)
     model = load(find_checkpoint(args.run)).cpu()
     check_carries(model.net)
@@ -108,8 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     where = conditions()
     text = (
         f"{table}\n\nThe last {len(tokens):,} characters of {args.path.name}, and the last tenth "
-        f"of them, by a net of {parameters:,} parameters and a state of {size:,} numbers, in "
-        f"pieces of {PIECE:,} positions. Peak: rise of the resident memory beyond net and text. "
+        f"of them, by a net of {parameters:,} parameters and a state of {size:,} elements, in "
+        f"pieces of {PIECE:,} positions. Peak: resident memory in addition to net and text. "
         f"{where['processor']}, {where['threads']} thread(s), torch {where['torch']}, "
         f"{where['date']}\n"
     )

@@ -1,9 +1,9 @@
-"""python -m benchmarks sweep FOLDER: what the runs of a sweep say about learning rates.
+"""python -m benchmarks sweep FOLDER: loss against learning rate for the runs of a sweep.
 
-FOLDER has runs of train.py in it, at any depth: of the CSV logger (metrics.csv beside config.yaml)
-or of wandb, offline or not (run-ID.wandb). Prints the loss of every net at its learning rates, and
-draws it as sweep.png in FOLDER. A run that diverged counts as such, and one without the metric is
-named and left out.
+FOLDER contains runs of train.py at any depth: of the CSV logger (metrics.csv beside config.yaml) or
+of wandb, offline or not (run-ID.wandb). Prints the loss of every net at its learning rates, and
+plots it to sweep.png in FOLDER. Diverged runs count as such; runs without the metric are reported
+and skipped.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CONFIGS = ROOT / "configs"
 
 
 class Trial(NamedTuple):
-    """One run of a sweep; its value is infinite if it diverged, None if it is not known."""
+    """One run of a sweep; the value is infinite if it diverged, None if unknown."""
 
     net: str
     lr: float
@@ -37,7 +37,7 @@ class Trial(NamedTuple):
 
 
 def read(folder: Path, metric: str) -> dict[Path, Trial]:
-    """Trials by the file of their metrics."""
+    """Read trials, by metrics file."""
     files = {file: _of_csv(file, metric) for file in sorted(folder.rglob("metrics.csv"))}
     return files | {file: _of_wandb(file, metric) for file in sorted(folder.rglob("run-*.wandb"))}
 
@@ -56,7 +56,7 @@ def _of_wandb(file: Path, metric: str) -> Trial:
 
 
 def _trial(config: dict[str, object], values: Sequence[object], diverged: bool) -> Trial:
-    """A run with the last value of its metric."""
+    """A trial with the last value of its metric."""
     last = float(values[-1]) if values else None
     if diverged or (last is not None and math.isnan(last)):
         last = math.inf
@@ -67,9 +67,9 @@ def _trial(config: dict[str, object], values: Sequence[object], diverged: bool) 
 
 
 def net_name(net: dict[str, object], data: str) -> str:
-    """The file of configs/net that a resolved net comes from; its class if there is none.
+    """The file of configs/net that a resolved net comes from; else its class name.
 
-    Of equal files that of the task with such a class of data.
+    If several files agree, the one for a task with this data class.
     """
     same = [name for name, written in _written_nets().items() if _agrees(written, net)]
     endings = tuple(_endings(data))
@@ -82,7 +82,7 @@ def net_name(net: dict[str, object], data: str) -> str:
 
 @functools.cache
 def _endings(data: str) -> set[str]:
-    """What files of nets end in for tasks with such a class of data."""
+    """Suffixes of net files for tasks with this data class."""
     configs = (yaml.safe_load(file.read_text("utf-8")) for file in CONFIGS.glob("*.yaml"))
     nets = (x["model"]["init_args"]["net"] for x in configs if x["data"]["class_path"] == data)
     return {f"_{Path(net).stem.rsplit('_', 1)[1]}" for net in nets}
@@ -95,7 +95,7 @@ def _written_nets() -> dict[str, object]:
 
 
 def _agrees(written: object, resolved: object) -> bool:
-    """Whether all that is written is the same in what was resolved, which has the defaults too."""
+    """Whether every written value equals the resolved one, which also includes defaults."""
     if isinstance(written, dict):
         return isinstance(resolved, dict) and all(
             _same_class(value, resolved.get(key))
@@ -113,7 +113,7 @@ def _agrees(written: object, resolved: object) -> bool:
 
 
 def _same_class(written: str, resolved: str | None) -> bool:
-    """Whether two paths lead to one class, as plstm.VisionModel and the module it is in do."""
+    """Whether two import paths name the same class, such as plstm.VisionModel and its module."""
     if written == resolved or resolved is None:
         return written == resolved
     return pydoc.locate(written) is pydoc.locate(resolved)
@@ -125,7 +125,7 @@ def _leaves(value: object) -> int:
 
 
 def by_net(trials: Sequence[Trial]) -> dict[str, dict[float, list[float]]]:
-    """Values of all seeds by net and learning rate, rates rising."""
+    """Values of all seeds by net and learning rate, in ascending order."""
     found: dict[str, dict[float, list[float]]] = {}
     for trial in sorted(trials):
         found.setdefault(trial.net, {}).setdefault(trial.lr, []).append(trial.value)
@@ -133,7 +133,7 @@ def by_net(trials: Sequence[Trial]) -> dict[str, dict[float, list[float]]]:
 
 
 def table(trials: Sequence[Trial], metric: str) -> str:
-    """Mean of a metric over seeds at every learning rate, the lowest one of a net in bold."""
+    """Mean of a metric over seeds at every learning rate, the lowest of each net in bold."""
     nets = by_net(trials)
     rates = sorted({trial.lr for trial in trials})
     lines = []
@@ -158,8 +158,8 @@ def _cell(values: list[float] | None, best: bool) -> str:
 
 
 def picture(trials: Sequence[Trial], metric: str) -> Figure:
-    """A metric against the learning rate: a line of means per net, dots for seeds, crosses above
-    for what diverged."""
+    """A metric against the learning rate: lines of means per net, dots for seeds, crosses for
+    diverged runs."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for number, (net, values) in enumerate(by_net(trials).items()):
@@ -175,7 +175,7 @@ def picture(trials: Sequence[Trial], metric: str) -> Figure:
 
 
 def _line(axes: Axes, net: str, values: dict[float, list[float]], height: float) -> None:
-    """Draw a net, its crosses at a height that is a share of that of the picture."""
+    """Draw a net, with its crosses at `height`, a fraction of the plot height."""
     finite = {rate: [x for x in found if x < math.inf] for rate, found in values.items()}
     means = {rate: statistics.mean(found) for rate, found in finite.items() if found}
     (line,) = axes.plot(list(means), list(means.values()), label=net)
@@ -200,16 +200,16 @@ def main(arguments: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the runs are")
-    parser.add_argument("--metric", default="val/loss", help="a metric of which less is better")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the runs")
+    parser.add_argument("--metric", default="val/loss", help="a metric where lower is better")
     args = parser.parse_args(arguments)
     found = read(args.folder, args.metric)
     trials = [trial for trial in found.values() if trial.value is not None]
     for file, trial in found.items():
         if trial.value is None:
-            print(f"left out {file.parent}: no {args.metric}")
+            print(f"skipped {file.parent}: no {args.metric}")
     if not trials:
-        parser.error(f"no run with {args.metric} in {args.folder}; name the folder of the runs")
+        parser.error(f"no run with {args.metric} in {args.folder}; pass the folder of the runs")
     print(table(trials, args.metric))
     file = args.folder / "sweep.png"
     picture(trials, args.metric).savefig(file, dpi=150)

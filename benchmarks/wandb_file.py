@@ -1,7 +1,7 @@
-"""What an offline run of wandb has written, read back from its file.
+"""Reader for the file of an offline wandb run.
 
-The file is a LevelDB log: blocks of 32 KiB hold pieces of records (checksum, length, whether it is
-the first, a middle or the last piece, bytes); every record is a protocol buffer of wandb.
+The file is a LevelDB log: blocks of 32 KiB hold parts of records (checksum, length, whether it is
+the first, a middle or the last part, bytes); every record is a protocol buffer of wandb.
 """
 
 import json
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from wandb.proto.wandb_internal_pb2 import Record
 
-HEADER = 7  # bytes, of the file and of every piece
+HEADER = 7  # bytes, of the file and of every part
 BLOCK = 2**15
-WHOLE, LAST = 1, 4  # kinds of pieces that end a record
+WHOLE, LAST = 1, 4  # types of parts that end a record
 
 
 class WandbFile:
-    """Configuration and metrics of one run that has ended; `folder` is wandb's own."""
+    """Configuration and metrics of one finished run in a wandb folder."""
 
     def __init__(self, folder: Path) -> None:
         (self.path,) = folder.glob("run-*.wandb")
@@ -39,15 +39,15 @@ class WandbFile:
                 self.exit_code = record.exit.exit_code
 
     def logged(self, name: str) -> list[object]:
-        """All values of a metric in their order."""
+        """All values of a metric in order."""
         return [row[name] for row in self.history if name in row]
 
 
 def records(data: bytes) -> Iterator[Record]:
-    """All records of a file."""
+    """Iterate over the records of a file."""
     at, parts = HEADER, b""
     while at + HEADER <= len(data):
-        if BLOCK - at % BLOCK < HEADER:  # what is left of a block stays empty
+        if BLOCK - at % BLOCK < HEADER:  # the rest of a block stays empty
             at += BLOCK - at % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + HEADER])
@@ -59,5 +59,5 @@ def records(data: bytes) -> Iterator[Record]:
 
 
 def values(items: Iterable[object]) -> dict[str, object]:
-    """Names and values of some items; a name in several parts is joined by dots."""
+    """Names and values of items; nested names are joined by dots."""
     return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}

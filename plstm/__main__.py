@@ -1,4 +1,4 @@
-"""Print which compiled kernels run on this machine, and why others do not: python -m plstm."""
+"""Print which compiled kernels run on this machine, and why the others do not: python -m plstm."""
 
 import platform
 from collections.abc import Callable
@@ -37,10 +37,10 @@ def delta(device: str, backend: str) -> Tensor:
     return delta_rule(x, x, x, x[..., 0], backend=backend)
 
 
-# Function, backend, device, and how to try it.
+# Function, backend, device, and how to run it.
 KERNELS: tuple[tuple[str, str, str, Callable[[str, str], Tensor]], ...] = (
     ("plstm_1d", "triton", "cuda", sequence),
-    ("plstm_2d", "gated", "cpu", grid),
+    ("plstm_2d", "dense", "cpu", grid),
     ("plstm_2d", "scan", "cpu", grid),
     ("plstm_2d", "triton", "cuda", grid),
     ("gated_linear_attention", "fla", "cuda", decay),
@@ -49,18 +49,18 @@ KERNELS: tuple[tuple[str, str, str, Callable[[str, str], Tensor]], ...] = (
 
 
 def attempt(device: str, backend: str, run: Callable[[str, str], Tensor]) -> str:
-    """Run a backend on a few numbers: "yes", or "no" with the reason in a line."""
+    """Run a backend on a small input: "yes", or "no" with the reason on one line."""
     if device == "cuda" and not torch.cuda.is_available():
         return "no: there is no CUDA device"
     try:
         out = run(device, backend)
-    except Exception as error:  # compilers, drivers and packages have errors of their own
+    except Exception as error:  # compilers, drivers and packages raise errors of their own
         return f"no: {' '.join(str(error).split())}"
     return "yes" if torch.isfinite(out).all() else "no: the output is not finite"
 
 
 def report() -> str:
-    """Versions, compiler and devices, then a line per compiled backend."""
+    """Return versions, compiler and devices, then one line per compiled backend."""
     facts = [("Python", platform.python_version())]
     facts += [(name, _version(name)) for name in PACKAGES]
     facts += [("C++ compiler", _compiler()), ("its kernels", str(native.cache_folder()))]
@@ -70,7 +70,7 @@ def report() -> str:
     lines += ["", f"{'function':<24}{'backend':<9}{'device':<8}runs here"]
     for function, backend, device, run in KERNELS:
         lines.append(f"{function:<24}{backend:<9}{device:<8}{attempt(device, backend, run)}")
-    lines += ["", 'Where none of them runs, "auto" takes plain operations of PyTorch.']
+    lines += ["", 'Where none of them runs, "auto" uses plain PyTorch operations.']
     return "\n".join(lines)
 
 

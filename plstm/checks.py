@@ -6,16 +6,16 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-Pattern = str  # for example "B L H K": letters bind to sizes, digits are literal sizes
+Pattern = str  # for example "B L H K": a letter stands for a size, digits are literal sizes
 
 
 def check_shapes(function: str, **tensors: tuple[Tensor, Pattern]) -> dict[str, int]:
     """Check tensors against shape patterns that share their letters.
 
     Args:
-        function: Name put in front of every message.
+        function: Name that starts every message.
         tensors: Argument name to (tensor, pattern), for example `q=(q, "B L H K")`; the first
-            tensor that uses a letter fixes its size, and "..." stands for one axis or more.
+            tensor that uses a letter fixes its size, and "..." stands for one or more axes.
 
     Returns:
         Size of every letter.
@@ -94,12 +94,12 @@ def check_not_empty(function: str, x: Tensor) -> None:
 
 
 def output_scale(scale: float | None, key_width: int) -> float:
-    """The factor on an output: K^(-1/2) unless given; 1 without keys, where the output is 0."""
+    """The factor on an output: K^(-1/2) unless given; 1 if K = 0, where the output is 0."""
     return max(key_width, 1) ** -0.5 if scale is None else scale
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype states are carried in: the widest input, and at least float32."""
+    """The dtype of states and sums: that of the widest input, at least float32."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -107,8 +107,8 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
-    """A context in which operations keep their dtypes; the meta device knows no autocast."""
-    # Where there is nothing to switch off, exported graphs are spared a region of their own.
+    """A context without autocast, which the meta device does not support."""
+    # If autocast is off, a context would only add a region to exported graphs.
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

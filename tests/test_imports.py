@@ -18,6 +18,12 @@ HEAVY = [
     "torchmetrics",
     "matplotlib",
     "sklearn",
+    "scipy",
+    "networkx",
+    "huggingface_hub",
+    "safetensors",
+    "sympy",  # torch has both, and imports them where something compiles, for a second or two
+    "torch._dynamo",
     "tasks",
 ]
 
@@ -59,6 +65,7 @@ ORDER = [
     "plstm/ops",
     "plstm/graph",
     "plstm/checks.py",
+    "plstm/compiler.py",
 ]
 ABOVE = {place: ORDER[:n] for n, place in enumerate(ORDER)}
 

@@ -39,7 +39,7 @@ def test_without_a_compiler(no_compiler, tmp_path):
     text = command.report()
     why = f"the C++ compiler {tmp_path / 'c++'} does not start: No such file or directory"
     assert why in line_of(text, "C++", "compiler")
-    for backend in ("gated", "scan"):
+    for backend in ("dense", "scan"):
         line = line_of(text, "plstm_2d", backend, "cpu")
         assert "no: " in line
         assert why in line

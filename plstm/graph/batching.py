@@ -5,12 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import InMemoryDataset
 
+from plstm.extras import extra
 from plstm.graph.orientation import drawn_rank
 from plstm.graph.position_codes import drawn_signs
 from plstm.graph.prepared import add_plans
 from plstm.graph.pyg import DAG_KEYS, PAIR_KEYS, DagData, prepare
+
+with extra("graphs", "plstm.graph.batching"):
+    from torch_geometric.data import InMemoryDataset
 
 
 class GraphBatcher:

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from plstm.compiler import disable
 from plstm.graph.topology import find_cycle, node_levels
 
 _LISTED = 8  # nodes or pairs named in a message
 
 
-@torch.compiler.disable
+@disable
 def checked_levels(edge_index: Tensor, num_nodes: int) -> Tensor:
     """Longest path to the src of every edge, (E,); a ValueError names the nodes of a cycle."""
     edges = edge_index.cpu().numpy()

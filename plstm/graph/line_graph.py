@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from plstm.compiler import disable
 from plstm.graph.checks import (
     check_batch,
     check_index,
@@ -301,7 +302,7 @@ class LineGraph:
         )
 
 
-@torch.compiler.disable  # numpy, whose sizes depend on the edges
+@disable  # numpy, whose sizes depend on the edges
 def _plan(graph: LineGraph, limit: int | None) -> ReachPlan | None:
     edge_graph = graph.node_graph.index_select(0, graph.edge_index[0])
     tensors = graph.edge_index, graph.line_index, graph.edge_level, edge_graph
@@ -309,7 +310,7 @@ def _plan(graph: LineGraph, limit: int | None) -> ReachPlan | None:
     return plan and apply_to_plan(plan, lambda x: x.to(graph.device))
 
 
-@torch.compiler.disable
+@disable
 def _pruned(graph: LineGraph) -> LineGraph:
     edge_graph = graph.node_graph[graph.edge_index[0]]
     arrays = (graph.line_index, graph.edge_level, graph.edge_index[0], edge_graph)

@@ -2,12 +2,15 @@
 
 import numpy as np
 import torch
-from scipy.sparse.csgraph import connected_components
-from torch_geometric.data import Data
-from torch_geometric.transforms import AddRandomWalkPE, BaseTransform
 
+from plstm.extras import extra
 from plstm.graph.orientation import mix, simple_both_ways
 from plstm.graph.topology import IntArray
+
+with extra("graphs", "plstm.graph.position_codes"):
+    from scipy.sparse.csgraph import connected_components
+    from torch_geometric.data import Data
+    from torch_geometric.transforms import AddRandomWalkPE, BaseTransform
 
 NEARLY_LARGEST = 1 - 1e-6  # of equal entries, rounding must not choose the largest
 

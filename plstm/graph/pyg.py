@@ -6,14 +6,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
-from torch_geometric.transforms import BaseTransform
 
 from plstm.checks import check_choice
+from plstm.extras import extra
 from plstm.graph.multitree import prune_to_multitree
 from plstm.graph.orientation import ORDERS, node_rank, orient
 from plstm.graph.prepared import HOST_KEYS, line_graph
 from plstm.graph.topology import consecutive_edges, node_levels
+
+with extra("graphs", "plstm.graph.pyg"):
+    from torch_geometric.data import Data
+    from torch_geometric.transforms import BaseTransform
 
 __all__ = ["DAG_KEYS", "PAIR_KEYS", "VERSION", "DagData", "ToDag", "line_graph"]
 

@@ -5,10 +5,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Data, InMemoryDataset
 
+from plstm.extras import extra
 from plstm.graph.orientation import node_rank
 from plstm.graph.pyg import PAIR_KEYS, DagData, ToDag, both_ways, prepare
+
+with extra("graphs", "plstm.graph.storing"):
+    from torch_geometric.data import Data, InMemoryDataset
 
 TOGETHER = 256  # graphs in a pack; larger ones take more memory and save no more time
 

@@ -1,4 +1,4 @@
-"""DeltaNet: the delta rule with normalised keys."""
+"""DeltaNet: the delta rule with normalized keys."""
 
 from typing import NamedTuple
 
@@ -15,20 +15,21 @@ from plstm.ops.packed import CuSeqlens, Packing, as_packing
 
 
 class DeltaNetState(NamedTuple):
-    """What the layer carries from one position to the next."""
+    """Recurrent state of the layer."""
 
     memory: Tensor  # (B, H, K, V)
     window: Tensor  # last q, k and v before the convolution, (B, conv_width - 1, H (2 K + V))
 
 
 class DeltaNet(nn.Module):
-    """Causal mixer whose state is corrected towards what it should return, linear in the length.
+    """Causal mixer that corrects its state towards the current value, linear in the length.
 
     S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T,   y_t = W_o norm(S_t^T q_t / sqrt(K))
 
-    with q and k = silu(conv(x W)) at Euclidean norm 1, v = silu(conv(x W_v)), beta = sigmoid(x W_b)
-    per head, and an RMS norm of every head whose scale all heads share. No map has a bias. The
-    state has H K V numbers and the window of the convolution; a position costs O(H K V).
+    q and k are silu(conv(x W)) scaled to Euclidean norm 1, v = silu(conv(x W_v)), and beta =
+    sigmoid(x W_b) per head. The RMS norm is per head, with one scale for all heads. Linear maps
+    have no bias. The state has H K V elements plus the convolution window; a position costs
+    O(H K V).
 
     Args:
         dim: Model width.
@@ -36,15 +37,15 @@ class DeltaNet(nn.Module):
         qk_dim: Key width per head, dim / num_heads if None.
         v_dim: Value width per head, dim / num_heads if None.
         conv_width: Width of the causal depthwise convolutions of q, k and v.
-        output_gate: Multiply the normalised heads by silu(x W_g).
-        negative_eigenvalues: Double beta, so that a step can also reverse what it finds.
+        output_gate: Multiply the normalized heads by silu(x W_g).
+        negative_eigenvalues: Double beta, which allows eigenvalues in (-1, 1).
         backend: See `plstm.ops.delta_rule`.
 
     Raises:
         ValueError: widths do not divide.
 
-    Source: arXiv 2406.06484; negative eigenvalues after arXiv 2411.12537. Initial values: linear
-    maps N(0, 0.02^2), convolutions as PyTorch draws them.
+    Source: arXiv 2406.06484; negative eigenvalues: arXiv 2411.12537. Initialization: linear maps
+    N(0, 0.02^2), convolutions PyTorch's default.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class DeltaNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         for part in self.children():
             if isinstance(part, nn.Linear):
                 nn.init.normal_(part.weight, std=0.02)
@@ -89,9 +90,9 @@ class DeltaNet(nn.Module):
         return_state: bool = False,
         cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, DeltaNetState]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+        """Map x (B, L, dim) to the same shape, starting from `state`; can return the next state.
 
-        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        With cu_seqlens, x (1, total, dim) holds S packed sequences; states have S in place of B.
         """
         check_shapes(type(self).__name__, x=(x, f"B L {self.out_proj.out_features}"))
         packing = as_packing(type(self).__name__, cu_seqlens, x)
@@ -116,18 +117,18 @@ class DeltaNet(nn.Module):
         return (y, DeltaNetState(memory, window)) if return_state else y
 
     def step(self, x: Tensor, state: DeltaNetState | None = None) -> tuple[Tensor, DeltaNetState]:
-        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        """Process one position x (B, dim) in constant time; same result as forward."""
         y, state = self.forward(x[:, None], state, return_state=True)
         return y[:, 0], state
 
     def state_size(self) -> int:
-        """Numbers carried per sequence."""
+        """Number of state elements per sequence."""
         return self.num_heads * self.qk_dim * self.v_dim + self.conv.window_size()
 
     def _qkv(
         self, x: Tensor, window: Tensor | None, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q, k and v (B, L, H, width), q and k of norm 1, and the next window."""
+        """q, k and v (B, L, H, width), q and k of norm 1, and the new window."""
         qkv, window = self.conv(self.qkv_proj(x), window, packing)
         q, k, v = (
             rearrange(part, "b l (h w) -> b l h w", h=self.num_heads)
@@ -141,6 +142,6 @@ class DeltaNet(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
-    """x over its Euclidean norm along the last axis, float32 or wider; finite at 0."""
+    """x divided by its Euclidean norm over the last axis, float32 or wider; finite at 0."""
     x = x.to(accumulation_dtype(x))
     return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()

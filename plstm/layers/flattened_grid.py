@@ -1,4 +1,4 @@
-"""Any sequence mixer over a grid, read row by row."""
+"""Any sequence mixer applied to a grid, row by row."""
 
 import torch
 from torch import Tensor, nn
@@ -10,22 +10,22 @@ STARTS = ("top_left", "bottom_right")
 
 
 class FlattenedGrid(nn.Module):
-    """Runs a sequence mixer over the positions of a grid, row after row from one corner.
+    """Runs a sequence mixer over the positions of a grid, row by row from one corner.
 
-    y = flip(mixer(flip(flatten(x)))), without the flips from the top left
+    y = flip(mixer(flip(flatten(x)))), without flips for corner top_left
 
-    With a causal mixer a position sees those before it in reading order only; blocks that alternate
-    between the two corners, `mixers: [top_left, bottom_right]`, see the whole grid.
+    With a causal mixer, a position sees only earlier positions in reading order; blocks that
+    alternate between the two corners, `mixers: [top_left, bottom_right]`, see the whole grid.
 
     Args:
         dim: Model width.
         mixer: Factory of the sequence mixer, called with `dim`.
-        corner: Where the reading starts, "top_left" or "bottom_right".
+        corner: Where the scan starts, "top_left" or "bottom_right".
 
     Raises:
         ValueError: unknown corner.
 
-    Source: arXiv 2406.04303, section 3; `plstm.layers.vision_lstm.VisionLSTM` is its mLSTM.
+    Source: arXiv 2406.04303, section 3; `plstm.layers.vision_lstm.VisionLSTM` is its mLSTM layer.
     """
 
     def __init__(self, dim: int, mixer: MixerFactory, corner: str = "top_left") -> None:
@@ -34,11 +34,11 @@ class FlattenedGrid(nn.Module):
         self.corner, self.mixer, self.dim = corner, mixer(dim), dim
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         self.mixer.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, *positions, dim) to the same shape; the last position axis is a row."""
+        """Map x (B, *positions, dim) to the same shape; the last position axis runs along a row."""
         check_shapes("FlattenedGrid", x=(x, f"B ... {self.dim}"))
         sequence = x.flatten(1, -2)
         if self.corner == "top_left":

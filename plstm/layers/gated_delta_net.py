@@ -1,4 +1,4 @@
-"""Gated DeltaNet: the delta rule on a state that also decays."""
+"""Gated DeltaNet: the delta rule on a decaying state."""
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,16 @@ class GatedDeltaNet(DeltaNet):
     S'_t = a_t S_{t-1},   S_t = S'_t + beta_t k_t (v_t - S'_t^T k_t)^T
     y_t = W_o (norm(S_t^T q_t / sqrt(K)) * silu(x_t W_g)),   log a_t = -A softplus(x_t W_a + b)
 
-    with A > 0 and b per head; all else, state and cost included, as in `DeltaNet`. At the start A
+    with A > 0 and b per head. The rest, including state and cost, is as in `DeltaNet`. Initially A
     is uniform in (0, 16] and softplus(b) log-uniform in [0.001, 0.1].
 
     Args:
         dim: Model width.
-        num_heads: Number of heads; as published 3 dim / 1024, for a key width of 256.
-        qk_dim: Key width per head; None for 3/4 of dim over all heads.
+        num_heads: Number of heads; published models use 3 dim / 1024, for a key width of 256.
+        qk_dim: Key width per head; 3/4 dim / num_heads if None.
         v_dim: Value width per head, twice the key width if None.
         conv_width: Width of the causal depthwise convolutions of q, k and v.
-        negative_eigenvalues: Double beta, so that a step can also reverse what it finds.
+        negative_eigenvalues: Double beta, which allows eigenvalues in (-1, 1).
         backend: See `plstm.ops.delta_rule`.
 
     Raises:
@@ -82,16 +82,16 @@ class Decay(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         nn.init.normal_(self.dt_proj.weight, std=0.02)
         step_size_bias_(self.dt_proj.bias)
-        self.A_log.copy_(torch.log(16 - 16 * torch.rand_like(self.A_log)))  # never log 0
+        self.A_log.copy_(torch.log(16 - 16 * torch.rand_like(self.A_log)))  # avoids log 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Log decays (B, L, H) of x (B, L, dim), at most 0; float32 or wider."""
         logits = self.dt_proj(x)
         logits = logits.to(accumulation_dtype(logits))
-        # log(e^x + e^0), not softplus: torch.compile is told other strides of softplus's gradient
-        # than it has, where the incoming gradient is a permuted one.
+        # log(e^x + e^0), not softplus: torch.compile assumes wrong strides for softplus's gradient
+        # if the incoming gradient is permuted.
         step = torch.logaddexp(logits, logits.new_zeros(()))
         return -self.A_log.to(logits.dtype).exp() * step

@@ -12,12 +12,12 @@ from plstm.ops.packed import CuSeqlens
 
 
 class GLA(nn.Module):
-    """Linear attention with a data-dependent decay per key channel, causal.
+    """Causal linear attention with a data-dependent decay per key channel.
 
     S_t = diag(a_t) S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t / sqrt(K)
     log a_t = logsigmoid(W_2 W_1 x_t + b) / normalizer,   y_t = W_o (norm(o_t) * silu(W_g x_t))
 
-    with a root-mean-square norm per head. Cost O(L H K V); the layer carries H K V numbers.
+    with an RMS norm per head. Cost O(L H K V); the state has H K V elements.
 
     Args:
         dim: Model width.
@@ -25,14 +25,14 @@ class GLA(nn.Module):
         qk_dim: Key width per head; half of dim / num_heads, rounded up, if None.
         v_dim: Value width per head, dim / num_heads if None.
         gate_rank: Rows of W_1.
-        gate_normalizer: Divides the logarithm of the decay, about 1/2 at the start without it.
+        gate_normalizer: Divides the log decay. With 1 the initial decay is about 1/2.
         backend: See `plstm.ops.gated_linear_attention`.
 
     Raises:
         ValueError: widths do not divide; gate_normalizer is not positive.
 
-    Source: arXiv 2312.06635, equations 3 and 4 and section 4.4; initial values as in its code. One
-    scale of the norm per head and channel, where its code shares one between the heads.
+    Source: arXiv 2312.06635, equations 3 and 4 and section 4.4; initialization as in its code. The
+    norm has a scale per head and channel; in that code the heads share one.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class GLA(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         for linear in (module for module in self.children() if isinstance(module, nn.Linear)):
             nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
         nn.init.zeros_(self.decay_up.bias)
@@ -80,9 +80,9 @@ class GLA(nn.Module):
         return_state: bool = False,
         cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, MemoryState]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+        """Map x (B, L, dim) to the same shape, starting from `state`; can return the next state.
 
-        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        With cu_seqlens, x (1, total, dim) holds S packed sequences; states have S in place of B.
         """
         check_shapes("GLA", x=(x, f"B L {self.out_proj.out_features}"))
         logits = self.decay_up(self.decay_down(x))
@@ -105,10 +105,10 @@ class GLA(nn.Module):
         return (y, MemoryState(memory)) if return_state else y
 
     def step(self, x: Tensor, state: MemoryState | None = None) -> tuple[Tensor, MemoryState]:
-        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        """Process one position x (B, dim) in constant time; same result as forward."""
         y, state = self.forward(x[:, None], state, return_state=True)
         return y[:, 0], state
 
     def state_size(self) -> int:
-        """Numbers carried per sequence."""
+        """Number of state elements per sequence."""
         return self.num_heads * self.qk_dim * self.v_dim

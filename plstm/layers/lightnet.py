@@ -1,4 +1,4 @@
-"""LightNet attention: linear attention whose decay is additive."""
+"""LightNet: linear attention with additive decay."""
 
 from typing import NamedTuple
 
@@ -18,51 +18,51 @@ from plstm.ops.packed import CuSeqlens, as_packing, run_packed
 
 
 class LightNetState(NamedTuple):
-    """What a causal layer carries from one position to the next."""
+    """Recurrent state of a causal layer."""
 
-    memory: Tensor  # (B, H, K, V), 2 K with the cosine code
+    memory: Tensor  # (B, H, K, V), 2 K with cosine encoding
     z: Tensor  # logarithm of the sum of exp(kappa), (B, H, K)
-    code: Tensor | None  # sums of the Toeplitz code, (B, H, 1, dim / H)
+    code: Tensor | None  # sums of the Toeplitz encoding, (B, H, 1, dim / H)
     seen: Tensor  # positions so far, (B,)
 
 
 class LightNet(nn.Module):
-    """Linear attention with keys that are a softmax over the positions, per channel.
+    """Linear attention with keys normalized by a softmax over the positions, per channel.
 
     O = silu(Q) softmax(kappa)^T V,   y = W_o (norm(O) * sigmoid(x W_1 W_2)),   kappa = x W_k
 
-    one sum over all positions of any number of axes, or, if causal, over those up to t:
+    with one sum over all positions of any number of axes, or, if causal, over those up to t:
 
     z_t = log sum_{s<=t} exp(kappa_s),   o_t = S_t^T q_t
     S_t = exp(z_{t-1} - z_t) S_{t-1} + exp(kappa_t - z_t) v_t^T
 
-    with an RMS norm per head and no map with a bias. A position costs O(H K V) in both forms; the
-    causal one carries H (K V + K) numbers per sequence (H (2 K V + K) with the cosine code), and
-    dim more with the Toeplitz code. Its decay tends to 1 as 1 / t: it has no recency of its own.
+    The RMS norm is per head; linear maps have no bias. A position costs O(H K V) in both forms. The
+    causal state has H (K V + K) elements per sequence (H (2 K V + K) with cosine encoding), and dim
+    more with the Toeplitz encoding. Its decay tends to 1 as 1 / t: it has no recency bias.
 
     Args:
         dim: Model width.
         num_heads: Number of heads.
-        causal: Only look back; for sequences. Otherwise for any number of position axes.
-        lrpe: Position code of queries and keys: "none", "cosine" or "rotate" (MD-LRPE). If causal,
-            only the cosine form depends on differences of positions alone: rotation mixes channels
-            that decay differently.
-        tpe_axes: Position axes of the code MD-TPE in front of all maps, 0 for none. Published nets
-            apply it once, after the embedding: set it in the first mixer of a net only.
-        phantom: Count one more position in front of a sequence, with kappa = 0 and v = 0.
+        causal: Attend only to earlier positions, for sequences. False supports any number of axes.
+        lrpe: Position encoding of queries and keys: "none", "cosine" or "rotate" (MD-LRPE). If
+            causal, only the cosine form depends on relative positions alone: rotation mixes
+            channels with different decays.
+        tpe_axes: Position axes of the encoding MD-TPE before all maps, 0 for none. Published models
+            apply it once, after the embedding: set it only in the first mixer of a model.
+        phantom: Add one position before a sequence, with kappa = 0 and v = 0.
         qk_dim: Key width per head, dim / num_heads if None.
         v_dim: Value width per head, dim / num_heads if None.
         gate_rank: Rank of the output gate, dim / num_heads if None.
         backend: See `plstm.ops.gated_linear_attention`.
 
     Raises:
-        ValueError: widths do not divide; an unknown code; phantom or a state without causal; causal
-            with more than one position axis; other axes than tpe_axes.
+        ValueError: widths do not divide; the encoding is unknown; phantom or a state without
+            causal; causal with more than one position axis; the axes are not tpe_axes.
 
-    Source: arXiv 2405.21022, version 1. Gate and norm, which it leaves open, as in later versions
-    of its first author's library xmixers: a sigmoid of rank dim / num_heads after a norm per head.
-    Earlier versions have rank num_heads, and gate before a norm of all heads together;
-    flash-linear-attention has a SiLU of rank 128 and a norm of all heads. Linear maps
+    Source: arXiv 2405.21022, version 1. It leaves gate and norm open; they follow later versions of
+    its first author's library xmixers: a sigmoid of rank dim / num_heads after a norm per head.
+    Earlier versions use rank num_heads, and gate before a norm over all heads;
+    flash-linear-attention uses a SiLU of rank 128 and a norm over all heads. Linear maps start from
     N(0, 0.02^2).
     """
 
@@ -99,7 +99,7 @@ class LightNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         for part in self.children():
             if isinstance(part, nn.Linear):
                 nn.init.normal_(part.weight, std=0.02)
@@ -114,9 +114,9 @@ class LightNet(nn.Module):
         return_state: bool = False,
         cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, LightNetState]:
-        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state.
+        """Map x (B, *positions, dim) to the same shape; if causal, with an optional state.
 
-        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        With cu_seqlens, x (1, total, dim) holds S packed sequences; states have S in place of B.
         """
         check_shapes("LightNet", x=(x, f"B ... {self.out_proj.out_features}"))
         self._check_call(x, return_state or state is not None, cu_seqlens)
@@ -135,12 +135,12 @@ class LightNet(nn.Module):
         return self._output(out.to(v.dtype).view(*x.shape[:-1], *out.shape[-2:]), x)
 
     def step(self, x: Tensor, state: LightNetState | None = None) -> tuple[Tensor, LightNetState]:
-        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        """Process one position x (B, dim) in constant time; same result as forward."""
         y, state = self.forward(x[:, None], state, return_state=True)
         return y[:, 0], state
 
     def state_size(self) -> int:
-        """Numbers carried per sequence; 0 if not causal."""
+        """Number of state elements per sequence; 0 if not causal."""
         if not self.causal:
             return 0
         keys = self.num_heads * self.qk_dim
@@ -219,14 +219,14 @@ class LightNet(nn.Module):
 
 
 def additive_decay(kappa: Tensor, state: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Normalised keys exp(kappa_t - z_t) and log decays z_{t-1} - z_t, both exponents at most 0.
+    """Normalized keys exp(kappa_t - z_t) and log decays z_{t-1} - z_t, both exponents at most 0.
 
     Args:
         kappa: Logarithms of the weights of the positions, (B, L, H, K).
         state: z, the logarithm of the sum of the earlier weights, (B, H, K); -inf for none.
 
     Returns:
-        Keys and log decays, (B, L, H, K) both, and the next z.
+        Keys and log decays, both (B, L, H, K), and the next z.
     """
     after = torch.logaddexp(torch.logcumsumexp(kappa, 1), state[:, None])
     before = torch.cat([state[:, None], after[:, :-1]], 1)

@@ -1,4 +1,4 @@
-"""Lightning Attention: linear attention that forgets at a fixed rate per head and layer."""
+"""Lightning Attention: linear attention with a fixed decay per head and layer."""
 
 import math
 
@@ -16,7 +16,7 @@ from plstm.ops.packed import CuSeqlens
 def alibi_slopes(num_heads: int) -> Tensor:
     """Slopes of ALiBi, (H,): 2^(-8 h / H) for h = 1 to H.
 
-    Those of the power of two below if H is none, followed by every second one of the next power.
+    If H is not a power of two: those of the power below, then every second one of the power above.
 
     Source: arXiv 2108.12409.
     """
@@ -27,12 +27,12 @@ def alibi_slopes(num_heads: int) -> Tensor:
 
 
 def scheduled_slopes(schedule: str, num_heads: int, layer: int, num_layers: int) -> Tensor:
-    """Minus the logarithm of the decay of every head, (H,); deeper layers forget less.
+    """Negative log decay of every head, (H,); smaller in deeper layers.
 
     For layer l = 0 to L - 1 and head h = 1 to H:
     "alibi": alibi_slopes * (1 - l / (L - 1) + 1e-5), the published code; l / (L - 1) is 0 for L = 1
-    "transnormer": 8 h / H * (1 - l / L), the paper on TransNormerLLM
-    "transnormer_from_zero": 8 (h - 1) / H * (1 - l / L); the first head never forgets
+    "transnormer": 8 h / H * (1 - l / L), the TransNormerLLM paper
+    "transnormer_from_zero": 8 (h - 1) / H * (1 - l / L); the first head does not decay
 
     Raises:
         ValueError: unknown schedule; layer outside 0 to num_layers - 1.
@@ -51,18 +51,18 @@ def scheduled_slopes(schedule: str, num_heads: int, layer: int, num_layers: int)
 
 
 class LightningAttention(nn.Module):
-    """Unnormalised linear attention with a fixed decay per head, causal.
+    """Causal linear attention with a fixed decay per head, without normalization.
 
     S_t = exp(-slope) S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t
     y_t = W_o (norm(o_t) * sigmoid(W_2 W_1 x_t)),   q, k, v = silu of linear maps of x_t
 
-    with a layer norm over all heads together. Cost O(L H K V); it carries H K V numbers.
+    with a layer norm over all heads. Cost O(L H K V); the state has H K V elements.
 
     Args:
         dim: Model width.
         num_heads: Number of heads.
-        layer: Place of the layer among `num_layers`, from 0, for the slopes.
-        num_layers: Layers of the model.
+        layer: Index of the layer among `num_layers`, from 0, for the slopes.
+        num_layers: Number of layers of the model.
         schedule: Name of the slopes, see `scheduled_slopes`.
         qk_dim: Key width per head, dim / num_heads if None.
         v_dim: Value width per head, and rank of the output gate; dim / num_heads if None.
@@ -71,7 +71,7 @@ class LightningAttention(nn.Module):
     Raises:
         ValueError: widths do not divide; unknown schedule; layer outside 0 to num_layers - 1.
 
-    Source: arXiv 2401.04658 and 2405.17381, and their code; initial values are PyTorch's.
+    Source: arXiv 2401.04658 and 2405.17381, and their code; PyTorch's default initialization.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class LightningAttention(nn.Module):
         self.register_buffer("slopes", scheduled_slopes(*self.schedule), persistent=False)
 
     def reset_parameters(self) -> None:
-        """Draw new initial values, and compute the slopes."""
+        """Initialize the parameters and compute the slopes."""
         self.slopes.copy_(scheduled_slopes(*self.schedule))
         for module in self.children():
             module.reset_parameters()
@@ -112,9 +112,9 @@ class LightningAttention(nn.Module):
         return_state: bool = False,
         cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, MemoryState]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+        """Map x (B, L, dim) to the same shape, starting from `state`; can return the next state.
 
-        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        With cu_seqlens, x (1, total, dim) holds S packed sequences; states have S in place of B.
         """
         check_shapes("LightningAttention", x=(x, f"B L {self.out_proj.out_features}"))
         q, k, v = (
@@ -137,10 +137,10 @@ class LightningAttention(nn.Module):
         return (y, MemoryState(memory)) if return_state else y
 
     def step(self, x: Tensor, state: MemoryState | None = None) -> tuple[Tensor, MemoryState]:
-        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        """Process one position x (B, dim) in constant time; same result as forward."""
         y, state = self.forward(x[:, None], state, return_state=True)
         return y[:, 0], state
 
     def state_size(self) -> int:
-        """Numbers carried per sequence."""
+        """Number of state elements per sequence."""
         return self.num_heads * self.qk_dim * self.v_dim

@@ -1,4 +1,4 @@
-"""Linear attention, normalised by the sum of its weights."""
+"""Linear attention, normalized by the sum of its weights."""
 
 import torch
 from einops import rearrange
@@ -12,27 +12,27 @@ from plstm.ops.packed import CuSeqlens
 
 
 class LinearAttention(nn.Module):
-    """Attention whose weights are products of positive features, linear in the positions.
+    """Attention with weights from positive features, linear in the number of positions.
 
     y_t = sum_s w_ts v_s / (sum_s w_ts + eps),   w_ts = phi(q_t) . phi(k_s),   phi(z) = elu(z) + 1
 
-    The sums run over s <= t if causal, else over all positions of all axes. The layer knows no
-    order beyond that. Cost O(L H K V); the causal one carries H K (V + 1) numbers.
+    The sums run over s <= t if causal, else over all positions of all axes. Otherwise the layer
+    ignores order. Cost O(L H K V); the causal state has H K (V + 1) elements.
 
     Args:
         dim: Model width.
         num_heads: Number of heads.
-        causal: Only look back; for sequences.
+        causal: Attend only to earlier positions; for sequences.
         qk_dim: Key width per head, dim / num_heads if None.
         v_dim: Value width per head, dim / num_heads if None.
         eps: Added to the sum of weights.
-        backend: Of the causal sums, see `plstm.ops.gated_linear_attention`.
+        backend: Backend of the causal sums, see `plstm.ops.gated_linear_attention`.
 
     Raises:
         ValueError: widths do not divide; causal with more than one position axis; state without
             causal.
 
-    Source: arXiv 2006.16236, equations 5 to 12; biases, eps and initial values (PyTorch's for
+    Source: arXiv 2006.16236, equations 5 to 12; biases, eps and initialization (PyTorch's for
     linear maps) as in its code.
     """
 
@@ -56,7 +56,7 @@ class LinearAttention(nn.Module):
         self.out_proj = nn.Linear(num_heads * self.v_dim, dim)
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             linear.reset_parameters()
 
@@ -67,9 +67,9 @@ class LinearAttention(nn.Module):
         return_state: bool = False,
         cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, MemoryState]:
-        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state.
+        """Map x (B, *positions, dim) to the same shape; if causal, with an optional state.
 
-        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        With cu_seqlens, x (1, total, dim) holds S packed sequences; states have S in place of B.
         """
         check_shapes("LinearAttention", x=(x, f"B ... {self.out_proj.out_features}"))
         axes = x.shape[1:-1]
@@ -84,12 +84,12 @@ class LinearAttention(nn.Module):
         return (y, MemoryState(memory)) if return_state else y
 
     def step(self, x: Tensor, state: MemoryState | None = None) -> tuple[Tensor, MemoryState]:
-        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        """Process one position x (B, dim) in constant time; same result as forward."""
         y, state = self.forward(x[:, None], state, return_state=True)
         return y[:, 0], state
 
     def state_size(self) -> int:
-        """Numbers carried per sequence."""
+        """Number of state elements per sequence."""
         return self.num_heads * self.qk_dim * (self.v_dim + 1)
 
     def _attend(
@@ -100,11 +100,11 @@ class LinearAttention(nn.Module):
         memory: Tensor | None,
         cu_seqlens: CuSeqlens | None,
     ) -> tuple[Tensor, Tensor]:
-        """Normalised sums (B, L, H, V), and the sums of phi(k) [v, 1]^T, (B, H, K, V + 1)."""
+        """Normalized sums (B, L, H, V), and the sums of phi(k) [v, 1]^T, (B, H, K, V + 1)."""
         dtype = accumulation_dtype(q, k, v)
         with without_autocast(q.device):
             q, k = _features(q.to(dtype)), _features(k.to(dtype))
-            v = nn.functional.pad(v.to(dtype), (0, 1), value=1.0)  # the ones sum up the weights
+            v = nn.functional.pad(v.to(dtype), (0, 1), value=1.0)  # the ones sum the weights
             if self.causal:
                 options = {"scale": 1.0, "backend": self.backend, "cu_seqlens": cu_seqlens}
                 y, memory = gated_linear_attention(
@@ -117,5 +117,5 @@ class LinearAttention(nn.Module):
 
 
 def _features(x: Tensor) -> Tensor:
-    """elu(x) + 1, with exp(x) for x < 0 in place of a difference that rounds to 0."""
+    """elu(x) + 1, computed as exp(x) for x < 0, where the difference would round to 0."""
     return torch.where(x > 0, x + 1, x.clamp(max=0).exp())

@@ -1,4 +1,4 @@
-"""Mamba-2, the state-space dual layer."""
+"""Mamba-2, the state-space duality layer."""
 
 from typing import NamedTuple
 
@@ -13,40 +13,39 @@ from plstm.modules.norm import RMSNorm
 from plstm.ops.gated_linear_attention import gated_linear_attention
 from plstm.ops.packed import CuSeqlens, as_packing
 
-A_RANGE = (1.0, 16.0)  # of -A at the start, uniform
+A_RANGE = (1.0, 16.0)  # initial -A, uniform
 
 
 class Mamba2State(NamedTuple):
-    """What the layer carries from one position to the next."""
+    """Recurrent state of the layer."""
 
     memory: Tensor  # (B, H, K, V)
     window: Tensor  # last inputs of the convolution, (B, conv_width - 1, expand dim + 2 K)
 
 
 class Mamba2(nn.Module):
-    """State-space layer with a data-dependent step per head, causal.
+    """Causal state-space layer with a data-dependent step size per head.
 
     S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T,   y_t = S_t^T C_t + D x_t
     out_t = W_o norm(y_t * silu(z_t)),   dt = softplus(dt~ + dt_bias),   A = -exp(A_log)
 
     (z, x, B, C, dt~) is one linear map of the input; a causal depthwise convolution and silu act on
-    (x, B, C). x and z are expand * dim wide, split over the heads; B and C, the keys and queries,
-    are shared by them. The root-mean-square norm is over all heads together. A_log, D and dt_bias
-    are vectors, which get no weight decay. Cost O(L H K V); the layer carries H K V numbers and
-    the window of the convolution.
+    (x, B, C). x and z have width expand * dim, split over the heads, which share B and C, the keys
+    and queries. The RMS norm is over all heads. A_log, D and dt_bias are vectors and get no weight
+    decay. Cost O(L H K V); the state has H K V elements plus the convolution window.
 
     Args:
         dim: Model width.
-        num_heads: Number of heads; published ones are 64 wide.
+        num_heads: Number of heads; published models use heads of width 64.
         qk_dim: Width of B and C (state size of the paper).
-        expand: Width of x over dim.
+        expand: Width of x relative to dim.
         conv_width: Width of the convolution.
         backend: See `plstm.ops.gated_linear_attention`.
 
     Raises:
         ValueError: the heads do not divide expand * dim; widths are not positive.
 
-    Source: arXiv 2405.21060, section 7; initial values as in its code.
+    Source: arXiv 2405.21060, section 7; initialization as in its code.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class Mamba2(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         for module in (self.in_proj, self.conv.conv, self.norm, self.out_proj):
             module.reset_parameters()
         self.A_log.uniform_(*A_RANGE).log_()
@@ -94,9 +93,9 @@ class Mamba2(nn.Module):
         return_state: bool = False,
         cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, Mamba2State]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+        """Map x (B, L, dim) to the same shape, starting from `state`; can return the next state.
 
-        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        With cu_seqlens, x (1, total, dim) holds S packed sequences; states have S in place of B.
         """
         check_shapes("Mamba2", x=(x, f"B L {self.out_proj.out_features}"))
         packing = as_packing("Mamba2", cu_seqlens, x)
@@ -123,10 +122,10 @@ class Mamba2(nn.Module):
         return (y, Mamba2State(memory, window)) if return_state else y
 
     def step(self, x: Tensor, state: Mamba2State | None = None) -> tuple[Tensor, Mamba2State]:
-        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        """Process one position x (B, dim) in constant time; same result as forward."""
         y, state = self.forward(x[:, None], state, return_state=True)
         return y[:, 0], state
 
     def state_size(self) -> int:
-        """Numbers carried per sequence."""
+        """Number of state elements per sequence."""
         return self.num_heads * self.qk_dim * self.v_dim + self.conv.window_size()

@@ -13,25 +13,25 @@ from plstm.ops.mamba2d import mamba2d
 
 
 class Mamba2D(nn.Module):
-    """Selective state-space model whose states move along both axes of a grid at once.
+    """Selective state-space model whose states run along both axes of a grid at once.
 
     u = gelu(W_in x),   y = W_out gelu(scan(u) + D u) (+ local(x))
 
-    The scan is `plstm.ops.mamba2d`. From u come B_L, B_T and C, shared by all channels, and
-    through a low rank the step sizes dt_L = softplus(W_L r_L + b_L), dt_T likewise. A_L and A_T are
-    -(1, 2, ..., state_dim) in every channel at the start. Cost O(Y X D N) in Y + X - 1 steps. One
-    scan looks up and to the left only; alternate the corners from block to block.
+    The scan is `plstm.ops.mamba2d`. u gives B_L, B_T and C, shared by all channels, and through a
+    low-rank map the step sizes dt_L = softplus(W_L r_L + b_L), and dt_T likewise. Initially A_L and
+    A_T are -(1, 2, ..., state_dim) in every channel. Cost O(Y X D N) in Y + X - 1 steps. One scan
+    sees only nodes above and to the left; alternate the corners between blocks.
 
-    The local path, `plstm.modules.separable_conv.SeparableConv`, runs beside the whole branch.
+    The local path, `plstm.modules.separable_conv.SeparableConv`, runs parallel to the whole branch.
 
     Args:
         dim: Model width.
-        expand: Width of u over dim.
+        expand: Width of u relative to dim.
         state_dim: States N per channel.
         dt_rank: Rank of the step sizes, dim / 16, rounded up, if None.
         corner: Where the scan starts, "top_left" or "bottom_right".
-        local_width: Side of the depthwise convolution of the local path, odd, 3 as published; 0
-            leaves the path out.
+        local_width: Side of the depthwise convolution of the local path, odd; published models use
+            3; 0 omits the path.
         backend: Backend of mamba2d.
 
     Raises:
@@ -66,7 +66,7 @@ class Mamba2D(nn.Module):
         self.scan_proj = nn.Linear(inner, sum(self.sizes), bias=False)
         self.dt_left_proj = nn.Linear(dt_rank, inner)
         self.dt_top_proj = nn.Linear(dt_rank, inner)
-        # Vectors, though (inner, state_dim) in use: vectors get no weight decay.
+        # Flattened, since vectors get no weight decay; used as (inner, state_dim).
         self.A_left_log = nn.Parameter(torch.empty(inner * state_dim))
         self.A_top_log = nn.Parameter(torch.empty(inner * state_dim))
         self.D = nn.Parameter(torch.empty(inner))
@@ -76,7 +76,7 @@ class Mamba2D(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         for linear in (self.in_proj, self.scan_proj, self.out_proj):
             linear.reset_parameters()
         if self.local is not None:

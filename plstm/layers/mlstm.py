@@ -1,4 +1,4 @@
-"""mLSTM layer of the xLSTM."""
+"""mLSTM layer of xLSTM."""
 
 import math
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from plstm.ops.packed import CuSeqlens, Packing, as_packing
 
 
 class MLSTMLayerState(NamedTuple):
-    """What the layer carries from one position to the next."""
+    """Recurrent state of the layer."""
 
     memory: Tensor  # (B, H, K, K)
     normalizer: Tensor  # (B, H, K)
@@ -25,15 +25,15 @@ class MLSTMLayerState(NamedTuple):
 
 
 class MLSTMCore(nn.Module):
-    """What mLSTM layers have in common: all but the convolution, which is theirs to set.
+    """Shared part of mLSTM layers: everything but the convolution, which subclasses set.
 
     Args:
         layer: Name of the layer for messages.
         dim: Model width.
         num_heads: Number of heads.
-        expansion: Width of u and z over dim.
+        expansion: Width of u and z relative to dim.
         block_width: Width of the diagonal blocks of the maps to q, k and v.
-        num_blocks: Blocks of the whole net.
+        num_blocks: Number of blocks of the model.
         bias: Biases of the linear maps and of the norm.
         backend: See `plstm.ops.mlstm`.
 
@@ -77,7 +77,7 @@ class MLSTMCore(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         small_init_(self.up_proj)
         self.conv.reset_parameters()
         for proj in (self.q_proj, self.k_proj, self.v_proj):
@@ -101,7 +101,7 @@ class MLSTMCore(nn.Module):
         state: MLSTMState | None = None,
         packing: Packing | None = None,
     ) -> tuple[Tensor, MLSTMState]:
-        """The output from u, z and the convolution of u, (B, L, inner), and the next state."""
+        """Output and new state from u, z and the convolution of u, (B, L, inner)."""
         mixed = nn.functional.silu(convolved)
         qkv = [self.q_proj(mixed), self.k_proj(mixed), self.v_proj(u)]
         h, cell = mlstm(
@@ -123,26 +123,26 @@ class MLSTM(MLSTMCore):
     C_t = f_t C_{t-1} + i_t k_t v_t^T,   n_t = f_t n_{t-1} + i_t k_t
     h_t = C_t^T q_t / max(|n_t . q_t|, 1),   y = W_down ((norm(h) + skip * c) * silu(z))
 
-    with k over sqrt(K), i = exp and f = sigmoid of a linear map of (q, k, v), and a layer norm of
-    every head without bias. This is the published pre-up-projection block from its norm to its
-    residual sum, which are `plstm.modules.block.Block`'s; the published nets have no feed-forward
-    part besides (feed_forward_ratio 0). The state has H (K^2 + K + 1) numbers, K = expansion * dim
-    / H, and the window of the convolution; a position costs O(H K^2 + expansion dim^2).
+    with k divided by sqrt(K), i = exp and f = sigmoid of a linear map of (q, k, v), and a layer
+    norm per head without bias. This is the published pre-up-projection block without its first norm
+    and its residual sum, which `plstm.modules.block.Block` adds; published models have no other
+    feed-forward part (feed_forward_ratio 0). The state has H (K^2 + K + 1) elements, K = expansion
+    * dim / H, plus the convolution window; a position costs O(H K^2 + expansion dim^2).
 
     Args:
         dim: Model width.
         num_heads: Number of heads.
-        expansion: Width of u and z over dim.
+        expansion: Width of u and z relative to dim.
         conv_width: Width of the causal depthwise convolution before q and k.
         block_width: Width of the diagonal blocks of the maps to q, k and v.
-        num_blocks: Blocks of the whole net; the more, the smaller W_down at the start.
+        num_blocks: Number of blocks of the model; scales the initial W_down.
         backend: See `plstm.ops.mlstm`.
 
     Raises:
         ValueError: expansion * dim is not divisible by the heads and by the block width.
 
-    Source: arXiv 2405.04517, figure 11. Initial values: W_up, q, k, v N(0, 2 / (5 dim)), W_down
-    N(0, 4 / (num_blocks^2 dim)), gate weights 0, forget bias 3 ... 6 over the heads, input bias
+    Source: arXiv 2405.04517, figure 11. Initialization: W_up, q, k, v N(0, 2 / (5 dim)), W_down
+    N(0, 4 / (num_blocks^2 dim)), gate weights 0, forget bias 3 to 6 across the heads, input bias
     N(0, 0.1^2), skip 1.
     """
 
@@ -170,9 +170,9 @@ class MLSTM(MLSTMCore):
         return_state: bool = False,
         cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, MLSTMLayerState]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+        """Map x (B, L, dim) to the same shape, starting from `state`; can return the next state.
 
-        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        With cu_seqlens, x (1, total, dim) holds S packed sequences; states have S in place of B.
         """
         check_shapes("MLSTM", x=(x, f"B L {self.dim}"))
         packing = as_packing("MLSTM", cu_seqlens, x)
@@ -185,23 +185,23 @@ class MLSTM(MLSTMCore):
     def step(
         self, x: Tensor, state: MLSTMLayerState | None = None
     ) -> tuple[Tensor, MLSTMLayerState]:
-        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        """Process one position x (B, dim) in constant time; same result as forward."""
         y, state = self.forward(x[:, None], state, return_state=True)
         return y[:, 0], state
 
     def state_size(self) -> int:
-        """Numbers carried per sequence."""
+        """Number of state elements per sequence."""
         width = self.inner // self.num_heads
         return self.num_heads * (width**2 + width + 1) + self.conv.window_size()
 
 
 class HeadLayerNorm(nn.Module):
-    """Layer norm of every head by itself, with a scale per head and channel.
+    """Layer norm per head, with a scale per head and channel.
 
     Args:
         num_heads: Number of heads H.
         width: Channels per head W.
-        bias: Add a learned number per head and channel.
+        bias: Add a learned bias per head and channel.
     """
 
     def __init__(self, num_heads: int, width: int, bias: bool = False) -> None:
@@ -211,6 +211,6 @@ class HeadLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_heads * width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (..., H, W) and merge the heads: (..., H * W)."""
+        """Normalize x (..., H, W) and merge the heads: (..., H * W)."""
         normed = nn.functional.layer_norm(x, (self.width,)).flatten(-2) * self.weight.to(x.dtype)
         return normed if self.bias is None else normed + self.bias.to(x.dtype)

@@ -18,7 +18,7 @@ EPS = 1e-6
 
 
 class NaLaFormerState(NamedTuple):
-    """What a causal layer carries from one position to the next."""
+    """Recurrent state of a causal layer."""
 
     memory: Tensor  # (B, H, 2 K, K)
     normalizer: Tensor  # sum of the keys before rotation, (B, H, 2 K)
@@ -26,31 +26,31 @@ class NaLaFormerState(NamedTuple):
 
 
 class NaLaFormerAttention(nn.Module):
-    """Linear attention whose queries are sharper the longer they are, with non-negative weights.
+    """Linear attention with non-negative weights, sharper for queries of larger norm.
 
     o_n = R_n(f(q_n))^T mean_s R_s(g(k_s)) v_s^T / (f(q_n) . mean_s g(k_s) + 1e-6)
     y = W_o (norm(o + conv5x5(v)) * silu(x W_g))
 
-    with f and g of `norm_aware_features`, R a rotary code and norm a layer norm; q, k, v and the
-    gate from one linear map. Rotated, weights may be negative and need not sum to 1. If causal the
-    means are sums over the positions up to n (not in the paper). A position costs O(dim K) in both
-    forms, K = dim / H; the causal one carries 2 H (K^2 + K) numbers per sequence.
+    with f and g of `norm_aware_features`, rotary position embeddings R and a layer norm; q, k, v
+    and the gate come from one linear map. With R, weights may be negative and need not sum to 1. If
+    causal, the means become sums over positions up to n (not in the paper). A position costs
+    O(dim K) in both forms, K = dim / H; the causal state has 2 H (K^2 + K) elements per sequence.
 
     Args:
         dim: Model width.
         num_heads: Number of heads.
-        causal: Only look back; for sequences. Otherwise for any number of position axes.
+        causal: Attend only to earlier positions, for sequences. False supports any number of axes.
         rope: Rotate the features in the numerator, channels split evenly between the axes; pairs
-            are (i, i + W/2) instead of neighbours, which only relabels channels.
+            are (i, i + W/2) instead of adjacent channels, which only permutes channels.
         lepe: Add a depthwise 5 x 5 convolution of v; for grids.
         backend: See `plstm.ops.gated_linear_attention`.
 
     Raises:
-        ValueError: widths do not divide; lepe with causal or off a grid; a state without causal;
+        ValueError: widths do not divide; lepe with causal or without a grid; state without causal;
             causal with more than one position axis.
 
-    Source: arXiv 2506.21137 and its code. Linear maps start as PyTorch draws them, the convolution
-    from N(0, 0.02^2), truncated at 2, with bias 0.
+    Source: arXiv 2506.21137 and its code. PyTorch's default initialization of linear maps; the
+    convolution starts from N(0, 0.02^2), truncated at 2, with bias 0.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class NaLaFormerAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         for part in (self.in_proj, self.norm, self.out_proj):
             part.reset_parameters()
         if self.lepe is not None:
@@ -92,9 +92,9 @@ class NaLaFormerAttention(nn.Module):
         return_state: bool = False,
         cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, NaLaFormerState]:
-        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state.
+        """Map x (B, *positions, dim) to the same shape; if causal, with an optional state.
 
-        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        With cu_seqlens, x (1, total, dim) holds S packed sequences; states have S in place of B.
         """
         check_shapes("NaLaFormerAttention", x=(x, f"B ... {self.out_proj.out_features}"))
         axes = x.shape[1:-1]
@@ -125,12 +125,12 @@ class NaLaFormerAttention(nn.Module):
     def step(
         self, x: Tensor, state: NaLaFormerState | None = None
     ) -> tuple[Tensor, NaLaFormerState]:
-        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        """Process one position x (B, dim) in constant time; same result as forward."""
         y, state = self.forward(x[:, None], state, return_state=True)
         return y[:, 0], state
 
     def state_size(self) -> int:
-        """Numbers carried per sequence; 0 if not causal."""
+        """Number of state elements per sequence; 0 if not causal."""
         return 2 * self.num_heads * self.width * (self.width + 1) if self.causal else 0
 
     def _look_back(
@@ -156,7 +156,7 @@ class NaLaFormerAttention(nn.Module):
         return out / (total + EPS), NaLaFormerState(memory, normalizer, seen)
 
     def _turn(self, features: Tensor, positions: Tensor) -> Tensor:
-        """Rotary code of both halves of features (B, L, H, 2 K) at positions ([B,] L, axes)."""
+        """Rotate both halves of features (B, L, H, 2 K) at positions ([B,] L, axes)."""
         if not self.rope:
             return features
         axes = positions.shape[-1]
@@ -190,7 +190,7 @@ def norm_aware_features(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     f(q) = (relu(q / r)^p, relu(-q / r)^p),   r = sqrt(|q|^2 + 1e-6),   p = 3 (1/2 + tanh r)
     g(k) = (relu(k)^3, relu(-k)^3)
 
-    so that f(q) . g(k) sums |q_i / r|^p |k_i|^3 over the channels where q and k have one sign.
+    so f(q) . g(k) sums |q_i / r|^p |k_i|^3 over the channels where q and k have equal signs.
 
     Args:
         q: Queries, (..., K).
@@ -209,7 +209,7 @@ def norm_aware_features(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _running_sum(x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sums of x (B, L, ...) from `state` on, and the last one."""
+    """Cumulative sums of x (B, L, ...) starting from `state`, and the last one."""
     sums = x.cumsum(1) if state is None else x.cumsum(1) + state[:, None]
     return sums, sums[:, -1]
 

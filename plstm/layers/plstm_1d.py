@@ -19,55 +19,55 @@ from plstm.ops.plstm_1d import plstm_1d
 
 
 class PLSTM1dState(NamedTuple):
-    """What the layer carries from one position to the next."""
+    """Recurrent state of the layer."""
 
     memory: Tensor  # (B, H, K, V), or (B, H, K, V, J) with lanes
     window: Tensor  # last inputs of the convolution, (B, conv_width - 1, width)
 
 
 class PLSTM1d(nn.Module):
-    """Linear recurrent mixer along a sequence, causal, linear in its length.
+    """Causal linear recurrent mixer for sequences, linear in the length.
 
         u, z = W_up x,   c = silu(conv(u)),   q, k, v = blockdiagonal(c)
         r_t = scale * (M_t C_{t-1}^T q_t + D_t (q_t . k_t) v_t),   C_t = T_t C_{t-1} + S_t k_t v_t^T
         y = W_out (norm(headnorm(r) + skip * c) * silu(z))
 
-    with S, M, D = sigmoid and T = tanh(5 z) of linear maps of c. `expansion` = 0 is the plain
-    layer, y = W_out headnorm(r) with dense maps of x to q, k and v, where the convolution reaches
-    q, k and the gates.
+    with S, M, D = sigmoid and T = tanh(5 z) of linear maps of c. `expansion` = 0 selects the plain
+    layer, y = W_out headnorm(r) with dense maps of x to q, k and v, where the convolution applies
+    to the inputs of q, k and the gates.
 
-    With `lanes` = J > 1, the form that tracks state, the values of a head are split over J lanes
-    that a matrix mixes:
+    With `lanes` = J > 1, for state tracking, the values of a head are split over J lanes that a
+    matrix mixes:
 
         T_t = tanh(5 z_t) O_t
         r_t = scale * (M_t C_t^T q_t + D_t (q_t . k_t) v_t)
 
     O_t is the orthogonal matrix nearest to a J x J linear map of c, with a straight-through
-    gradient, see `plstm.modules.orthogonal`: a rotation or a reflection. The memory starts from a
-    learned k_0 v_0^T, for zeros cannot be rotated, and is read after the update.
+    gradient, see `plstm.modules.orthogonal`: a rotation or a reflection. The memory starts at a
+    learned k_0 v_0^T, since rotation leaves zeros unchanged, and is read after the update.
 
     Args:
         dim: Model width.
         num_heads: Number of heads.
-        expansion: Width of u and z over dim; 0 for the plain layer.
+        expansion: Width of u and z relative to dim; 0 for the plain layer.
         qk_dim: Key width per head, v_dim if None; 0 for q = k = 1, a memory without keys.
-        v_dim: Value width per head, all lanes together; expansion * dim / num_heads if None.
+        v_dim: Value width per head, over all lanes; expansion * dim / num_heads if None.
         lanes: States per edge, J.
-        conv_width: Width of the causal depthwise convolution; 0 leaves it out.
+        conv_width: Width of the causal depthwise convolution; 0 for none.
         block_width: Channels of c in one diagonal block of the maps to q, k and v.
-        source_bias: Logit of the source gate at the start.
-        mark_bias: Logit of the mark gate at the start.
-        direct_bias: Logit of the direct gate at the start.
-        transition_bias: z at the start; of the first and the last head with evenly spaced values
-            between, or one number for all heads.
+        source_bias: Initial logit of the source gate.
+        mark_bias: Initial logit of the mark gate.
+        direct_bias: Initial logit of the direct gate.
+        transition_bias: Initial z: the values of the first and the last head, evenly spaced in
+            between, or one value for all heads.
         backend: See `plstm.ops.plstm_1d`.
 
     Raises:
         ValueError: widths do not divide.
 
-    Source: arXiv 2506.11997; state tracking after arXiv 2404.08819. Beyond its appendix v comes
-    from c as q and k do, the sum with the skip is normalised again, and the transitions are spread
-    over the heads: at z = 1, T starts at 0.9999 and hardly moves.
+    Source: arXiv 2506.11997; state tracking as in arXiv 2404.08819. Unlike its appendix, v comes
+    from c like q and k, the sum with the skip is normalized again, and the initial transitions are
+    spread over the heads: with z = 1, T starts at 0.9999 and hardly changes.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class PLSTM1d(nn.Module):
         check_positive("PLSTM1d", dim=dim, v_dim=self.v_dim)
         if self.qk_dim < 0:
             raise ValueError(
-                f"PLSTM1d: qk_dim must be 0 or more, got {self.qk_dim}; 0 leaves out the keys"
+                f"PLSTM1d: qk_dim must be 0 or more, got {self.qk_dim}; 0 means no keys"
             )
         if lanes < 1 or self.v_dim % lanes:
             raise ValueError(
@@ -110,7 +110,7 @@ class PLSTM1d(nn.Module):
                 f"v_dim={self.v_dim}; change one of them"
             )
         values, keys = num_heads * self.v_dim, num_heads * self.qk_dim
-        width = values if self.expanded else dim  # of what the gates see
+        width = values if self.expanded else dim  # input width of the gates
         self.conv = CausalConv1d(width, conv_width) if conv_width else None
         linear = nn.Linear
         if self.expanded:
@@ -134,7 +134,7 @@ class PLSTM1d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         small_init_(self.out_proj)
         for proj in filter(None, (self.q_proj, self.k_proj, self.v_proj)):
             nn.init.normal_(proj.weight, std=math.sqrt(2 / (5 * self.dim)))
@@ -166,9 +166,9 @@ class PLSTM1d(nn.Module):
         return_state: bool = False,
         cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, PLSTM1dState]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+        """Map x (B, L, dim) to the same shape, starting from `state`; can return the next state.
 
-        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        With cu_seqlens, x (1, total, dim) holds S packed sequences; states have S in place of B.
         """
         check_shapes("PLSTM1d", x=(x, f"B L {self.dim}"))
         packing = as_packing("PLSTM1d", cu_seqlens, x)
@@ -190,12 +190,12 @@ class PLSTM1d(nn.Module):
         return (y, PLSTM1dState(memory, window)) if return_state else y
 
     def step(self, x: Tensor, state: PLSTM1dState | None = None) -> tuple[Tensor, PLSTM1dState]:
-        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        """Process one position x (B, dim) in constant time; same result as forward."""
         y, state = self.forward(x[:, None], state, return_state=True)
         return y[:, 0], state
 
     def state_size(self) -> int:
-        """Numbers carried per sequence."""
+        """Number of state elements per sequence."""
         memory = self.num_heads * max(self.qk_dim, 1) * self.v_dim
         return memory + (self.conv.window_size() if self.conv is not None else 0)
 
@@ -207,10 +207,10 @@ class PLSTM1d(nn.Module):
     def _mixed(
         self, x: Tensor, window: Tensor | None, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """u and z, what q, k and the gates are computed from, and the next window."""
+        """u and z, the input of q, k and the gates, and the new window."""
         if self.lanes == 1:
             return self._convolved(x, window, packing)
-        with without_autocast(x.device):  # rounded numbers can make a reflection of a rotation
+        with without_autocast(x.device):  # rounding can turn a rotation into a reflection
             return self._convolved(x.to(self.gate_proj.weight.dtype), window, packing)
 
     def _convolved(
@@ -223,11 +223,11 @@ class PLSTM1d(nn.Module):
         return x, gate, nn.functional.silu(mixed) if self.expanded else mixed, window
 
     def _inputs(self, x: Tensor, mixed: Tensor) -> tuple[Tensor, ...]:
-        """q, k, v and the activated gates in the shapes of the op."""
+        """q, k, v and the activated gates in the shapes of `plstm_1d`."""
         q, k = self._keys(mixed, self.q_proj), self._keys(mixed, self.k_proj)
         v = self.v_proj(mixed if self.expanded else x)
         logits = self.gate_proj(mixed)
-        logits = logits.to(accumulation_dtype(logits))  # bfloat16 cannot tell 0.999 from 1
+        logits = logits.to(accumulation_dtype(logits))  # bfloat16 rounds 0.999 to 1
         source, mark, direct, transition = logits.chunk(4, -1)
         source, mark, direct = (torch.sigmoid(logits) for logits in (source, mark, direct))
         transition = torch.tanh(5 * transition)
@@ -251,14 +251,14 @@ class PLSTM1d(nn.Module):
 
     def _mixing(self, x: Tensor) -> Tensor:
         """The transitions without their decay, (B, L, H, J, J)."""
-        with without_autocast(x.device):  # rounded angles would turn a long product
+        with without_autocast(x.device):  # rounding errors add up in long products
             z = self.mixing_proj(x.to(self.mixing_proj.weight.dtype))
             z = z.to(accumulation_dtype(z))
             shape = {"h": self.num_heads, "i": self.lanes}
             return orthogonal(rearrange(z, "b l (h j i) -> b l h j i", **shape))
 
     def _first_memory(self, x: Tensor, packing: Packing | None) -> Tensor | None:
-        """The memory before the first position, of every sequence; None for zeros."""
+        """Initial memory of every sequence; None for zeros."""
         if self.lanes == 1:
             return None
         sequences = x.shape[0] if packing is None else packing.num_sequences

@@ -13,19 +13,19 @@ from plstm.ops.plstm_2d import CORNERS, check_corners, plstm_2d, runs_compiled
 from plstm.ops.plstm_2d.gates import compiled_gates
 
 NORMS = {"head": HeadRMSNorm, "all": MergedRMSNorm}
-ANGLE_RANGE = 2.0  # logits of the first direction are spread over the heads from minus to plus this
+ANGLE_RANGE = 2.0  # initial angle logits of the heads, from minus to plus this
 
 
 class PLSTM2d(nn.Module):
-    """Linear recurrent mixer over a grid, scanned from several corners with the same q, k and v.
+    """Linear recurrent mixer for grids; scans from several corners share q, k and v.
 
     Gates per corner and head, from linear maps of x (direction 0 along x, 1 along y):
 
         P: a = sigmoid(b + w.x / (2 dim)), t = tanh(5 z); T[0, :] = a t, T[1, :] = (1 - a) t,
-           S = s (a, 1 - a), M = (m, m). What arrives at a node is split over its two outgoing edges
-           and never amplified.
+           S = s (a, 1 - a), M = (m, m). A state that arrives at a node is split among its two
+           outgoing edges and never amplified.
         D: T = diag(tanh(5 z)) plus one turn tanh(5 z): into x for chirality "L" (T[0, 1]), into y
-           for "R" (T[1, 0]). A pair of nodes is joined by one path at most, at full strength.
+           for "R" (T[1, 0]). At most one path joins a pair of nodes, with a weight up to 1.
 
     S, M and D (per node, not per corner) are sigmoids.
 
@@ -37,19 +37,19 @@ class PLSTM2d(nn.Module):
         corners: Corners to scan from.
         qk_dim: Key width per head, dim / num_heads if None.
         v_dim: Value width per head, dim / num_heads if None.
-        norm: "head" normalises the output of every head by itself, "all" that of all heads
-            together, which keeps how much arrives in one direction compared with the others.
-        source_bias: Logit of the source gate at the start.
-        mark_bias: Logit of the mark gate at the start.
-        direct_bias: Logit of the direct gate at the start.
-        transition_bias: z at the start.
-        bias: Biases of q, k and v; without them tokens that are 0 stay 0. Gates always have some.
+        norm: "head" normalizes the output of every head separately, "all" over all heads, which
+            keeps the relative size of what arrives from different directions.
+        source_bias: Initial logit of the source gate.
+        mark_bias: Initial logit of the mark gate.
+        direct_bias: Initial logit of the direct gate.
+        transition_bias: Initial z.
+        bias: Biases of q, k and v; without them, zero tokens stay zero. Gates always have biases.
         backend: See `plstm.ops.plstm_2d`.
 
     Raises:
         ValueError: unknown mode, chirality, norm or corner, or widths that do not divide.
 
-    Source: arXiv 2506.11997, which gives the second direction of mode P 1 - a t; that exceeds 1
+    Source: arXiv 2506.11997. It defines the second direction of mode P as 1 - a t, which exceeds 1
     for t < 0.
     """
 
@@ -88,7 +88,7 @@ class PLSTM2d(nn.Module):
         # source, mark, direct and transition in one product
         self.gate_sizes = [scans * sources, scans * marks, num_heads, scans * transitions]
         self.gate_proj = nn.Linear(dim, sum(self.gate_sizes))
-        # By itself: only the weights are scaled, so that their steps are as small as published.
+        # A separate map: only its weights are scaled, so that they learn as slowly as published.
         self.angle_proj = nn.Linear(dim, scans, bias=False) if mode == "P" else None
         self.angle_bias = nn.Parameter(torch.empty(scans)) if mode == "P" else None
         self.norm = NORMS[norm](num_heads, self.v_dim)
@@ -96,7 +96,7 @@ class PLSTM2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             small_init_(linear)
         constant_gate_(self.gate_proj)
@@ -113,13 +113,13 @@ class PLSTM2d(nn.Module):
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Map x (B, Y, X, dim) to the same shape.
 
-        Where valid (B, Y, X) is False there is no token: nothing of x there is used, NaN included,
-        and the output is 0.
+        Positions where valid (B, Y, X) is False hold no token: their x is ignored, NaN included,
+        and their output is 0.
         """
         check_shapes("PLSTM2d", x=(x, f"B Y X {self.dim}"))
         if valid is not None:
             check_valid("PLSTM2d", valid, x.shape[:3], x.device)
-            x = x.masked_fill(~valid[..., None], 0)  # the gradients of the maps multiply it
+            x = x.masked_fill(~valid[..., None], 0)  # NaN would enter the weight gradients
         q, k, v = (
             rearrange(proj(x), "b y x (h w) -> b y x h w", h=self.num_heads)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -130,9 +130,9 @@ class PLSTM2d(nn.Module):
         return self.out_proj(self.norm(y))
 
     def gates(self, x: Tensor) -> Gates:
-        """Activated gates of x (B, Y, X, dim), as in the op."""
+        """Activated gates of x (B, Y, X, dim), as in `plstm_2d`."""
         logits, angle = self.gate_proj(x), None
-        logits = logits.to(accumulation_dtype(logits))  # bfloat16 cannot tell 0.999 from 1
+        logits = logits.to(accumulation_dtype(logits))  # bfloat16 rounds 0.999 to 1
         if self.angle_proj is not None:
             angle = torch.add(self.angle_bias, self.angle_proj(x), alpha=0.5 / self.dim)
             angle = angle.to(logits.dtype)

@@ -15,26 +15,26 @@ from plstm.ops.packed import CuSeqlens, as_packing
 
 
 class RetNetState(NamedTuple):
-    """What the layer carries from one position to the next."""
+    """Recurrent state of the layer."""
 
     memory: Tensor  # (B, H, K, V)
     seen: Tensor  # positions so far, for the rotation, (B,)
 
 
 class RetNet(nn.Module):
-    """Retention: linear attention with rotated q and k and a fixed decay per head, causal.
+    """Retention: causal linear attention with rotated q and k and a fixed decay per head.
 
     S_t = gamma S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t / sqrt(K),   gamma_h = 1 - 2^(-5-h)
     y_t = W_o (norm(o_t) * silu(W_g x_t))
 
-    for heads h = 0 to H - 1, each normalised by its root mean square, without a scale. The norm
-    also stands in for the paper's score normalisations, which it undoes. Cost O(L H K V); the
-    layer carries H K V numbers and the position.
+    for heads h = 0 to H - 1, each with an RMS norm without a scale. The norm cancels the score
+    normalizations of the paper, so they are omitted. Cost O(L H K V); the state has H K V elements
+    plus the position.
 
     Args:
         dim: Model width.
         num_heads: Number of heads.
-        rotary: Turn q and k by their position (rotary position code).
+        rotary: Apply rotary position embeddings to q and k.
         qk_dim: Key width per head, dim / num_heads if None.
         v_dim: Value width per head, 2 dim / num_heads if None.
         backend: See `plstm.ops.gated_linear_attention`.
@@ -42,7 +42,7 @@ class RetNet(nn.Module):
     Raises:
         ValueError: widths do not divide; with rotary, the key width is odd.
 
-    Source: arXiv 2307.08621, equations 5 to 8; norm and initial values as in its code.
+    Source: arXiv 2307.08621, equations 5 to 8; norm and initialization as in its code.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RetNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values, and compute the decays."""
+        """Initialize the parameters and compute the decays."""
         heads = torch.arange(self.num_heads, device=self.log_decay.device)
         self.log_decay.copy_(torch.log1p(-(2.0 ** (-5 - heads))))
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.gate_proj):
@@ -82,9 +82,9 @@ class RetNet(nn.Module):
         return_state: bool = False,
         cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, RetNetState]:
-        """Map x (B, L, dim) to the same shape, from `state` on; return the next on request.
+        """Map x (B, L, dim) to the same shape, starting from `state`; can return the next state.
 
-        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
+        With cu_seqlens, x (1, total, dim) holds S packed sequences; states have S in place of B.
         """
         check_shapes("RetNet", x=(x, f"B L {self.out_proj.out_features}"))
         packing = as_packing("RetNet", cu_seqlens, x)
@@ -112,10 +112,10 @@ class RetNet(nn.Module):
         return (y, RetNetState(memory, seen)) if return_state else y
 
     def step(self, x: Tensor, state: RetNetState | None = None) -> tuple[Tensor, RetNetState]:
-        """Decode one position x (B, dim); the same numbers as forward, in constant time."""
+        """Process one position x (B, dim) in constant time; same result as forward."""
         y, state = self.forward(x[:, None], state, return_state=True)
         return y[:, 0], state
 
     def state_size(self) -> int:
-        """Numbers carried per sequence."""
+        """Number of state elements per sequence."""
         return self.num_heads * self.qk_dim * self.v_dim

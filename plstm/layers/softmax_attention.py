@@ -1,4 +1,4 @@
-"""Softmax attention, the first baseline."""
+"""Softmax attention, the main baseline."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from plstm.checks import check_shapes, check_valid
+from plstm.compiler import disable
 from plstm.modules.causal import check_causal_call
 from plstm.modules.init import small_init_
 from plstm.modules.rotary import coordinates, rotate_positions
@@ -17,24 +18,24 @@ from plstm.ops.packed import CuSeqlens, Packing, as_packing, check_states
 
 
 class AttentionState(NamedTuple):
-    """Keys, before rotation, and values of the positions seen so far, L of the longest sequence."""
+    """Keys (before rotation) and values so far; L is the length of the longest sequence."""
 
     k: Tensor  # (B, L, H, K)
     v: Tensor  # (B, L, H, V)
-    empty: Tensor | None = None  # places in front of shorter sequences, (B,); None for none
+    empty: Tensor | None = None  # padding before shorter sequences, (B,); None for none
 
 
 class SoftmaxAttention(nn.Module):
-    """Multi-head softmax attention over any number of position axes, quadratic in their product.
+    """Multi-head softmax attention over any number of position axes, quadratic in the positions.
 
     y = softmax(q k^T / sqrt(K)) v
 
     Args:
         dim: Model width.
         num_heads: Number of heads.
-        causal: Only look back; for sequences.
-        rotary: Turn q and k by their coordinates (rotary position code); without it the layer knows
-            no order.
+        causal: Attend only to earlier positions; for sequences.
+        rotary: Apply rotary position embeddings to q and k; without them the layer ignores order,
+            except for causality.
         qk_dim: Key width per head, dim / num_heads if None.
         v_dim: Value width per head, dim / num_heads if None.
         bias: Biases of q, k and v.
@@ -67,7 +68,7 @@ class SoftmaxAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             small_init_(linear)
 
@@ -80,11 +81,11 @@ class SoftmaxAttention(nn.Module):
         *,
         valid: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, AttentionState]:
-        """Map x (B, *positions, dim) to the same shape; causal ones take and return a state.
+        """Map x (B, *positions, dim) to the same shape; if causal, with an optional state.
 
-        Packed sequences, x (1, total, dim) with cu_seqlens, have one state each: S in place of B.
-        Where valid (B, *positions) is False there is no token: nothing attends to it, and its
-        output is 0.
+        With cu_seqlens, x (1, total, dim) holds S packed sequences; states have S in place of B.
+        Positions where valid (B, *positions) is False hold no token: nothing attends to them, and
+        their output is 0.
         """
         check_shapes("SoftmaxAttention", x=(x, f"B ... {self.out_proj.out_features}"))
         axes = x.shape[1:-1]
@@ -109,7 +110,7 @@ class SoftmaxAttention(nn.Module):
         return (y, state) if return_state else y
 
     def step(self, x: Tensor, state: AttentionState | None = None) -> tuple[Tensor, AttentionState]:
-        """Decode one position x (B, dim); cost and state grow with the positions seen."""
+        """Process one position x (B, dim); cost and state grow with the number of positions."""
         y, state = self.forward(x[:, None], state, return_state=True)
         return y[:, 0], state
 
@@ -117,15 +118,15 @@ class SoftmaxAttention(nn.Module):
         check_valid("SoftmaxAttention", valid, x.shape[:-1], x.device)
         if by_state:
             raise ValueError(
-                "SoftmaxAttention: valid excludes states and cu_seqlens, for a state does not "
-                "say which of its positions are valid; leave one of them out"
+                "SoftmaxAttention: valid cannot be combined with states or cu_seqlens, because a "
+                "state does not store which positions are valid; leave one of them out"
             )
 
-    @torch.compiler.disable  # lengths and numbers of rows change with every batch
+    @disable  # shapes change with every batch
     def _attend_packed(
         self, q: Tensor, k: Tensor, v: Tensor, state: AttentionState | None, packing: Packing
     ) -> tuple[Tensor, AttentionState]:
-        """Each sequence in a row of its own; padding behind it is seen by none of its queries."""
+        """Each sequence in its own row; causality hides the padding after it."""
         if state is not None:
             check_states("SoftmaxAttention", state.k, packing.num_sequences)
         outs = []
@@ -142,7 +143,7 @@ class SoftmaxAttention(nn.Module):
         axes: Sequence[int],
         valid: Tensor | None = None,
     ) -> Tensor:
-        """Attention of q (B, L, H, K), which ends where the keys of `state` do, (B, L, H, V)."""
+        """Attention (B, L, H, V) of queries q (B, L, H, K) for the last L keys of `state`."""
         q, k, v = (x.transpose(1, 2) for x in (q, state.k, state.v))
         seen = k.shape[2] - q.shape[2]  # positions before this call
         if self.rotary:
@@ -177,7 +178,7 @@ def _extended(state: AttentionState | None, k: Tensor, v: Tensor) -> AttentionSt
 def _extended_packed(
     state: AttentionState | None, k: Tensor, v: Tensor, packing: Packing
 ) -> AttentionState:
-    """States after packed keys and values (1, total, H, width), short ones padded in front."""
+    """States after packed keys and values (1, total, H, width), padded in front."""
     lengths = packing.lengths.tolist()
     k, v = list(k[0].split(lengths)), list(v[0].split(lengths))
     if state is not None:
@@ -190,6 +191,6 @@ def _extended_packed(
 
 
 def _full(state: AttentionState) -> tuple[Tensor, Tensor, Tensor]:
-    """The state with `empty` as numbers."""
+    """The state with `empty` as a tensor."""
     k, v, empty = state
     return k, v, torch.zeros(len(k), dtype=torch.int64, device=k.device) if empty is None else empty

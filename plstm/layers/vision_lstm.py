@@ -9,22 +9,22 @@ from plstm.layers.mlstm import MLSTMCore
 
 
 class VisionLSTM(MLSTMCore):
-    """Matrix LSTM that reads a grid row by row from one corner, with its convolution on the grid.
+    """Matrix LSTM that scans a grid row by row from one corner, with a convolution on the grid.
 
     (u, z) = W_up x,   c = silu(conv(u)),   y = W_down ((norm(mlstm(c, u)) + skip * c) * silu(z))
 
-    as `plstm.layers.mlstm.MLSTM` over the positions in reading order, but for the depthwise
-    convolution: it sees the neighbours on all sides. Blocks that alternate between the two
-    corners, `mixers: [top_left, bottom_right]`, see the whole grid. Linear in the positions.
+    Like `plstm.layers.mlstm.MLSTM` over the positions in reading order, but with a two-dimensional
+    depthwise convolution. Blocks that alternate between the two corners,
+    `mixers: [top_left, bottom_right]`, see the whole grid. Linear in the number of positions.
 
     Args:
         dim: Model width.
         num_heads: Number of heads.
-        corner: Where the reading starts, "top_left" or "bottom_right".
-        expansion: Width of u and z over dim.
-        conv_width: Side of the convolution, odd; beyond the border are zeros.
+        corner: Where the scan starts, "top_left" or "bottom_right".
+        expansion: Width of u and z relative to dim.
+        conv_width: Side of the convolution, odd; the border is padded with zeros.
         block_width: Width of the diagonal blocks of the maps to q, k and v.
-        num_blocks: Blocks of the whole net; the more, the smaller W_down at the start.
+        num_blocks: Number of blocks of the model; scales the initial W_down.
         backend: See `plstm.ops.mlstm`.
 
     Raises:
@@ -32,7 +32,7 @@ class VisionLSTM(MLSTMCore):
             heads and by the block width.
 
     Source: arXiv 2406.04303, section 3, with biases in all maps and in the norm of the heads, as in
-    its code; they start at 0.
+    its code, initially 0.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class VisionLSTM(MLSTMCore):
         check_choice("VisionLSTM", "corner", corner, STARTS)
         if conv_width < 1 or conv_width % 2 == 0:
             raise ValueError(
-                f"VisionLSTM: conv_width must be odd, got {conv_width}; take 3, or a neighbour"
+                f"VisionLSTM: conv_width must be odd, got {conv_width}; use for example 3"
             )
         self.corner = corner
         self.conv = nn.Conv2d(

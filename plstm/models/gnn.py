@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from plstm.checks import check_choice, check_positive
+from plstm.extras import extra
+from plstm.models.pretrained import Pretrained
 from plstm.modules.graph import GraphEncoder, GraphReadout
 from plstm.modules.init import reset_children
 
@@ -22,7 +24,7 @@ SINGLE_NODE = {"allow_single_element": True}  # one node has no statistics of it
 GNNS = ("GCN", "GraphSAGE", "GIN", "GAT", "EdgeCNN", *OWN)
 
 
-class GNNModel(nn.Module):
+class GNNModel(Pretrained, nn.Module):
     """Encoder and readout of GraphModel around a message-passing stack.
 
     GCN, GraphSAGE, GIN, GAT, EdgeCNN, PNA and MPNN are BasicGNNs of torch_geometric and get batch
@@ -46,11 +48,12 @@ class GNNModel(nn.Module):
         per_node: Read out every node instead of every graph, which AttentiveFP cannot; `pooling`
             then has no part in it.
         dropout: Dropout in the stack and in the head.
-        pooling: "mean" or "sum" over the nodes of a graph.
+        pooling: "mean" or "sum" over the nodes of a graph, or "both" side by side.
         gnn_args: Further arguments of the class, for example {"heads": 4, "v2": True} for GAT.
 
     Raises:
         ValueError: unknown gnn or pooling; per_node with AttentiveFP.
+        MissingExtra: torch_geometric is not installed.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class GNNModel(nn.Module):
 
 
 def _gnn_class(name: str) -> type[nn.Module]:
-    """The class; imported here because torch_geometric is slow to import."""
+    """The class; imported here because torch_geometric is slow to import, and may be missing."""
     module = f"plstm.modules.gnns.{OWN[name]}" if name in OWN else "torch_geometric.nn.models"
-    return getattr(importlib.import_module(module), name)
+    with extra("graphs", f"GNNModel with gnn={name!r}"):
+        return getattr(importlib.import_module(module), name)

@@ -8,18 +8,19 @@ from torch import Tensor, nn
 
 from plstm.checks import check_positive
 from plstm.graph.prepared import line_graph
+from plstm.models.pretrained import Pretrained
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.graph import GraphEncoder, GraphReadout
 from plstm.modules.init import reset_children
 from plstm.modules.norm import RMSNorm
 
 
-class GraphModel(nn.Module):
+class GraphModel(Pretrained, nn.Module):
     """Encode nodes and edges, mix along the DAG in alternating directions, read out.
 
     The direction flips each time the list of mixers has been used up: with mixers [P, D] and depth
     4 the blocks are P, D along the DAG and P, D along its reverse; with [P] every other block is
-    reversed.
+    reversed. Bidirectional mixers run both ways in every block.
 
     Args:
         in_dim: Width of the node features.
@@ -37,7 +38,7 @@ class GraphModel(nn.Module):
         per_node: Read out every node instead of every graph; `pooling` then has no part in it.
         feed_forward_ratio: Hidden width of the feed-forward parts over dim; 0 leaves them out.
         dropout: Dropout on the branches of the blocks and in the head.
-        pooling: "mean" or "sum" over the nodes of a graph.
+        pooling: "mean" or "sum" over the nodes of a graph, or "both" side by side.
 
     Raises:
         ValueError: no mixers, depth < 1, unknown pooling.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from plstm.checks import check_not_empty, check_positive
+from plstm.models.pretrained import Pretrained
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.causal import token_positions
 from plstm.modules.init import reset_children
@@ -26,7 +27,7 @@ class SequenceState(NamedTuple):
     seen: Tensor  # positions so far, (B,)
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(Pretrained, nn.Module):
     """Predicts the next token of a sequence; with causal mixers only.
 
     Args:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from plstm.checks import check_choice, check_positive, check_valid
+from plstm.models.pretrained import Pretrained
 from plstm.modules.block import MixerFactory, build_blocks
 from plstm.modules.init import reset_children, small_init_
 from plstm.modules.norm import RMSNorm
@@ -13,7 +14,7 @@ from plstm.modules.position import LearnedPosition2d
 from plstm.modules.stem import ConvStem
 
 
-class VisionModel(nn.Module):
+class VisionModel(Pretrained, nn.Module):
     """Classifies images of any size divisible by the patch.
 
     With mixers [PLSTM2d P, PLSTM2d D] it is pLSTM-Vis, with [SoftmaxAttention] a ViT.

@@ -25,7 +25,7 @@ class FeedForward(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         small_init_(self.in_proj)
         small_init_(self.out_proj)
 
@@ -34,10 +34,10 @@ class FeedForward(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drop whole residual branches of a sample with probability `rate` (arXiv 1603.09382).
+    """Drop residual branches of a sample with probability `rate` (arXiv 1603.09382).
 
     Raises:
-        ValueError: rate outside 0 to 1.
+        ValueError: rate is not in [0, 1].
     """
 
     def __init__(self, rate: float) -> None:
@@ -50,7 +50,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * keep / (1 - self.rate or 1)  # a rate of 1 keeps nothing that could be scaled
+        return x * keep / (1 - self.rate or 1)  # with rate 1 nothing is kept, so avoid 0 / 0
 
 
 class Block(nn.Module):
@@ -59,11 +59,10 @@ class Block(nn.Module):
     Args:
         dim: Model width.
         mixer: Factory called with `dim`.
-        feed_forward_ratio: Hidden width of the feed-forward part over `dim`; 0 leaves that part
-            out.
+        feed_forward_ratio: Hidden width of the feed-forward part relative to `dim`; 0 for none.
         dropout: Dropout on both branches.
-        drop_path: Probability of dropping a branch for a sample; not for packed graphs or
-            sequences, whose first axis is not the sample.
+        drop_path: Probability of dropping a branch of a sample; not for packed graphs or sequences,
+            whose first axis is not the batch.
         layer_scale: Initial value of a learned scale per channel on both branches, None for no
             scale.
         bias: Biases in the feed-forward part.
@@ -98,16 +97,16 @@ class Block(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Draw new initial values, those of the mixer included."""
+        """Initialize the parameters, including those of the mixer."""
         reset_children(self)
         for scale in self.scales or ():
             nn.init.constant_(scale, self.layer_scale)
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """Map x (B, *positions, dim), or (N, dim) for graphs; further arguments go to the mixer.
+        """Map x (B, *positions, dim), or (N, dim) for graphs; other arguments go to the mixer.
 
         Raises:
-            ValueError: the mixer takes no such argument.
+            ValueError: the mixer does not accept one of the arguments.
         """
         self._check_arguments(kwargs)
         return self._feed_forward(self._add(x, self.mixer(self.mixer_norm(x), *args, **kwargs), 0))
@@ -115,7 +114,7 @@ class Block(nn.Module):
     def forward_with_state(
         self, x: Tensor, state: object = None, **kwargs: object
     ) -> tuple[Tensor, object]:
-        """As forward for a causal mixer, with its state in and out."""
+        """Like forward, for a causal mixer; takes and returns its state."""
         self._check_arguments(kwargs)
         y, state = self.mixer(self.mixer_norm(x), state=state, return_state=True, **kwargs)
         return self._feed_forward(self._add(x, y, 0)), state
@@ -124,8 +123,8 @@ class Block(nn.Module):
         for name in kwargs:
             if name not in self.mixer_arguments:
                 raise ValueError(
-                    f"Block: the mixer {type(self.mixer).__name__} takes no {name}; leave it out, "
-                    "or choose a mixer that does"
+                    f"Block: the mixer {type(self.mixer).__name__} takes no {name}; omit it, "
+                    "or choose a mixer that takes it"
                 )
 
     def _feed_forward(self, x: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ from torch import Tensor, nn
 
 
 class BlockDiagonal(nn.Module):
-    """Linear map of every block of `block_width` channels by itself.
+    """Separate linear map for every block of `block_width` channels.
 
     Args:
-        dim: Channels in.
-        out_dim: Channels out.
-        block_width: Channels of a block; divides dim, and the number of blocks divides out_dim.
-        bias: Add a learned number per channel.
+        dim: Input channels.
+        out_dim: Output channels.
+        block_width: Channels per block; divides dim, and the number of blocks divides out_dim.
+        bias: Add a learned bias.
 
     Raises:
         ValueError: the blocks do not divide the channels.

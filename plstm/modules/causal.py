@@ -1,4 +1,4 @@
-"""What causal mixers share: the state of a plain recurrence, and the check of their calls."""
+"""Shared parts of causal mixers: the state of a plain recurrence, and checks of calls."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from plstm.ops.packed import CuSeqlens, Packing, check_states
 
 
 class MemoryState(NamedTuple):
-    """State of a mixer that carries its memory and nothing else."""
+    """State of a mixer without other state than its memory."""
 
     memory: Tensor  # (B, H, K, V)
 
@@ -17,14 +17,14 @@ class MemoryState(NamedTuple):
 def check_causal_call(
     layer: str, causal: bool, x: Tensor, has_state: bool, cu_seqlens: CuSeqlens | None
 ) -> None:
-    """Check a call of a mixer that is causal on request.
+    """Check a call of a mixer with a `causal` option.
 
     Args:
-        layer: Name put in front of the message.
-        causal: Whether the mixer only looks back.
+        layer: Name that starts the message.
+        causal: Whether the mixer is causal.
         x: Its input, (B, *positions, dim).
-        has_state: Whether a state comes in or is asked for.
-        cu_seqlens: Borders of packed sequences, if x holds such.
+        has_state: Whether a state is passed or requested.
+        cu_seqlens: Cumulative lengths of packed sequences, or None.
 
     Raises:
         ValueError: causal over several position axes; a state or packed sequences without causal.
@@ -32,32 +32,32 @@ def check_causal_call(
     axes = x.ndim - 2
     if (causal and axes != 1) or (has_state and not causal):
         raise ValueError(
-            f"{layer}: a state and causal=True go together, over one position axis, "
+            f"{layer}: states need causal=True, which needs one position axis, "
             f"got causal={causal}, {axes} position axes and {'a' if has_state else 'no'} state"
         )
     if cu_seqlens is not None and not causal:
         raise ValueError(
-            f"{layer}: packed sequences need causal=True, got cu_seqlens and causal=False; pad them"
-            " to one length and run lengths apart, or set causal to true"
+            f"{layer}: packed sequences need causal=True, got cu_seqlens and causal=False; batch "
+            "sequences of equal length instead, or set causal to true"
         )
 
 
 def token_positions(
     layer: str, x: Tensor, seen: Tensor | None, packing: Packing | None
 ) -> tuple[Tensor, Tensor]:
-    """Positions within their sequences, and how many have been seen after them.
+    """Positions within their sequences, and the number of positions seen afterwards.
 
     Args:
-        layer: Name put in front of the message.
-        x: What lies there, (B, L, ...), or (1, total, ...) packed.
-        seen: Positions before, one number per sequence, (B,), or (S,) packed; None for 0.
-        packing: Where packed sequences lie.
+        layer: Name that starts the message.
+        x: Any tensor over the positions, (B, L, ...), or (1, total, ...) if packed.
+        seen: Number of earlier positions per sequence, (B,), or (S,) if packed; None for 0.
+        packing: The packing of packed sequences, or None.
 
     Returns:
-        Positions (L,), or (B, L) with `seen` if not packed, and seen, (B,) or (S,).
+        Positions (L,), or (B, L) if `seen` is given and x not packed; new seen, (B,) or (S,).
 
     Raises:
-        ValueError: `seen` is of another number of sequences.
+        ValueError: `seen` has a different number of sequences.
     """
     if packing is None:
         positions = torch.arange(x.shape[1], device=x.device)

@@ -1,4 +1,4 @@
-"""Input and output parts shared by all models of graphs."""
+"""Input and output parts shared by all graph models."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ _MAX_PERIOD = 1000.0
 
 
 def degree_code(degree: Tensor, dim: int) -> Tensor:
-    """Sines, then cosines of node degrees (N,) in periods from 2 pi to 2000 pi, (N, dim)."""
+    """Sines and cosines of node degrees (N,) with periods from 2 pi to 2000 pi, (N, dim)."""
     half = (dim + 1) // 2
     steps = torch.arange(half, device=degree.device, dtype=torch.float32) / half
     angle = degree[:, None].float() * torch.exp(-math.log(_MAX_PERIOD) * steps)
@@ -23,7 +23,7 @@ def degree_code(degree: Tensor, dim: int) -> Tensor:
 
 
 def node_features(data: Any, in_dim: int) -> Tensor:
-    """data.x as floating point, or ones (N, in_dim) for graphs without node features.
+    """data.x in floating point, or ones (N, in_dim) for graphs without node features.
 
     Raises:
         ValueError: data.x is not (N, in_dim).
@@ -40,51 +40,51 @@ def node_features(data: Any, in_dim: int) -> Tensor:
 
 
 class CategoryEmbedding(nn.EmbeddingBag):
-    """Sum of the embeddings of the categories of a node, or of an edge.
+    """Sum of embeddings of the categorical features of a node or edge.
 
-    Weights start with standard deviation 1 / sqrt(columns), so that sums have 1.
+    Weights start with standard deviation 1 / sqrt(columns), so that sums have standard deviation 1.
 
     Args:
         categories: Number of categories of all columns together.
         dim: Width.
-        columns: Categories of a node, each in a range of numbers of its own.
+        columns: Categorical features per node, with disjoint index ranges.
     """
 
     def __init__(self, categories: int, dim: int, columns: int) -> None:
-        self.columns = columns  # reset_parameters, which the base calls, reads it
+        self.columns = columns  # the base constructor calls reset_parameters, which reads it
         super().__init__(categories, dim, mode="sum")
 
     def reset_parameters(self) -> None:
-        """Draw the initial values."""
+        """Initialize the parameters."""
         nn.init.normal_(self.weight, std=self.columns**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map category numbers (N, columns) to (N, dim).
+        """Map category indices (N, columns) to (N, dim).
 
         Raises:
-            ValueError: another number of columns, or no integers.
+            ValueError: wrong number of columns, or not integers.
         """
         if x.ndim != 2 or x.shape[1] != self.columns or x.is_floating_point():
             raise ValueError(
                 f"CategoryEmbedding: x must be integers (N, {self.columns}), got {x.dtype} "
-                f"{tuple(x.shape)}; they are the numbers of the categories of all columns"
+                f"{tuple(x.shape)}; they are category indices, one column per feature"
             )
         return super().forward(x)
 
 
 class GraphEncoder(nn.Module):
-    """Linear maps of node features, codes of degree and position, and of edge features.
+    """Linear maps of node features, degree and position encodings, and edge features.
 
-    Weights of the features start with standard deviation 1, as embeddings do: most are one-hot.
-    Features that are numbers of categories are embedded instead.
+    Feature weights start with standard deviation 1, like embeddings, because most features are
+    one-hot. Features given as category indices are embedded.
 
     Args:
         in_dim: Width of the node features, or number of node categories.
         dim: Model width.
         edge_dim: Width of the edge features, or number of edge categories; 0 for none.
-        code_dim: Width of the position codes, 0 for none.
-        node_columns: Categories of a node; 0 if its features are numbers.
-        edge_columns: Categories of an edge; 0 if its features are numbers.
+        code_dim: Width of the position encodings, 0 for none.
+        node_columns: Categorical features per node; 0 if node features are real numbers.
+        edge_columns: Categorical features per edge; 0 if edge features are real numbers.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class GraphEncoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the initial values."""
+        """Initialize the parameters."""
         small_init_(self.degree)
         for part in (self.node, self.edge):
             if isinstance(part, CategoryEmbedding):
@@ -116,7 +116,7 @@ class GraphEncoder(nn.Module):
             nn.init.normal_(self.code.weight)
 
     def forward(self, data: Any) -> Tensor:
-        """Node features of the model, (N, dim); edge_index has both directions of every edge.
+        """Encode the nodes, (N, dim); edge_index has both directions of every edge.
 
         Raises:
             ValueError: x is not as wide as in_dim, or position_code not as wide as code_dim.
@@ -142,10 +142,10 @@ class GraphEncoder(nn.Module):
         return code
 
     def edges(self, edge_attr: Tensor | None) -> Tensor | None:
-        """Edge features of the model, (E, dim), None without edge_dim.
+        """Encode the edges, (E, dim); None without edge_dim.
 
         Raises:
-            ValueError: the model was built with edge_dim, and the data have no edge features.
+            ValueError: edge_dim is set and the data have no edge features.
         """
         if self.edge is None:
             return None
@@ -163,16 +163,18 @@ def _features(width: int, dim: int, columns: int) -> nn.Module:
     return CategoryEmbedding(width, dim, columns) if columns else nn.Linear(width, dim)
 
 
-class GraphReadout(nn.Module):
-    """Pool the nodes of every graph, then batch norm, Linear, GELU, dropout, Linear.
+POOLINGS = ("mean", "sum", "both")
 
-    Pooled features of different graphs have much in common; without the batch norm learning is
-    slow.
+
+class GraphReadout(nn.Module):
+    """Pool the nodes of every graph; then batch norm, linear, GELU, dropout, linear.
+
+    Pooled features of different graphs are similar; without the batch norm training is slow.
 
     Args:
         dim: Model width.
         out_dim: Number of outputs.
-        pooling: "mean" or "sum".
+        pooling: "mean", "sum" or "both" side by side.
         dropout: Dropout between the two linear maps.
         per_node: Do not pool.
     """
@@ -186,13 +188,15 @@ class GraphReadout(nn.Module):
         per_node: bool = False,
     ) -> None:
         super().__init__()
-        check_choice("GraphReadout", "pooling", pooling, ("mean", "sum"))
-        self.pooling, self.per_node, self.norm = pooling, per_node, BatchNorm(dim)
-        self.hidden, self.out = nn.Linear(dim, dim), nn.Linear(dim, out_dim)
+        check_choice("GraphReadout", "pooling", pooling, POOLINGS)
+        self.pooling, self.per_node = pooling, per_node
+        width = 2 * dim if pooling == "both" and not per_node else dim
+        self.norm = BatchNorm(width)
+        self.hidden, self.out = nn.Linear(width, dim), nn.Linear(dim, out_dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, batch: Tensor | None, num_graphs: int) -> Tensor:
-        """Map nodes x (N, dim), of the graphs batch (N,), to (num_graphs or N, out_dim)."""
+        """Map nodes x (N, dim) with graph indices batch (N,) to (num_graphs or N, out_dim)."""
         if not self.per_node:
             x = self._pooled(x, batch, num_graphs)
         return self.out(self.dropout(nn.functional.gelu(self.hidden(self.norm(x)))))
@@ -200,13 +204,14 @@ class GraphReadout(nn.Module):
     def _pooled(self, x: Tensor, batch: Tensor | None, num_graphs: int) -> Tensor:
         if batch is None:
             batch = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-        pooled = x.new_zeros(num_graphs, x.shape[1]).index_add(0, batch, x)
-        if self.pooling == "mean":
-            sizes = count(batch, num_graphs).clamp(min=1)
-            pooled = pooled / sizes[:, None].to(pooled.dtype)
-        return pooled
+        total = x.new_zeros(num_graphs, x.shape[1]).index_add(0, batch, x)
+        if self.pooling == "sum":
+            return total
+        sizes = count(batch, num_graphs).clamp(min=1)
+        mean = total / sizes[:, None].to(total.dtype)
+        return mean if self.pooling == "mean" else torch.cat([mean, total], -1)
 
 
 def count(index: Tensor, size: int) -> Tensor:
-    """How often every number 0..size - 1 comes, (size,); torch.compile cannot follow bincount."""
+    """Like bincount with integers below `size`, (size,), but torch.compile can trace it."""
     return index.new_zeros(size).index_add(0, index, torch.ones_like(index))

@@ -1,4 +1,4 @@
-"""Initial values shared by layers."""
+"""Initialization shared by layers."""
 
 import math
 
@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 
 def small_init_(linear: nn.Linear) -> None:
-    """Draw weights from N(0, 2 / (5 fan_in)) and set the bias to zero (as published for pLSTM)."""
+    """Draw weights from N(0, 2 / (5 fan_in)) and set the bias to zero, as in the pLSTM paper."""
     nn.init.normal_(linear.weight, std=math.sqrt(2 / (5 * linear.in_features)))
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
 
 
 def constant_gate_(linear: nn.Linear, bias: float | None = None) -> None:
-    """Zero the weights of a gate projection and fill its bias, which alone sets a new layer's gate.
+    """Zero the weights of a gate projection and fill its bias, which alone sets the initial gate.
 
-    With bias None the caller fills the bias, or there is none.
+    If `bias` is None, the caller fills the bias, or there is none.
     """
     nn.init.zeros_(linear.weight)
     if bias is not None:
@@ -24,7 +24,7 @@ def constant_gate_(linear: nn.Linear, bias: float | None = None) -> None:
 
 
 def reset_children(module: nn.Module) -> None:
-    """Draw new initial values of all parts, by the nearest `reset_parameters` on the way down."""
+    """Call `reset_parameters` of every child, or of its nearest descendants that have one."""
     for child in module.children():
         if hasattr(child, "reset_parameters"):
             child.reset_parameters()

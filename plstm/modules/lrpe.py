@@ -1,4 +1,4 @@
-"""Linearized relative position codes for queries and keys."""
+"""Linearized relative position encodings for queries and keys."""
 
 import torch
 from torch import Tensor
@@ -7,21 +7,21 @@ from plstm.modules.rotary import rotate
 
 
 def apply_lrpe(x: Tensor, positions: Tensor, form: str, base: float = 10_000.0) -> Tensor:
-    """Multi-dimensional linearized relative position code (MD-LRPE).
+    """Multi-dimensional linearized relative position encoding (MD-LRPE).
 
         cosine:  P_n(x) = (x cos(a_n), x sin(a_n))
                  <P_n(x), P_m(y)> = sum_i x_i y_i cos(a_n - a_m)_i
-        rotate:  the pairs (x_i, x_{i + W/2}) are turned by a_n
+        rotate:  the pairs (x_i, x_{i + W/2}) are rotated by a_n
 
-    with W angles for cosine, W / 2 for rotate, and theta_i = base^(-2 i / W), i = 0, 1, ... One
-    axis has a_n = n theta. Several axes take the same first theta each, a_n = (n_1 theta, n_2
-    theta, ...), as many as share the angles evenly.
+    with W angles for cosine, W / 2 for rotate, and theta_i = base^(-2 i / W), i = 0, 1, ... With
+    one axis, a_n = n theta. With several, a_n = (n_1 theta, n_2 theta, ...): the axes share the
+    angles evenly and each uses the first entries of theta.
 
     Args:
         x: Queries or keys, (..., L, H, W); W even to rotate.
         positions: Coordinates n of the L positions, (L, axes), or of each sample, (B, L, axes).
         form: "cosine" or "rotate".
-        base: Slowest wavelength over 2 pi.
+        base: Longest wavelength divided by 2 pi.
 
     Returns:
         (..., L, H, 2 W) for cosine, (..., L, H, W) for rotate, in the dtype of x.

@@ -1,4 +1,4 @@
-"""Root-mean-square norms, and a batch norm for batches of any size."""
+"""RMS norms, and a batch norm for batches of any size."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from plstm.ops.derivatives import transformed
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMS norm over the last axis, its scale in the dtype of the input.
+    """RMS norm over the last axis, with its scale cast to the dtype of the input.
 
     y = x / sqrt(mean(x^2) + eps) * weight.
 
@@ -22,12 +22,12 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(dim, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x over its last axis."""
+        """Normalize x over its last axis."""
         return rms_norm(x, self.weight, self.eps)
 
 
 class HeadRMSNorm(nn.Module):
-    """Root-mean-square norm of every head by itself, with a scale per head and channel.
+    """RMS norm per head, with a scale per head and channel.
 
     y = x / sqrt(mean(x^2) + eps) * weight, the mean over the channels of one head.
 
@@ -44,16 +44,16 @@ class HeadRMSNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start with the scale 1."""
+        """Set the scale to 1."""
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (..., H, W) and merge the heads: (..., H * W)."""
+        """Normalize x (..., H, W) and merge the heads: (..., H * W)."""
         return rms_norm(x, self.weight.view(self.num_heads, self.width), self.eps).flatten(-2)
 
 
 class MergedRMSNorm(RMSNorm):
-    """Root-mean-square norm of all heads together: large heads stay larger than small ones.
+    """RMS norm over all heads, which keeps their relative size.
 
     Args:
         num_heads: Number of heads H.
@@ -65,20 +65,36 @@ class MergedRMSNorm(RMSNorm):
         super().__init__(num_heads * width, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Merge the heads of x (..., H, W) and normalise: (..., H * W)."""
+        """Merge the heads of x (..., H, W) and normalize: (..., H * W)."""
         return super().forward(x.flatten(-2))
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm that takes its running statistics for a single row, which has none of its own."""
+    """Batch norm that uses its running statistics for a batch of one row."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (N, dim) over N."""
+        """Normalize x (N, dim) over N."""
         if x.shape[0] > 1 or not self.training:
             return super().forward(x)
         return nn.functional.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
+
+
+class MergedBatchNorm(BatchNorm):
+    """Batch norm of all channels of all heads: a row with larger entries than others keeps them.
+
+    Args:
+        num_heads: Number of heads H.
+        width: Channels per head W.
+    """
+
+    def __init__(self, num_heads: int, width: int) -> None:
+        super().__init__(num_heads * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Merge the heads of x (N, H, W) and normalise over N: (N, H * W)."""
+        return super().forward(x.flatten(-2))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -91,7 +107,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     weight = weight.to(x.dtype)
     if x.is_cpu and not torch.compiler.is_compiling() and not transformed():
-        # Uncompiled there is no fused kernel: PyTorch would keep one temporary per operation.
+        # Without torch.compile there is no fused kernel: autograd would save several temporaries.
         return _RMSNorm.apply(x, weight, eps)
     return _plain_rms_norm(x, weight, eps)
 
@@ -103,7 +119,7 @@ def _plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Keeps its input and one factor per row."""
+    """Saves only its input and one factor per row."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -117,7 +133,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, factor = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again, which steps in place are not
+        if torch.is_grad_enabled():  # for second derivatives, which need out-of-place operations
             _, gradients = torch.func.vjp(lambda *t: _plain_rms_norm(*t, ctx.eps), x, weight)
             return *gradients(grad), None
         # y = x f w with df/dx = -f^3 x / W

@@ -1,4 +1,4 @@
-"""Orthogonal matrices that training can turn from rotations into reflections."""
+"""Orthogonal matrices that training can change from rotations to reflections."""
 
 import math
 from collections.abc import Iterable
@@ -9,17 +9,17 @@ from torch import Tensor
 from plstm.ops.derivatives import transformed
 
 STEPS = 15
-BLOCK = 8192  # matrices that are computed at once on a CPU; its cache holds them
+BLOCK = 8192  # matrices at a time on a CPU, which fit in its cache
 
 
 def orthogonal(z: Tensor) -> Tensor:
     """Orthogonal matrices nearest to z (..., J, J), with the gradient of sqrt(J) z / |z|.
 
-    Steps of Newton and Schulz, o -> (3 o - o o^T o) / 2 from z / |z| on with the Frobenius norm,
-    take all singular values to 1 (one below |z| / 500 to less, none above 1). The derivative of the
-    exact result would never change the sign of the determinant. The straight-through one (arXiv
-    1308.3432) moves z as if it were used itself, through the singular matrices to the other side,
-    while a product of any number of factors stays orthogonal.
+    Newton-Schulz steps, o -> (3 o - o o^T o) / 2 starting from z / |z| with the Frobenius norm,
+    bring all singular values to 1 (those below |z| / 500 to less, never above 1). With the exact
+    derivative, the sign of the determinant could not change. The straight-through gradient (arXiv
+    1308.3432) moves z as if it were used directly, also through singular matrices, while products
+    of any number of factors stay orthogonal.
     """
     unit = z / torch.linalg.matrix_norm(z, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
     soft = math.sqrt(z.shape[-1]) * unit
@@ -30,7 +30,7 @@ def orthogonal(z: Tensor) -> Tensor:
 
 @torch.library.custom_op("plstm::newton_schulz", mutates_args=())
 def _operator(o: Tensor) -> Tensor:
-    """For compiled graphs: plain operations would be thousands of nodes."""
+    """For compiled graphs, where plain operations would be thousands of nodes."""
     return _newton_schulz(o)
 
 
@@ -40,9 +40,9 @@ def _(o: Tensor) -> Tensor:
 
 
 def _newton_schulz(o: Tensor) -> Tensor:
-    """All steps from o (..., J, J) on.
+    """All steps, starting from o (..., J, J).
 
-    Products of many small matrices are several times as fast by rows with the matrices on the last
+    Products of many small matrices are several times faster row by row, with the batch on the last
     axis.
     """
     lanes, blocks = o.shape[-1], []

@@ -1,14 +1,14 @@
-"""From the tokens of a grid to one vector per image."""
+"""Pooling from the tokens of a grid to one vector per image."""
 
 import torch
 from torch import Tensor
 
 
 def pool_corners(x: Tensor, valid: Tensor | None = None) -> Tensor:
-    """The four corner tokens of x (B, Y, X, dim) side by side, (B, 4 dim).
+    """The four corner tokens of x (B, Y, X, dim) concatenated, (B, 4 dim).
 
-    With valid (B, Y, X) those of the smallest rectangle that holds all valid tokens; zeros for a
-    corner that is not valid itself.
+    With valid (B, Y, X), the corners of the smallest rectangle that contains all valid tokens;
+    zeros for a corner that is not valid.
     """
     if valid is None:
         return torch.cat([x[:, y, column] for y in (0, -1) for column in (0, -1)], -1)
@@ -19,7 +19,7 @@ def pool_corners(x: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def _ends(used: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last place of used (B, N) that is true."""
+    """First and last index where used (B, N) is True."""
     used = used.int()
     return used.argmax(1), used.shape[1] - 1 - used.flip(1).argmax(1)
 
@@ -33,7 +33,7 @@ def pool_mean(x: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def pool_max(x: Tensor, valid: Tensor | None = None) -> Tensor:
-    """The greatest value of each channel among the (valid) tokens of x (B, Y, X, dim), (B, dim)."""
+    """The maximum of each channel over the (valid) tokens of x (B, Y, X, dim), (B, dim)."""
     if valid is not None:
         x = x.masked_fill(~valid[..., None], -torch.inf)
     return x.amax((1, 2))

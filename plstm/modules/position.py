@@ -1,11 +1,11 @@
-"""Learned position codes."""
+"""Learned position encodings."""
 
 import torch
 from torch import Tensor, nn
 
 
 class LearnedPosition2d(nn.Module):
-    """A learned vector per grid position, resized bicubically to grids of another size.
+    """A learned vector per grid position, interpolated bicubically for grids of other sizes.
 
     Args:
         dim: Model width.
@@ -19,11 +19,11 @@ class LearnedPosition2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         nn.init.normal_(self.code, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the code to x (B, Y, X, dim)."""
+        """Add the encoding to x (B, Y, X, dim)."""
         code = self.code
         if code.shape[2:] != x.shape[1:3]:
             code = nn.functional.interpolate(code, size=tuple(x.shape[1:3]), mode="bicubic")
@@ -35,7 +35,7 @@ class LearnedPosition1d(nn.Module):
 
     Args:
         dim: Model width.
-        max_length: Positions there are codes for.
+        max_length: Number of positions.
     """
 
     def __init__(self, dim: int, max_length: int) -> None:
@@ -44,15 +44,15 @@ class LearnedPosition1d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         nn.init.normal_(self.code, std=0.02)
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Add to x (B, L, dim) the codes of positions, (L,) or (B, L); 0, 1, ... if None."""
+        """Add the encodings of positions, (L,) or (B, L), to x (B, L, dim); 0, 1, ... if None."""
         end = x.shape[1] if positions is None else int(positions.max()) + 1
         if end > len(self.code):
             raise ValueError(
-                f"LearnedPosition1d: only {len(self.code)} positions have a code, got a sequence "
-                f"up to position {end}; raise max_length or leave the position code out"
+                f"LearnedPosition1d: only {len(self.code)} positions are encoded, got a sequence "
+                f"up to position {end}; raise max_length or use no position encoding"
             )
         return x + (self.code[:end] if positions is None else self.code[positions])

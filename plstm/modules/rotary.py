@@ -1,4 +1,4 @@
-"""Rotary position codes."""
+"""Rotary position embeddings."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,18 @@ from torch import Tensor
 
 
 def rotate_positions(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Tensor:
-    """Turn pairs of channels by an angle proportional to the position, so that q . k sees
-    differences.
+    """Rotary position embedding: q . k depends on relative positions.
 
-    (x_i, x_{i + W/2}) is turned by p * base^(-2 i / W). With several position axes the channels are
-    split evenly between them.
+    Rotates (x_i, x_{i + W/2}) by p * base^(-2 i / W) at position p. With several position axes the
+    channels are split evenly between them.
 
     Args:
         x: Queries or keys, (B, H, L, W); W divisible by twice the number of axes.
         positions: Coordinates of the L positions, (L, axes), or of each sample, (B, L, axes).
-        base: Slowest wavelength over 2 pi.
+        base: Longest wavelength divided by 2 pi.
 
     Returns:
-        Turned x, same shape and dtype.
+        Rotated x, same shape and dtype.
 
     Source: arXiv 2104.09864.
     """
@@ -32,12 +31,12 @@ def rotate_positions(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Te
         )
     frequencies = base ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
     angles = positions.to(frequencies)[..., None] * frequencies
-    angles = angles.unsqueeze(-4)  # heads, (1, L, axes, W / (2 axes))
+    angles = angles.unsqueeze(-4)  # for heads, (1, L, axes, W / (2 axes))
     return rotate(x.unflatten(-1, (axes, width)), angles).flatten(-2)
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + W/2}) of x (..., W) by angles that broadcast to (..., W / 2)."""
+    """Rotate pairs (x_i, x_{i + W/2}) of x (..., W) by angles that broadcast to (..., W / 2)."""
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)

@@ -1,4 +1,4 @@
-"""Separable convolution: every channel over its neighbourhood, then all channels of a position."""
+"""Separable convolution of MetaFormer: pointwise, depthwise, pointwise."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 class StarReLU(nn.Module):
     """y = scale relu(x)^2 + shift, with one learned scale and one learned shift.
 
-    Source: arXiv 2210.13452. They start at 1 and 0, as in its code.
+    Source: arXiv 2210.13452. Initially 1 and 0, as in its code.
     """
 
     def __init__(self) -> None:
@@ -16,7 +16,7 @@ class StarReLU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start as the square of relu."""
+        """Set scale to 1 and shift to 0."""
         nn.init.ones_(self.scale)
         nn.init.zeros_(self.shift)
 
@@ -29,12 +29,12 @@ class SeparableConv(nn.Module):
 
     y = W_out starrelu(conv(starrelu(W_in layernorm(x))))
 
-    with a depthwise convolution, and biases nowhere but in the layer norm.
+    with a depthwise convolution; only the layer norm has a bias.
 
     Args:
         dim: Model width.
-        width: Side of the convolution, odd; beyond the border are zeros.
-        expansion: Channels of the convolution over dim.
+        width: Side of the convolution, odd; the border is padded with zeros.
+        expansion: Channels of the convolution relative to dim.
 
     Source: arXiv 2210.13452, with the norm and the second activation of arXiv 2412.16146.
     """
@@ -50,7 +50,7 @@ class SeparableConv(nn.Module):
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     def reset_parameters(self) -> None:
-        """Draw new initial values, those of PyTorch."""
+        """Initialize the parameters with the defaults of PyTorch."""
         for part in self.children():
             part.reset_parameters()
 

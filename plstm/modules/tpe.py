@@ -1,4 +1,4 @@
-"""Toeplitz position code."""
+"""Toeplitz position encoding."""
 
 import torch
 from torch import Tensor, nn
@@ -9,22 +9,21 @@ from plstm.ops.packed import CuSeqlens
 
 
 class ToeplitzPosition(nn.Module):
-    """Toeplitz position code (MD-TPE): sums over the past along every axis, with a learned decay.
+    """Toeplitz position encoding (MD-TPE): decaying sums over earlier positions along every axis.
 
     y = x + sum over the axes of W norm(s)
     s_i = (q_h . k_h) sum_{m<=i} sigmoid(theta_h)^(i-m) x_m
 
-    per head h of channels, the sum along one axis, each axis with parameters of its own; causal
-    along every axis, and linear in the number of positions. Published nets apply it once, to the
-    embedding.
+    per head h of channels. Each axis has its own sum and parameters. Causal along every axis, and
+    linear in the number of positions. Published models apply it once, to the embedding.
 
     Args:
         dim: Model width; divisible by num_heads.
-        num_heads: Groups of channels with a decay each.
-        axes: Position axes.
+        num_heads: Groups of channels, each with its own decay.
+        axes: Number of position axes.
 
-    Source: arXiv 2405.21022; parameters and initial values, q, k and theta ~ N(0, 1), as in its
-    author's code. That the code is added to x is our reading.
+    Source: arXiv 2405.21022; parameters and their initialization, q, k and theta ~ N(0, 1), as in
+    its author's code. The paper does not say how it is applied; we add it to x.
     """
 
     def __init__(self, dim: int, num_heads: int, axes: int) -> None:
@@ -39,7 +38,7 @@ class ToeplitzPosition(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         for parameter in (self.q, self.k, self.theta):
             nn.init.normal_(parameter)
         for norm, proj in zip(self.norms, self.projs, strict=True):
@@ -47,7 +46,7 @@ class ToeplitzPosition(nn.Module):
             nn.init.normal_(proj.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the code to x (B, *positions, dim)."""
+        """Add the encoding to x (B, *positions, dim)."""
         y = x
         for axis in range(len(self.norms)):
             code, _ = self._code(x.movedim(axis + 1, -2), axis)
@@ -57,7 +56,7 @@ class ToeplitzPosition(nn.Module):
     def forward_with_state(
         self, x: Tensor, state: Tensor | None, cu_seqlens: CuSeqlens | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As forward for a sequence, with the sums (B, H, 1, dim / H) in and out."""
+        """Like forward, for a sequence; takes and returns the sums (B, H, 1, dim / H)."""
         code, state = self._code(x, 0, state, cu_seqlens)
         return x + code, state
 

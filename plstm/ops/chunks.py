@@ -1,4 +1,4 @@
-"""Cutting a sequence into chunks, and the scan of states over them.
+"""Splitting a sequence into chunks, and the scan of states over them.
 
 Letters: B batch, L positions, H heads, N chunks, C positions in a chunk.
 """
@@ -8,15 +8,15 @@ from collections.abc import Callable
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from plstm.compiler import statically_known_true
 from plstm.ops.gates import Gates
 
 
 def chunk_size(length: int, largest: int) -> int:
-    """Positions in a chunk: as few chunks as `largest` allows, all filled about equally.
+    """Positions per chunk: as few chunks as `largest` allows, of about equal size.
 
-    A compiled graph that leaves the length open takes `largest`.
+    A graph compiled for a dynamic length uses `largest`.
     """
     if statically_known_true(length <= largest):
         return length
@@ -27,7 +27,7 @@ def chunk_size(length: int, largest: int) -> int:
 
 
 def split_chunks(x: Tensor, size: int, fill: Tensor | float = 0.0) -> Tensor:
-    """(B, L, H, ...) by chunks, (B, H, N, C, ...); the last chunk is filled up with `fill`."""
+    """Split (B, L, H, ...) into chunks, (B, H, N, C, ...); `fill` pads the last chunk."""
     batch, length = x.shape[:2]
     chunks = (length + size - 1) // size
     missing = chunks * size - length
@@ -37,7 +37,7 @@ def split_chunks(x: Tensor, size: int, fill: Tensor | float = 0.0) -> Tensor:
 
 
 def split_gates(gates: Gates, size: int) -> Gates:
-    """`split_chunks` of gates (B, L, H, ...); positions that fill up leave states as they are."""
+    """`split_chunks` for gates (B, L, H, ...); padding leaves states unchanged."""
     lanes = gates.transition.shape[3:]
     like = {"dtype": gates.transition.dtype, "device": gates.transition.device}
     unchanged = torch.eye(lanes[0], **like) if lanes else 1.0
@@ -56,19 +56,19 @@ def scan_chunks(
     updates: Tensor,
     state: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """States along the chunks: the next one is step(factor, state, update).
+    """Scan over the chunks: the next state is step(factor, state, update).
 
     Args:
-        step: Takes a factor, a state and an update of one chunk.
-        factors: What a chunk does to its state, (B, H, N, ...).
-        updates: What it adds, (B, H, N, ...).
+        step: Takes the factor, the state and the update of one chunk.
+        factors: Factors of the chunks on their states, (B, H, N, ...).
+        updates: What the chunks add to them, (B, H, N, ...).
         state: State that enters the first chunk, (B, H, ...).
 
     Returns:
-        States that enter each chunk, (B, H, N, ...), and the one that leaves the last.
+        States that enter each chunk, (B, H, N, ...), and the state after the last.
     """
     entering = []
-    # unbind, not indexing: the gradient of an index fills all chunks with zeros, at every chunk.
+    # unbind, not indexing: the gradient of each index would fill all chunks with zeros.
     for factor, update in zip(factors.unbind(2), updates.unbind(2), strict=True):
         entering.append(state)
         state = step(factor, state, update)

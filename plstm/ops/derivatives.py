@@ -1,8 +1,8 @@
-"""Derivatives beyond one backward pass, which kernels do not have: plain operations, or an error.
+"""Second derivatives, forward mode and torch.func: plain operations for them, or an error.
 
-A custom autograd function or operator knows its first derivative only. PyTorch's other ways to
-differentiate would go wrong without a word: forward mode does not see into an operator, and a
-second derivative takes for constants what a backward pass has computed outside of autograd.
+A custom autograd function or operator defines its first derivative only. PyTorch's other ways to
+differentiate would silently be wrong: forward mode does not see into an operator, and a second
+derivative treats as constant what a backward pass has computed outside of autograd.
 """
 
 import functools
@@ -17,12 +17,12 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: only plain operations do."""
+    """Whether torch.func or forward mode is active, which only plain operations support."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def check_not_transformed(function: str, backend: str) -> None:
-    """Raise a NotImplementedError where `transformed`, for backends that are kernels."""
+    """Raise a NotImplementedError if `transformed()`; for backends that are kernels."""
     if transformed():
         raise NotImplementedError(
             f'{function}: backend "{backend}" has first derivatives by backward() only, got a call '
@@ -31,13 +31,13 @@ def check_not_transformed(function: str, backend: str) -> None:
 
 
 def first_derivatives_only(function: str) -> Callable:
-    """Decorate the backward of a custom function: its gradients raise when differentiated again.
+    """Decorate a custom backward so that differentiating its gradients raises an error.
 
-    Unlike PyTorch's `once_differentiable`, also where the incoming gradient is a constant: the
-    gradients depend on saved tensors as well.
+    PyTorch's `once_differentiable` raises only if the incoming gradient requires one; this also
+    covers the saved tensors, on which the gradients depend as well.
 
     Args:
-        function: Public name put in front of the message.
+        function: Public name that starts the message.
     """
 
     def decorate(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
@@ -46,7 +46,7 @@ def first_derivatives_only(function: str) -> Callable:
             with torch.no_grad():
                 results = backward(ctx, *grads)
             if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-                return results  # torch.compile has its own error for a second
+                return results  # torch.compile raises its own error for second derivatives
             if forward_ad._current_level >= 0:
                 raise NotImplementedError(_message(function))
             return _Barrier.apply(function, len(results), *results, *grads, *ctx.saved_tensors)
@@ -57,7 +57,7 @@ def first_derivatives_only(function: str) -> Callable:
 
 
 class _Barrier(Function):
-    """Passes on the first `count` tensors as functions of them all, with no derivative."""
+    """Returns the first `count` tensors; depends on all, and has no derivative."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, function: str, count: int, *tensors: Tensor | None) -> Gradients:
@@ -70,9 +70,9 @@ class _Barrier(Function):
 
 
 def first_derivatives_of(function: str, *tensors: Tensor | None) -> Gradients:
-    """The tensors, with a backward that refuses to become part of a graph itself.
+    """Return the tensors; their backward pass cannot be differentiated again.
 
-    For functions of other packages, whose second derivatives may be wrong without an error.
+    For functions of other packages, whose second derivatives may be silently wrong.
     """
     return _Once.apply(function, *tensors)
 

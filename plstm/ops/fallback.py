@@ -1,22 +1,22 @@
-"""The warning where plain operations of PyTorch stand in for compiled kernels."""
+"""The warning when plain PyTorch operations replace compiled kernels."""
 
 import functools
 import warnings
 
-import torch
+from plstm.compiler import assume_constant_result
 
 
-@torch.compiler.assume_constant_result  # torch.compile calls it once and traces none of it
+@assume_constant_result  # torch.compile calls it once and traces none of it
 def warn_slower(function: str, reason: str, remedy: str) -> None:
-    """Warn that slower forms compute a function, once per process.
+    """Warn once per process that a function runs without its compiled kernels.
 
     Args:
-        function: Public name of the function, or of several.
+        function: Public name of the function, or several names.
         reason: Why its kernels do not run here.
-        remedy: What to install or to set.
+        remedy: What to install or set.
     """
     _warn(
-        f"{function}: compiled kernels do not run here and slower forms stand in: {reason}; "
+        f"{function}: compiled kernels do not run here, slower forms replace them: {reason}; "
         f"{remedy}, or see what runs with python -m plstm"
     )
 

@@ -1,7 +1,7 @@
-"""The recurrences by the kernels of flash-linear-attention (package fla-core), on CUDA devices.
+"""Kernels of flash-linear-attention (package fla-core) for the recurrences, on CUDA devices.
 
 Its functions take (B, L, H, width) and states (B, H, K, V) as ours do, return the state in float32,
-and apply `scale` to the output. Their float32 may multiply in TF32, as the Triton compiler decides.
+and apply `scale` to the output. They may multiply float32 in TF32, as the Triton compiler decides.
 """
 
 import functools
@@ -14,14 +14,14 @@ from torch import Tensor
 from plstm.ops.derivatives import check_not_transformed, first_derivatives_of, transformed
 from plstm.ops.fallback import warn_slower
 
-# Kernels subtract sums of log decays over 64 positions: no infinities, and no digits lost to size.
-LOWEST = -50.0  # exp(-50) = 2e-22, nothing beside 1 in float32
+# Kernels subtract sums of 64 log decays: these must be finite, and small to keep their precision.
+LOWEST = -50.0  # exp(-50) = 2e-22, negligible beside 1 in float32
 WIDEST_KEY = 256  # of the delta rule
 
 
 @functools.cache
 def fla_ops() -> ModuleType | None:
-    """The package's module of recurrences, imported when first asked for; None without it."""
+    """The package's module of recurrences, imported on first use; None if not installed."""
     try:
         return importlib.import_module("fla.ops")
     except ImportError:
@@ -29,7 +29,7 @@ def fla_ops() -> ModuleType | None:
 
 
 def prefers_fla(device: torch.device, dtype: torch.dtype, key_width: int = 1) -> bool:
-    """Whether "auto" takes these kernels: on a GPU, not in float64, with the package installed."""
+    """Whether "auto" takes these kernels: on a GPU, not in float64, if installed."""
     fits = (
         device.type == "cuda"
         and dtype != torch.float64
@@ -57,12 +57,12 @@ def check_fla(function: str, device: torch.device, dtype: torch.dtype, key_width
         )
     if dtype == torch.float64:
         raise ValueError(
-            f'{function}: backend "fla" computes in float32 at most, got a float64 tensor; '
+            f'{function}: backend "fla" does not support float64, got a float64 tensor; '
             'use backend "chunk"'
         )
     if key_width > WIDEST_KEY:
         raise ValueError(
-            f'{function}: backend "fla" takes keys up to {WIDEST_KEY} wide, got {key_width}; '
+            f'{function}: backend "fla" supports K up to {WIDEST_KEY}, got K = {key_width}; '
             'use backend "chunk"'
         )
 
@@ -77,7 +77,7 @@ def gated_linear_attention_fla(
     return_state: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Arguments as those of `gated_linear_attention`; the state is None unless asked for."""
+    """Arguments as in `gated_linear_attention`; the state is None unless requested."""
     per_channel = log_decay is not None and log_decay.ndim == 4
     run = fla_ops().chunk_gla if per_channel else fla_ops().chunk_simple_gla
     options = _options(state, return_state, scale)
@@ -96,7 +96,7 @@ def delta_rule_fla(
     return_state: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Arguments as those of `delta_rule`; the state is None unless asked for."""
+    """Arguments as in `delta_rule`; the state is None unless requested."""
     q, k, v = _equal_dtypes(q, k, v)
     options = {"beta": beta.to(q.dtype), **_options(state, return_state, scale)}
     if log_decay is None and q.dtype != torch.float32:

@@ -1,10 +1,10 @@
-"""Operations of kernels that the counter of PyTorch does not see into.
+"""FLOP formulas for kernels that PyTorch's FLOP counter does not see into.
 
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter: ...
 
-Two per multiply-add, as there. Counted are the products of queries, keys, values and states, those
-that a backward pass repeats included; gates and other work per element are not. Kernels of fla-core
-are no operators of PyTorch and stay unseen.
+A multiply-add counts as two, as in PyTorch. Counted are the products of queries, keys, values and
+states, including those that a backward pass recomputes, but not gates and other elementwise work.
+Kernels of fla-core are not PyTorch operators and are not counted.
 """
 
 import math
@@ -23,9 +23,9 @@ Shape = tuple[int, ...]
 
 
 def _chunkwise(q: Shape, k: Shape, v: Shape, *args: object, **kwargs: object) -> int:
-    """Scores and their product with the values, the update of a state and its reading.
+    """Scores, their product with the values, and the state written and read.
 
-    q (B, L, H, K) and v (B, L, H, V); positions that fill up the last chunk count.
+    q (B, L, H, K) and v (B, L, H, V); the padding of the last chunk counts.
     """
     positions, size, state = _chunks(q, v)
     return 2 * positions * (size * (q[-1] + v[-1]) + 2 * state)
@@ -40,26 +40,26 @@ def _chunkwise_backward(
     *args: object,
     **kwargs: object,
 ) -> int:
-    """The scores again, then two products for each of the four; states are kept."""
+    """The scores again, then two products for each of the four; states are saved."""
     positions, size, state = _chunks(q, v)
     return 2 * positions * (size * (3 * q[-1] + 2 * v[-1]) + 4 * state)
 
 
 def _chunks(q: Shape, v: Shape) -> tuple[int, int, int]:
-    """Positions of all samples and heads, those of a chunk, and the numbers of a state."""
+    """Positions of all samples and heads, positions per chunk, and elements of a state."""
     batch, length, heads, key_width = q
     size = chunk_size(length, largest_chunk(key_width, v[-1]))
     return batch * heads * size * -(-length // size), size, key_width * v[-1]
 
 
 def _grid(q: Shape, k: Shape, v: Shape, source: Shape, *args: object, **kwargs: object) -> int:
-    """Of the whole form, scores and their product with the values; of the scan, eight products.
+    """For "dense", scores and their product with the values; for "scan", eight products.
 
-    Those of the scan are, per corner and number of a state, the outer product k v^T in two
-    directions, the 2 x 2 transition, and the states read in two directions.
+    The scan needs, per corner and state element, the outer product k v^T in two directions, the
+    2 x 2 transition, and the states read in two directions.
     """
     whole, states, form = _grid_sizes(q, v, source, args)
-    return 2 * whole * (q[-1] + v[-1]) if form == "gated" else 2 * 8 * states
+    return 2 * whole * (q[-1] + v[-1]) if form == "dense" else 2 * 8 * states
 
 
 def _grid_backward(
@@ -67,11 +67,11 @@ def _grid_backward(
 ) -> int:
     """The scores, or the states, again, then two products for each of the forward pass."""
     whole, states, form = _grid_sizes(q, v, source, args)
-    return 2 * whole * (3 * q[-1] + 2 * v[-1]) if form == "gated" else 2 * (6 + 16) * states
+    return 2 * whole * (3 * q[-1] + 2 * v[-1]) if form == "dense" else 2 * (6 + 16) * states
 
 
 def _grid_sizes(q: Shape, v: Shape, source: Shape, args: tuple) -> tuple[int, int, str]:
-    """Entries of all gating matrices, numbers of all states, and the form that runs.
+    """Entries of all gating matrices, elements of all states, and the form that runs.
 
     q is (B, H, Y, X, K), v (B, H, Y, X, V), source (B, H, corners, Y, X, 2).
     """
@@ -94,14 +94,14 @@ def _read_backward(
 
 
 def _levels(x: Shape, transition: Shape, *args: object, **kwargs: object) -> int:
-    """A state per pair of edges and head; x (E, H, K, V) and transition (A, H)."""
+    """One state per pair of edges and head; x (E, H, K, V) and transition (A, H)."""
     return 2 * math.prod(transition) * math.prod(x[2:])
 
 
 def _levels_backward(
     grad: Shape, states: Shape, transition: Shape, *args: object, **kwargs: object
 ) -> int:
-    """As many for the adjoint states, and as many for the gradient of the transitions."""
+    """As many again for the adjoint states, and for the gradient of the transitions."""
     return 2 * _levels(states, transition)
 
 
@@ -119,7 +119,7 @@ def _grid_by_rows_backward(grad: Shape, *args: object, **kwargs: object) -> int:
 
 
 def _pairs(q: Shape, num_corners: int, orders: int) -> int:
-    """Pairs of nodes in rows that a corner connects; two corners with one order of rows share them.
+    """Pairs of nodes in rows that a corner connects; corners with the same row order share them.
 
     Tiles that cover more than one row are not counted in full.
     """
@@ -129,7 +129,7 @@ def _pairs(q: Shape, num_corners: int, orders: int) -> int:
 
 
 def _sequence(q: Shape, k: Shape, v: Shape, *args: object, **kwargs: object) -> int:
-    """In a chunk the scores and their product with values, and the state written and read."""
+    """Per chunk: the scores, their product with the values, and the state written and read."""
     *_, chunk_size = args
     keys, values = q[-1], v[-1]
     return 2 * _positions(q, chunk_size) * (chunk_size * (keys + values) + 2 * keys * values)
@@ -138,8 +138,8 @@ def _sequence(q: Shape, k: Shape, v: Shape, *args: object, **kwargs: object) -> 
 def _sequence_backward(
     grad_out: Shape, grad_last: Shape, q: Shape, k: Shape, v: Shape, *args: object, **kwargs: object
 ) -> int:
-    """In a chunk: scores and their gradient, twice each, one product with values, two with keys,
-    that for the gradient of transitions, and four with states.
+    """Per chunk: scores and their gradient, twice each, one product with values, two with keys,
+    one for the gradient of the transitions, and four with states.
     """
     *_, chunk_size = args
     keys, values = q[-1], v[-1]
@@ -148,7 +148,7 @@ def _sequence_backward(
 
 
 def _positions(q: Shape, chunk_size: int) -> int:
-    """Of all sequences and heads, in whole chunks; q (B, L, H, K)."""
+    """Positions of all sequences and heads, padded to full chunks; q (B, L, H, K)."""
     batch, length, heads, _ = q
     return batch * heads * ceil_div(length, chunk_size) * chunk_size
 
@@ -178,8 +178,8 @@ FORMULAS: dict[object, Callable[..., int]] = {
     torch.ops.plstm.grid_backward: _grid_backward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    # The counter splits what is not named here into parts that round differently: by the overload
-    # it finds this one, and a run that counts keeps the numbers of one that does not.
+    # The counter decomposes operators that are not named here, which changes the rounding. It finds
+    # this one by its overload, so a run that counts gives the same numbers as one that does not.
     torch.ops.aten.silu_backward.default: _no_product,
 }
 if HAS_TRITON:

@@ -1,4 +1,4 @@
-"""The gates of a recurrence, as they travel inside `plstm.ops`."""
+"""The four gates of a recurrence in one tuple, for use inside `plstm.ops`."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Gates(NamedTuple):
-    """Activated gates; shapes as in the op that takes them."""
+    """Gates after their activation; shapes as in the function that takes them."""
 
     source: Tensor
     transition: Tensor

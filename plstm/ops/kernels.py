@@ -1,4 +1,4 @@
-"""Where Triton kernels can run, what decides their launch, and whether they compile there."""
+"""Triton kernels: where they can run, their launch settings, and whether they compile."""
 
 import os
 from collections.abc import Iterable
@@ -25,16 +25,16 @@ SMALLEST_BLOCK = 16  # the smallest side of a tile in tl.dot
 
 
 class Launch(NamedTuple):
-    """All that decides what is compiled for a kernel and how many programs of it run.
+    """All that determines the compiled code of a kernel and the number of its programs.
 
     Args:
-        kernel: Function decorated by `triton.jit`; takes tensors, then sizes, then constants.
+        kernel: Function decorated with `triton.jit`; takes tensors, then sizes, then constants.
         grid: Number of programs along up to three axes.
-        dtypes: Of the tensors, in their order.
-        sizes: Integers that the compiled kernel takes, by name.
-        constants: Numbers that are fixed when it is compiled, by name.
-        num_warps: Groups of threads of a program.
-        num_stages: Iterations of a loop whose loads are in flight at once.
+        dtypes: Dtypes of the tensors, in order.
+        sizes: Integer arguments of the compiled kernel, by name.
+        constants: Compile-time constants, by name.
+        num_warps: Warps per program.
+        num_stages: Loop iterations with loads in flight at once (software pipelining).
     """
 
     kernel: Any
@@ -53,17 +53,17 @@ class Launch(NamedTuple):
 
 
 def precision(amd: bool = torch.version.hip is not None) -> str:
-    """How matrix units multiply float32 with the accuracy of float32; AMD's do so directly."""
+    """Value of tl.dot's input_precision that keeps float32 accuracy: on AMD plain "ieee"."""
     return "ieee" if amd else "tf32x3"
 
 
 def ceil_div(a: int, b: int) -> int:
-    """a / b, rounded up."""
+    """a / b rounded up."""
     return -(-a // b)
 
 
 def block(size: int) -> int:
-    """Side of a tile that covers `size` numbers: a power of two, as Triton wants it."""
+    """Side of a tile that covers `size` elements: a power of two, as Triton requires."""
     return max(SMALLEST_BLOCK, 1 << (size - 1).bit_length())
 
 
@@ -74,9 +74,9 @@ def operand_dtype(sums: torch.dtype, *tensors: Tensor) -> torch.dtype:
 
 
 def prefers_triton(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether "auto" takes a Triton kernel: on NVIDIA's tensor cores, and not in float64.
+    """Whether "auto" takes a Triton kernel: on NVIDIA tensor cores, and not in float64.
 
-    On AMD's GPUs the kernels compile, but none has run them yet.
+    The kernels compile for AMD GPUs, but have not been run on one yet.
     """
     fits = (
         device.type == "cuda"
@@ -105,17 +105,17 @@ def check_triton(function: str, device: torch.device) -> None:
 
 
 def launch(settings: Launch, *tensors: Tensor) -> None:
-    """Run a Triton kernel on the device of its first tensor: Triton takes the current one."""
+    """Run a Triton kernel on the device of its first tensor; Triton uses the current one."""
     assert tuple(x.dtype for x in tensors) == settings.dtypes
-    # torch.compile knows no torch.cuda.device_of; -1, of the interpreter's tensors, does nothing.
+    # torch.compile does not support torch.cuda.device_of; -1, for CPU tensors, does nothing.
     with torch.cuda.device(tensors[0].get_device()):
         settings.kernel[settings.grid](*tensors, **settings.options)
 
 
 def compiles(function: str, launches: Iterable[Launch], device: torch.device) -> bool:
-    """Compile kernels for a CUDA device and load them there; where that fails, warn and say no.
+    """Compile kernels for a CUDA device and load them there; on failure warn, return False.
 
-    Triton keeps them, so that the launches that follow find them.
+    Triton caches them for the launches that follow.
     """
     if INTERPRETED:
         return True
@@ -125,8 +125,8 @@ def compiles(function: str, launches: Iterable[Launch], device: torch.device) ->
                 made = settings.kernel.warmup(
                     *settings.dtypes, **settings.options, grid=settings.grid
                 )
-                made._init_handles()  # raises where a program needs more than the device has
-    except Exception as error:  # the compiler and its tools raise errors of many kinds
+                made._init_handles()  # raises if a program needs more than the device has
+    except Exception as error:  # the compiler and its tools raise many types
         reason = f"Triton kernels do not compile for {device}, {type(error).__name__}: {error}"
         warn_slower(function, reason, "update triton and the driver of the GPU")
         return False

@@ -10,7 +10,7 @@ from plstm.ops.gates import Gates
 
 
 def accept_one_lane(form: Callable) -> Callable:
-    """Decorate a form of `plstm_1d` with lanes: it also takes tensors without the axes of lanes."""
+    """Decorate a form of `plstm_1d` with lanes to also accept tensors without lane axes."""
 
     @functools.wraps(form)
     def wrapper(
@@ -28,7 +28,7 @@ def accept_one_lane(form: Callable) -> Callable:
 def lane_rows(
     transition: list[Tensor], source: list[Tensor], mark: list[Tensor], *, prepend: bool = False
 ) -> tuple[list[Tensor], Tensor]:
-    """Unroll c <- A_t c + B_t e_t with read-outs P_t c, as matrices acting on all inputs e.
+    """Unroll c <- A_t c + B_t e_t with read-outs P_t c into matrices that act on all inputs e.
 
     row_t = P_t [A_{t-1} ... A_1 B_0, ..., A_{t-1} B_{t-2}, B_{t-1}]
 
@@ -36,10 +36,10 @@ def lane_rows(
         transition: A_t per step, (..., J, J) [to, from].
         source: B_t per step, (..., J, I).
         mark: P_t per step, (..., O, J).
-        prepend: Put newer inputs on the left; for scans that run against the position axis.
+        prepend: Put newer inputs on the left, for scans against the position axis.
 
     Returns:
-        row_t per step, (..., O, t I), and the same without mark after the last, (..., J, L I).
+        row_t per step, (..., O, t I), and after the last the same without mark, (..., J, L I).
     """
     rows = []
     reached = transition[0].new_zeros(*transition[0].shape[:-1], 0)
@@ -52,7 +52,7 @@ def lane_rows(
 
 
 def lane_products(transition: list[Tensor], mark: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """How a state that enters the first step is read at every step and leaves the last one.
+    """Factors from the initial state to the output of every step and to the final state.
 
     Returns:
         P_t A_{t-1} ... A_0 for every t, (..., L, O, J), and A_{L-1} ... A_0, (..., J, J).

@@ -1,10 +1,10 @@
-// Shared by all kernels: a loop over independent problems, spread over threads.
+// Shared by all kernels: a parallel loop over independent problems.
 #pragma once
 
 #include <cstdint>
 
-// Splits the problems [0, count) over OpenMP threads, PyTorch's own. Each thread calls make_work()
-// once, for what it needs as scratch, and the result, work(problem), for each of its problems.
+// Splits the problems [0, count) among OpenMP threads, the ones PyTorch uses. Each thread calls
+// make_work() once to allocate its scratch memory, then work(problem) for each of its problems.
 template <typename MakeWork>
 void parallel(int64_t count, int64_t threads, MakeWork make_work) {
 #pragma omp parallel num_threads(threads)
@@ -15,7 +15,7 @@ void parallel(int64_t count, int64_t threads, MakeWork make_work) {
   }
 }
 
-// kernel<float> as kernel_f32 and kernel<double> as kernel_f64, callable from outside.
+// Exports kernel<float> as kernel_f32 and kernel<double> as kernel_f64, with C linkage.
 #define EXPORT(kernel, parameters, arguments)                                   \
   extern "C" void kernel##_f32 parameters(float) { kernel<float> arguments; } \
   extern "C" void kernel##_f64 parameters(double) { kernel<double> arguments; }

@@ -1,4 +1,4 @@
-"""Kernels in C++ for the CPU: compiled on first use with the system's compiler, kept in a cache."""
+"""C++ kernels for the CPU, compiled on first use with the system's compiler and cached."""
 
 import ctypes
 import functools
@@ -15,19 +15,19 @@ from torch import Tensor
 
 from plstm.ops.fallback import warn_slower
 
-HEADERS = Path(__file__).parent  # native.h; others lie beside the source
-# Sums may be reordered, so that dot products vectorise; infinities and NaN keep their meaning.
+HEADERS = Path(__file__).parent  # of native.h; other headers are beside the source
+# Sums may be reordered, so that dot products vectorize; infinities and NaN stay valid.
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
 )
-SHOWN = 3  # lines of what a compiler said, in a warning
+SHOWN = 3  # lines of compiler output in a warning
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
 @functools.cache
 def load(source: Path) -> ctypes.CDLL:
-    """Compile a source file unless that was done before, and load it.
+    """Load the library of a source file, and compile it first unless it is in the cache.
 
     Raises:
         RuntimeError: no compiler was found, or it failed.
@@ -49,12 +49,12 @@ def load(source: Path) -> ctypes.CDLL:
                 raise RuntimeError(
                     f"plstm.ops.native: {compiler} failed on {source}:\n{done.stderr}"
                 )
-            built.replace(library)  # at once, whoever else builds it now
+            built.replace(library)  # atomic: other processes may build it too
     return ctypes.CDLL(str(library))
 
 
 def find_compiler() -> tuple[str, str]:
-    """Path and version of the C++ compiler: that of CXX, c++ or g++.
+    """Path and version of the C++ compiler: CXX, c++ or g++.
 
     Raises:
         RuntimeError: there is none, or it does not start.
@@ -77,7 +77,7 @@ def find_compiler() -> tuple[str, str]:
 
 @functools.cache
 def available(source: Path) -> bool:
-    """Whether the kernels of a source file can be had on this machine; warns if they cannot."""
+    """Whether the kernels of a source file compile on this machine; warns if not."""
     try:
         load(source)
     except (RuntimeError, OSError) as error:
@@ -88,7 +88,7 @@ def available(source: Path) -> bool:
 
 
 def call(source: Path, name: str, *args: Tensor | int) -> None:
-    """Run a kernel on contiguous tensors of one dtype and integers; it gets the threads as well."""
+    """Run a kernel on contiguous tensors of one dtype and integers; adds the thread count."""
     dtype = next(x.dtype for x in args if isinstance(x, Tensor))
     function = getattr(load(source), f"{name}_{SUFFIX[dtype]}")
     function(*(_argument(x, dtype) for x in args), ctypes.c_int64(torch.get_num_threads()))

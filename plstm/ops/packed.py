@@ -1,10 +1,9 @@
-"""Packed sequences: unequal lengths, one after another, on the position axis of a batch of one.
+"""Packed sequences: several sequences of unequal lengths on the position axis of a batch of one.
 
-A recurrence runs on them as on any batch: sequences of similar length are padded to a common one,
-each in a row of its own, so nothing of one sequence reaches another, in any backend: no NaN and no
-infinity either. Padding follows the positions and changes no state, so outputs and states are those
-of each sequence alone. Under torch.compile the recurrence of packed sequences is left out of the
-graphs and runs between them.
+To run a recurrence, sequences of similar length are padded to a common length, each in its own
+batch row. So nothing of one sequence reaches another in any backend, not even NaN or infinities.
+Padding follows the positions and changes no state, so outputs and states equal those of each
+sequence alone. Under torch.compile, packed recurrences cause a graph break and run eagerly.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,32 +14,33 @@ import torch
 from torch import Tensor
 
 from plstm.checks import check_not_empty
+from plstm.compiler import disable
 
-# A group holds lengths down to this part of its longest, or so many positions below it: little
-# padding, and few calls.
+# A group holds lengths down to this fraction of its longest, or this many positions below it: a
+# compromise between little padding and few calls.
 SHORTEST_PART = 0.75
 FEWER_POSITIONS = 64
 
 
 class Group(NamedTuple):
-    """Sequences that are padded to one length."""
+    """Sequences that are padded to the same length."""
 
-    sequences: Tensor  # their numbers, (rows,)
+    sequences: Tensor  # their indices, (rows,)
     length: int
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where packed sequences lie, and how they are padded; computed once from cu_seqlens.
+    """The positions of packed sequences and their padding, computed once from cu_seqlens.
 
-    Nets make it once for all layers; whatever takes cu_seqlens takes a Packing in its place.
+    A model makes it once for all layers; every cu_seqlens argument also accepts a Packing.
     """
 
-    cu_seqlens: Tensor  # borders, (S + 1,)
-    sequence: Tensor  # number of the sequence of every position, (total,)
-    positions: Tensor  # place of every position in its sequence, (total,)
-    places: Tensor  # row of every position among the padded ones of all groups, (total,)
-    groups: tuple[Group, ...]  # empty sequences are in none
+    cu_seqlens: Tensor  # cumulative lengths, (S + 1,)
+    sequence: Tensor  # index of the sequence of every position, (total,)
+    positions: Tensor  # index of every position in its sequence, (total,)
+    padded: Tensor  # index of every position in the padded groups, flattened, (total,)
+    groups: tuple[Group, ...]  # without empty sequences
 
     @property
     def num_sequences(self) -> int:
@@ -57,41 +57,41 @@ class Packing:
         return self.groups[0].length
 
     def pad(self, x: Tensor, fill: float | Tensor = 0.0) -> list[Tensor]:
-        """x (1, total, ...) by groups, (rows, length, ...), with `fill` after every sequence."""
+        """x (1, total, ...) as groups (rows, length, ...), with `fill` after every sequence."""
         sizes = [len(group.sequences) * group.length for group in self.groups]
         padding = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
-        padded = padding.expand(sum(sizes), *x.shape[2:]).index_copy(0, self.places, x[0])
+        padded = padding.expand(sum(sizes), *x.shape[2:]).index_copy(0, self.padded, x[0])
         parts = zip(padded.split(sizes), self.groups, strict=True)
         return [part.unflatten(0, (-1, group.length)) for part, group in parts]
 
     def unpad(self, parts: Sequence[Tensor]) -> Tensor:
         """Inverse of `pad`: (1, total, ...)."""
         flat = torch.cat([part.flatten(0, 1) for part in parts])
-        return flat.index_select(0, self.places)[None]
+        return flat.index_select(0, self.padded)[None]
 
 
-CuSeqlens = Tensor | Packing  # what an argument cu_seqlens may be
+CuSeqlens = Tensor | Packing  # type of cu_seqlens arguments
 
 
 def as_packing(function: str, cu_seqlens: CuSeqlens | None, x: Tensor) -> Packing | None:
-    """The packing of x, None for None.
+    """Return the packing of x, or None if cu_seqlens is None.
 
     Args:
-        function: Name put in front of every message.
-        cu_seqlens: Borders of S sequences, (S + 1,), int32 or int64: 0, then the end of every
-            sequence, up to the number of positions. A sequence may be empty. On the device of x, or
-            on the CPU, where reading it waits for nothing.
-        x: Packed positions, (1, total, ...).
+        function: Name that starts every message.
+        cu_seqlens: Cumulative lengths of S sequences, (S + 1,), int32 or int64, from 0 to the
+            number of positions. Sequences may be empty. On the device of x, or on the CPU, which
+            avoids a synchronization.
+        x: Packed sequences, (1, total, ...).
 
     Raises:
-        ValueError: cu_seqlens is no such tensor, or x not a batch of one, or empty.
+        ValueError: cu_seqlens is invalid, x is not a batch of one, or x is empty.
     """
     if cu_seqlens is None:
         return None
     if x.shape[0] != 1:
         raise ValueError(
-            f"{function}: with cu_seqlens sequences lie in a batch of one, got a batch of "
-            f"{x.shape[0]}; put them one after another on the position axis"
+            f"{function}: with cu_seqlens the batch size must be 1, got {x.shape[0]}; "
+            "concatenate the sequences along the position axis"
         )
     check_not_empty(function, x)
     if not isinstance(cu_seqlens, Packing):
@@ -99,13 +99,13 @@ def as_packing(function: str, cu_seqlens: CuSeqlens | None, x: Tensor) -> Packin
     positions = cu_seqlens.positions
     if x.shape[1] != positions.shape[0] or x.device != positions.device:
         raise ValueError(
-            f"{function}: the Packing must be that of the sequences, {x.shape[1]} positions on "
+            f"{function}: the Packing must match the sequences, {x.shape[1]} positions on "
             f"{x.device}, got one of {positions.shape[0]} on {positions.device}; give cu_seqlens"
         )
     return cu_seqlens
 
 
-@torch.compiler.disable  # the groups depend on the numbers
+@disable  # the groups depend on the values
 def _pack(function: str, cu_seqlens: Tensor, x: Tensor) -> Packing:
     borders = torch.tensor(_checked_borders(function, cu_seqlens, x))
     starts, lengths = borders[:-1], borders.diff()
@@ -129,7 +129,7 @@ def _checked_borders(function: str, cu_seqlens: Tensor, x: Tensor) -> list[int]:
         raise ValueError(f"{rule}, got {got}; convert it first")
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
         raise ValueError(
-            f"{rule} for S sequences, S at least 1, got shape {tuple(cu_seqlens.shape)}; give 0 and"
+            f"{rule} for S sequences, S at least 1, got shape {tuple(cu_seqlens.shape)}; pass 0 and"
             " the end of every sequence"
         )
     if cu_seqlens.device not in (x.device, torch.device("cpu")):
@@ -147,7 +147,7 @@ def _checked_borders(function: str, cu_seqlens: Tensor, x: Tensor) -> list[int]:
 
 
 def _shown(numbers: list[int], most: int = 8) -> str:
-    """The numbers, shortened in the middle."""
+    """The numbers as text, shortened in the middle."""
     if len(numbers) <= most:
         return str(numbers)
     head, tail = numbers[: most // 2], numbers[-most // 2 :]
@@ -155,9 +155,9 @@ def _shown(numbers: list[int], most: int = 8) -> str:
 
 
 def group_lengths(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of similar lengths together, the longest first; none of lengths 0."""
+    """Indices grouped by similar lengths, the longest first, without those of length 0."""
     groups: list[list[int]] = []
-    least = float("inf")  # of the last group
+    least = float("inf")  # shortest length of the last group
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if lengths[i] == 0:
             break
@@ -168,10 +168,10 @@ def group_lengths(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-Tensors = Tensor | tuple[Tensor, ...]  # one, or several as a tuple or NamedTuple
+Tensors = Tensor | tuple[Tensor, ...]  # one, or a tuple or NamedTuple of several
 
 
-@torch.compiler.disable  # lengths and numbers of rows change with every batch
+@disable  # shapes change with every batch
 def run_packed(
     function: str,
     op: Callable[..., tuple[Tensors, Tensors]],
@@ -183,19 +183,19 @@ def run_packed(
     """Run a recurrence on packed sequences, group by group.
 
     Args:
-        function: Name put in front of every message.
+        function: Name that starts every message.
         op: Called as op(**inputs, state=...) on a batch of sequences, returns output and state.
-        cu_seqlens: Borders of the S sequences, see `as_packing`.
+        cu_seqlens: Cumulative lengths of the S sequences, see `as_packing`.
         inputs: Arguments of `op` by name, (1, total, ...), or None.
-        state: State of every sequence, (S, ...); None for that of a start.
-        neutral: For inputs by name what leaves a state as it is, 0 where not given.
+        state: Initial state of every sequence, (S, ...); None for the default of `op`.
+        neutral: By input name, the padding value that leaves states unchanged; 0 if missing.
 
     Returns:
-        Output of every position, (1, total, ...), and the state after every sequence, (S, ...);
-        that of an empty one is the state it had, or zeros.
+        Output of every position, (1, total, ...), and the final state of every sequence, (S, ...):
+        for an empty one its initial state, or zeros.
 
     Raises:
-        ValueError: as `as_packing`; another number of states than sequences.
+        ValueError: see `as_packing`; the number of states is not the number of sequences.
     """
     packing = as_packing(function, cu_seqlens, next(iter(inputs.values())))
     if state is not None:
@@ -220,7 +220,7 @@ def _rows(state: Tensors, rows: Tensor) -> Tensors:
 
 
 def _join(before: Tensors | None, states: list[Tensors], packing: Packing) -> Tensors:
-    """States of all sequences from those of the groups; empty sequences keep what they had."""
+    """Merge the states of the groups; empty sequences keep their initial state."""
     order = torch.cat([group.sequences for group in packing.groups])
     if before is None:
         count = packing.num_sequences
@@ -237,12 +237,12 @@ def check_states(function: str, state: Tensor, sequences: int) -> None:
     if state.shape[0] != sequences:
         raise ValueError(
             f"{function}: the state must have one entry per sequence, {sequences}, got "
-            f"{state.shape[0]}; its first axis counts the sequences, those of cu_seqlens if given"
+            f"{state.shape[0]}; with cu_seqlens, count the packed sequences"
         )
 
 
 def _each(function: Callable[..., Tensor | None], *tensors: Tensors) -> Tensors:
-    """The function of tensors, or of the first, the second, ... of each tuple."""
+    """Apply a function to tensors, or to the first, the second, ... tensors of tuples."""
     if isinstance(tensors[0], Tensor):
         return function(*tensors)
     parts = [function(*same) for same in zip(*tensors, strict=True)]

@@ -8,7 +8,7 @@ from plstm.ops.derivatives import transformed
 
 
 class _TransitionProducts(torch.autograd.Function):
-    """Keeps only the result: the backward of an inverse needs nothing else, and never divides."""
+    """Saves only the result, which is all that the backward of an inverse needs."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, transition: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def transition_products(transition: Tensor) -> Tensor:
 
 
 def _products(transition: Tensor) -> Tensor:
-    """The same with ones above the diagonal."""
+    """`transition_products` with ones above the diagonal."""
     size = transition.shape[-1] + 1
     lower = transition.new_ones(size, size).tril()
     factors = torch.nn.functional.pad(transition, (1, 0), value=1.0).unsqueeze(-1)

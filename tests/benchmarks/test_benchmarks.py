@@ -273,7 +273,7 @@ def test_a_case_without_memory_is_left_out(capsys):
 
     case = Case("ops", "grid", "g", "f", 1, 1, lambda: Work(fail, fail))
     assert command.run([case], {"device": "cpu"}, 1) == []
-    assert "left out g: f" in capsys.readouterr().out
+    assert "skipped g: f" in capsys.readouterr().out
 
     def broken():
         raise RuntimeError("something else")

@@ -64,7 +64,7 @@ def test_runs_are_written_and_not_made_again(workplace, monkeypatch, capsys):
     assert (workplace / "out" / "compare_text.png").read_bytes().startswith(PNG)
 
     call(monkeypatch, *ARGUMENTS, "--max_steps=3", *TINY)
-    assert "[2/2] attention, seed 0, is there" in capsys.readouterr().out
+    assert "[2/2] attention, seed 0, exists" in capsys.readouterr().out
     assert file.read_text() == text
 
 

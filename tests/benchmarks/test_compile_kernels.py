@@ -47,7 +47,7 @@ def test_small_selection():
     """The widest loop, and the kernels of grids, on Hopper."""
     done = compile_kernels("--targets", "sm_90", "--match", "1d bfloat16 L4096", "2d bfloat16 1x1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "9 launches, 0 at fault" in done.stdout
+    assert "9 launches, 0 with faults" in done.stdout
 
 
 @pytest.mark.parametrize(

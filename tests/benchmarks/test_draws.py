@@ -8,7 +8,7 @@ def test_every_task_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(draws, "REPEATS", 1)
     draws.main()
     head, _, *lines = capsys.readouterr().out.splitlines()
-    assert [cell.strip() for cell in head.split("|")[1:-1]] == ["sequences a second", "batch 3"]
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == ["sequences per second", "batch 3"]
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 2 * 6 + 4 + 2 + 1
     assert all(int(line.split("|")[2].replace(",", "")) > 0 for line in rows)

@@ -57,7 +57,7 @@ def test_runs_are_read(finished):
 def test_command(finished, capsys):
     sweep.main([str(finished)])
     text = capsys.readouterr().out
-    assert f"left out {finished / 'killed'}: no val/loss" in text
+    assert f"skipped {finished / 'killed'}: no val/loss" in text
     cells = {
         row[1]: row[2:4]
         for line in text.splitlines()

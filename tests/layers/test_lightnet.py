@@ -178,7 +178,7 @@ def test_backends_agree():
         ({"phantom": True, "causal": False}, "phantom needs causal=True"),
         ({"lrpe": "rotate", "qk_dim": 5}, "an even qk_dim"),
         ({"num_heads": 5, "qk_dim": 4, "v_dim": 4, "tpe_axes": 1}, "dim divisible by num_heads"),
-        ({"causal": True, "shape": (2, 3)}, "causal=True go together, over one position axis"),
+        ({"causal": True, "shape": (2, 3)}, "which needs one position axis"),
         ({"causal": False, "tpe_axes": 2}, "x must have tpe_axes=2 position axes, got 1"),
     ],
     ids=str,

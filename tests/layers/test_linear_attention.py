@@ -115,9 +115,9 @@ def test_initial_values():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="LinearAttention: a state and causal=True go together"):
+    with pytest.raises(ValueError, match="LinearAttention: states need causal=True"):
         LinearAttention(12, 3)(torch.zeros(1, 2, 3, 12))
-    with pytest.raises(ValueError, match="LinearAttention: a state and causal=True go together"):
+    with pytest.raises(ValueError, match="LinearAttention: states need causal=True"):
         LinearAttention(12, 3, causal=False)(torch.zeros(1, 5, 12), return_state=True)
     with pytest.raises(ValueError, match="LinearAttention: dim must be divisible by num_heads"):
         LinearAttention(12, 5)

@@ -201,7 +201,7 @@ def test_whole_carries_nothing():
         ({"causal": True}, (3,), "lepe=True looks ahead"),
         ({}, (3,), "lepe needs two position axes, got 1"),
         ({"num_heads": 8}, (2, 2), "rope needs a width per head divisible by 4"),
-        ({"causal": True, "lepe": False}, (2, 2), "over one position axis"),
+        ({"causal": True, "lepe": False}, (2, 2), "one position axis"),
     ],
     ids=str,
 )

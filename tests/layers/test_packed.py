@@ -91,7 +91,7 @@ def test_neighbours_would_show(case):
 @few_mixers
 def test_wrong_sequences(case):
     mixer, x = case.build().double(), inputs(case, 1)
-    with pytest.raises(ValueError, match="lie in a batch of one, got a batch of 2"):
+    with pytest.raises(ValueError, match="the batch size must be 1, got 2"):
         mixer(x.expand(2, -1, -1), cu_seqlens=CU)
     with pytest.raises(ValueError, match="must ascend from 0 to the number of positions, 72"):
         mixer(x, cu_seqlens=CU[:-1])
@@ -132,7 +132,7 @@ def test_learned_positions_start_anew():
     for span in SPANS:
         assert torch.equal(y[:, span], code(x[:, span]))
     short = LearnedPosition1d(2, 65)
-    with pytest.raises(ValueError, match=r"only 65 positions have a code, .* up to position 66"):
+    with pytest.raises(ValueError, match=r"only 65 positions are encoded, .* up to position 66"):
         short(x, positions)
 
 

@@ -179,7 +179,7 @@ def gates_and_gradients(layer, x, backend):
 def test_compiled_gates(mode, chirality, corners, dtype):
     layer = perturbed(mode=mode, chirality=chirality, corners=corners).to(dtype)
     x = torch.randn(3, 4, 5, 12, dtype=dtype, requires_grad=True)
-    want, got = (gates_and_gradients(layer, x, backend) for backend in ("naive", "gated"))
+    want, got = (gates_and_gradients(layer, x, backend) for backend in ("naive", "dense"))
     rtol = 1e-10 if dtype == torch.float64 else 1e-5
     for name in want:
         assert got[name].dtype == dtype
@@ -190,7 +190,7 @@ def test_compiled_gates(mode, chirality, corners, dtype):
 @kinds
 def test_compiled_gates_lie_where_they_are_read(mode, chirality, monkeypatch):
     """No pass over the gates between the maps of a layer and the kernel."""
-    layer, used = perturbed(mode=mode, chirality=chirality, backend="gated"), []
+    layer, used = perturbed(mode=mode, chirality=chirality, backend="dense"), []
     monkeypatch.setattr(gates.native, "call", lambda *args: used.append(args))
     layer(torch.randn(3, 4, 5, 12).double())
     made, read = (call[2:] for call in used)
@@ -236,7 +236,7 @@ def test_one_graph_for_all_sizes(mode):
     compiled = torch.compile(layer, backend=count, fullgraph=True, dynamic=True)
     for size in GRIDS:
         x = torch.randn(*size, 12).double()
-        with mock.patch.object(cpu, "GATED_WORK", 1 if size[0] == 3 else 100):
+        with mock.patch.object(cpu, "DENSE_WORK", 1 if size[0] == 3 else 100):
             assert_close("output", compiled(x), layer(x))
     assert len(graphs) == 1
 

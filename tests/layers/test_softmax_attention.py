@@ -104,7 +104,7 @@ def test_state_keeps_all_keys():
     ids=["causal-on-a-grid", "state-without-causal"],
 )
 def test_state_errors(layer, shape, options):
-    with pytest.raises(ValueError, match="a state and causal=True go together"):
+    with pytest.raises(ValueError, match="states need causal=True"):
         perturbed(**layer)(torch.zeros(1, *shape, 12).double(), **options)
 
 

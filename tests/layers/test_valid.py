@@ -92,7 +92,7 @@ def test_attention_without_a_token():
 )
 def test_attention_takes_no_state_and_no_packing_with_it(options):
     module, x = SoftmaxAttention(8, 2, causal=True), torch.randn(1, 3, 8)
-    with pytest.raises(ValueError, match="SoftmaxAttention: valid excludes states and cu_seqlens"):
+    with pytest.raises(ValueError, match="SoftmaxAttention: valid cannot be combined with states"):
         module(x, valid=torch.ones(1, 3, dtype=torch.bool), **options)
 
 

@@ -116,7 +116,7 @@ def test_generate_keeps_the_mode_and_makes_no_graph(training):
 def test_generate_up_to_max_length():
     net = model(max_length=8)
     assert net.generate(tokens(3), 6).shape == (2, 9)  # the last one is not read
-    with pytest.raises(ValueError, match=r"only 8 positions have a code.*position 9"):
+    with pytest.raises(ValueError, match=r"only 8 positions are encoded.*position 9"):
         net.generate(tokens(3), 7)
     assert net.training  # restored after the error too
 
@@ -136,7 +136,7 @@ def test_stream_reads_a_prompt_in_pieces(piece, mixers, monkeypatch):
 
 
 def test_forward_beyond_max_length():
-    with pytest.raises(ValueError, match=r"only 8 positions have a code.*position 9"):
+    with pytest.raises(ValueError, match=r"only 8 positions are encoded.*position 9"):
         model(max_length=8)(tokens(9))
 
 
@@ -231,7 +231,7 @@ def test_a_text_beyond_max_length():
     net, x = model(max_length=5), tokens(4)
     _, state = net(x, return_state=True)
     net(x[:, :1], state)
-    with pytest.raises(ValueError, match=r"only 5 positions have a code, .* up to position 6"):
+    with pytest.raises(ValueError, match=r"only 5 positions are encoded, .* up to position 6"):
         net(x[:, :2], state)
 
 

@@ -73,7 +73,7 @@ def mlstm_inputs():
 OPS = {  # op, its inputs, its backends of plain operations, and its kernels
     "plstm_1d": (plstm_1d, lambda: sequence_inputs(5, batch=1), ("auto", "chunk"), ("triton",)),
     "lanes": (plstm_1d, lambda: sequence_inputs(5, (2, 1, 2)), ("auto", "chunk"), ()),
-    "plstm_2d": (plstm_2d, grid, ("auto", "rows", "chunk"), ("gated", "scan", "triton")),
+    "plstm_2d": (plstm_2d, grid, ("auto", "rows", "chunk"), ("dense", "scan", "triton")),
     "plstm_dag": (plstm_dag, dag, ("auto", "levels"), ("reach",)),
     "no decay": (gated_linear_attention, attention, ("auto", "chunk"), ()),
     "decay": (gated_linear_attention, lambda: attention("log_decay"), ("auto", "chunk"), ()),
@@ -88,7 +88,7 @@ KERNELS = [(name, backend) for name, (*_, kernels) in OPS.items() for backend in
 
 def as_function(name, backend):
     """The op as a function of its tensors, and these."""
-    if backend in ("gated", "scan") and not native.available(scan.SOURCE):
+    if backend in ("dense", "scan") and not native.available(scan.SOURCE):
         pytest.skip("needs a C++ compiler")
     if backend == "triton" and not (HAS_TRITON and INTERPRETED):
         pytest.skip("needs the interpreter of Triton")

@@ -71,7 +71,7 @@ CASES = {
     "plstm_2d": (
         plstm_2d,
         lambda **sizes: grid_inputs(2, 3, 2, **sizes) | {"corners": CORNER_PAIR},
-        ("auto", "rows", "chunk", "gated", "scan"),
+        ("auto", "rows", "chunk", "dense", "scan"),
     ),
     "plstm_dag": (plstm_dag, dag, ("auto", "levels", "reach")),
     "no decay": (gated_linear_attention, attention(), SEQUENCE),
@@ -98,7 +98,7 @@ def run(op, make, sizes, backend):
     [(name, backend) for name, (*_, backends) in CASES.items() for backend in backends],
 )
 def test_equals_naive(name, backend, sizes):
-    if backend in ("gated", "scan") and not native.available(scan.SOURCE):
+    if backend in ("dense", "scan") and not native.available(scan.SOURCE):
         pytest.skip("needs a C++ compiler")
     if backend == "triton" and not (HAS_TRITON and INTERPRETED):
         pytest.skip("needs the interpreter of Triton")

@@ -116,8 +116,8 @@ def test_error_without_the_package(op, kind, without):
     ("device", "dtype", "width", "message"),
     [
         ("cpu", torch.float32, 4, 'op: backend "fla" needs tensors on a CUDA device, got cpu'),
-        ("cuda", torch.float64, 4, "computes in float32 at most"),
-        ("cuda", torch.float32, 300, "takes keys up to 256 wide, got 300"),
+        ("cuda", torch.float64, 4, "does not support float64"),
+        ("cuda", torch.float32, 300, "supports K up to 256, got K = 300"),
     ],
 )
 def test_errors(device, dtype, width, message, calls):

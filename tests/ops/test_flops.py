@@ -14,7 +14,7 @@ from plstm.ops import native, plstm_1d, plstm_2d, plstm_dag
 from plstm.ops.flops import FORMULAS
 from plstm.ops.kernels import HAS_TRITON, INTERPRETED
 from plstm.ops.plstm_1d import chunk
-from plstm.ops.plstm_2d import CORNERS, cpu, gating, scan
+from plstm.ops.plstm_2d import CORNERS, cpu, dense, scan
 from tests.ops.inputs import grid_inputs, sequence_inputs
 from tests.ops.test_plstm_dag import random_inputs
 
@@ -40,20 +40,20 @@ def forward_and_backward(function):
 
 
 @needs_compiler
-def test_gated_form():
+def test_dense_form():
     """What PyTorch counts of the products inside, and what the formula says."""
     nodes, problems = 15, 6
     q, k, v = (torch.randn(2, 3, 3, 5, width) for width in (4, 4, 7))
     gates = (torch.randn(2, 3, 2, 3, 5, *edges) for edges in ((2,), (2, 2), (2,)))
     operands = (q, k, v, *gates, torch.randn(2, 3, 3, 5), 0b0100, 0.5)
     for operator, inside, arguments in (
-        (cpu._grid, gating.forward, operands),
-        (cpu._grid_backward, gating.backward, (torch.ones_like(v), *operands)),
+        (cpu._grid, dense.forward, operands),
+        (cpu._grid_backward, dense.backward, (torch.ones_like(v), *operands)),
     ):
         want, _ = counted(lambda f=inside, x=arguments: f(*x))
         assert want > 0
-        assert counted(lambda f=operator, x=arguments: f(*x, "gated"))[0] == want
-    got = forward_and_backward(lambda: plstm_2d(**INPUTS, corners=CORNERS[:2], backend="gated"))
+        assert counted(lambda f=operator, x=arguments: f(*x, "dense"))[0] == want
+    got = forward_and_backward(lambda: plstm_2d(**INPUTS, corners=CORNERS[:2], backend="dense"))
     assert got[0] == 2 * problems * nodes**2 * (4 + 7)
     assert got[1] == 2 * problems * nodes**2 * (3 * 4 + 2 * 7)
 
@@ -67,9 +67,9 @@ def test_scan():
 
 
 @needs_compiler
-@pytest.mark.parametrize(("work", "form"), [(7, "gated"), (0, "scan")])
+@pytest.mark.parametrize(("work", "form"), [(7, "dense"), (0, "scan")])
 def test_the_form_that_runs_is_counted(work, form, monkeypatch):
-    monkeypatch.setattr(cpu, "GATED_WORK", work)
+    monkeypatch.setattr(cpu, "DENSE_WORK", work)
     auto, named = (
         forward_and_backward(lambda b=b: plstm_2d(**INPUTS, corners=CORNERS[:2], backend=b))
         for b in ("auto", form)

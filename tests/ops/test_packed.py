@@ -260,11 +260,11 @@ def test_wrong_sequences(op, make):
         op(**inputs, cu_seqlens=cu_seqlens)
     del inputs["state"]
     pair = {key: x.expand(2, *x.shape[1:]) for key, x in inputs.items()}
-    with pytest.raises(ValueError, match=f"^{name}: .* batch of one, got a batch of 2"):
+    with pytest.raises(ValueError, match=f"^{name}: .* the batch size must be 1, got 2"):
         op(**pair, cu_seqlens=cu_seqlens)
     short = {key: x[:, :9] for key, x in inputs.items()}
     packing = as_packing("test", cu_seqlens, inputs["q"])
-    with pytest.raises(ValueError, match=f"^{name}: the Packing must be .* 9 positions on cpu"):
+    with pytest.raises(ValueError, match=f"^{name}: the Packing must match .* 9 positions on cpu"):
         op(**short, cu_seqlens=packing)
     none = {key: x[:, :0] for key, x in inputs.items()}
     with pytest.raises(ValueError, match=f"^{name}: the sequence must have at least one position"):

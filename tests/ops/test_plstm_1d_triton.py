@@ -144,7 +144,7 @@ def test_one_node_of_an_exported_graph():
 
 def test_lanes_are_refused():
     inputs = {name: x.to(DEVICE) for name, x in sequence_inputs(5, (2, 2, 2)).items()}
-    with pytest.raises(ValueError, match=r'plstm_1d: backend "triton" computes one lane.*"chunk"'):
+    with pytest.raises(ValueError, match=r'plstm_1d: backend "triton" supports one lane.*"chunk"'):
         plstm_1d(**inputs, backend="triton")
 
 

@@ -6,7 +6,7 @@ import torch
 
 from plstm import PLSTM2d
 from plstm.ops import native, plstm_1d, plstm_2d
-from plstm.ops.plstm_2d import CORNERS, cpu, gating, plstm_2d_gating, scan
+from plstm.ops.plstm_2d import CORNERS, cpu, dense, plstm_2d_gating, scan
 from plstm.ops.plstm_2d.corners import scan_orders
 from tests.helpers import TOLERANCE, assert_close, gradients
 from tests.ops.inputs import grid_inputs, require_grad
@@ -28,7 +28,7 @@ COMPILED = [
         name,
         marks=pytest.mark.skipif(not native.available(source), reason="needs a C++ compiler"),
     )
-    for name, source in (("gated", gating.SOURCE), ("scan", scan.SOURCE))
+    for name, source in (("dense", dense.SOURCE), ("scan", scan.SOURCE))
 ]
 
 all_backends = pytest.mark.parametrize("backend", ["naive", "rows", "chunk", *COMPILED])
@@ -117,27 +117,27 @@ def test_chunk_sizes(corners, tokens, monkeypatch):
 
 def test_auto_beyond_whole_matrix(monkeypatch):
     monkeypatch.setattr(native, "available", lambda source: False)
-    monkeypatch.setattr(MODULE, "WHOLE_ENTRIES", 27)
+    monkeypatch.setattr(MODULE, "DENSE_ENTRIES", 27)
     monkeypatch.setitem(MODULE.FORMS, "rows", None)  # must not be called
     assert_backends_agree(grid_inputs(7, 4, 4), CORNERS, "auto")
 
 
-@pytest.mark.skipif(not native.available(gating.SOURCE), reason="needs a C++ compiler")
-@pytest.mark.parametrize(("work", "form"), [(3, "gated"), (2, "scan")])
+@pytest.mark.skipif(not native.available(dense.SOURCE), reason="needs a C++ compiler")
+@pytest.mark.parametrize(("work", "form"), [(3, "dense"), (2, "scan")])
 def test_auto_scans_large_grids(work, form, monkeypatch):
     """4 nodes times K + V = 7 against G K V = 12."""
-    monkeypatch.setattr(cpu, "GATED_WORK", work)
-    other = {"gated": "scan", "scan": "gated"}[form]
+    monkeypatch.setattr(cpu, "DENSE_WORK", work)
+    other = {"dense": "scan", "scan": "dense"}[form]
     monkeypatch.setitem(cpu.FORMS, other, None)  # must not be called
     assert_backends_agree(grid_inputs(1, 4), CORNERS[:1], "auto")
 
 
 @pytest.mark.parametrize("entries", [1, 60, 10**6], ids=["one", "two", "all"])
-def test_gated_in_parts(entries, monkeypatch):
+def test_dense_in_parts(entries, monkeypatch):
     """Of five images with one head each."""
-    monkeypatch.setattr(gating, "PART_ENTRIES", entries)
+    monkeypatch.setattr(dense, "PART_ENTRIES", entries)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert_backends_agree(grid_inputs(2, 3, 2, batch=5, heads=1), CORNERS[:2], "gated")
+    assert_backends_agree(grid_inputs(2, 3, 2, batch=5, heads=1), CORNERS[:2], "dense")
 
 
 @pytest.mark.parametrize("form", COMPILED)

@@ -21,7 +21,7 @@ BACKENDS = [
                 not native.available(scan.SOURCE), reason="needs a C++ compiler"
             ),
         )
-        for name in ("gated", "scan")
+        for name in ("dense", "scan")
     ),
 ]
 

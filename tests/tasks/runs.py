@@ -39,7 +39,11 @@ METRICS = {  # of an evaluation; others have accuracy
     "dags": "rmse",
     "properties": "log10_mse",
 }
-FURTHER = {"arrow": ["--model.net.depth=2"], "text": ["--model.sample_length=20"]}
+TWO_BLOCKS = "--model.net.depth=2"
+FURTHER = {
+    name: [TWO_BLOCKS]
+    for name in ("arrow", "images", "molecules", "molecules_regression", "dags", "properties", "tu")
+} | {"text": [TWO_BLOCKS, "--model.net.dim=32", "--model.sample_length=20"]}
 
 
 def write_dags(path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Message-passing stacks, one per file, that PyTorch Geometric has no ready class for.
+"""GNNs, one per file, that PyTorch Geometric does not offer in this form.
 
-Each maps nodes x (N, D) by `forward(x, edge_index, edge_attr=None, batch=None)`. The files import
-PyTorch Geometric, which is slow; GNNModel loads the one it needs.
+Each is called as `forward(x, edge_index, edge_attr=None, batch=None)` with nodes x (N, D). The
+files import PyTorch Geometric, which is slow; GNNModel imports only the one it needs.
 """

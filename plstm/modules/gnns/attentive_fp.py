@@ -1,21 +1,21 @@
-"""AttentiveFP of PyTorch Geometric with the arguments of the other stacks."""
+"""AttentiveFP of PyTorch Geometric with the arguments of the other GNNs."""
 
 from torch import Tensor
 from torch_geometric.nn import models
 
 
 class AttentiveFP(models.AttentiveFP):
-    """Attention over neighbours into a gated recurrent unit per node, then per graph.
+    """Attention over neighbors that updates a GRU per node, then a GRU per graph.
 
-    It has a readout of its own, so it returns graphs (G, hidden_channels) and not nodes.
+    It has its own readout, so it returns graphs (G, hidden_channels), not nodes.
 
     Args:
         in_channels: Width of the node features.
         hidden_channels: Width of every layer and of the result.
-        num_layers: Rounds over the nodes.
+        num_layers: Rounds of message passing.
         num_timesteps: Rounds of the readout.
         dropout: Dropout on the messages.
-        edge_dim: Width of the edge features, which the first round reads; 0 for none.
+        edge_dim: Width of the edge features, used in the first round; 0 for none.
 
     Source: Xiong et al., doi 10.1021/acs.jmedchem.9b00959.
     """

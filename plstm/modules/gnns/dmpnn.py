@@ -5,18 +5,18 @@ from torch import Tensor, nn
 
 
 class DMPNN(nn.Module):
-    """Every direction of an edge has a state; it reads the edges that lead to where it begins.
+    """Message passing where every directed edge has a state and reads the edges into its source.
 
-    h_ij = relu(W_in [x_i, e_ij])   at the start
+    h_ij = relu(W_in [x_i, e_ij])   initially
     h_ij <- relu(W_in [x_i, e_ij] + W sum_{k in N(i), k != j} h_ki)   num_layers - 1 times
     y_i = relu(W_out [x_i, sum_{j in N(i)} h_ji])
 
-    The rounds share one W. What an edge wrote does not come back to it by its own reverse.
+    All rounds share W. An edge does not read its own reverse.
 
     Args:
         in_channels: Width of the node features.
         hidden_channels: Width of the states and of the result.
-        num_layers: How many edges far a node sees.
+        num_layers: Number of rounds plus 1, the distance in edges that a node sees.
         dropout: Dropout on states after every round.
         edge_dim: Width of the edge features, 0 for none.
 
@@ -62,7 +62,7 @@ class DMPNN(nn.Module):
 
 
 def reverse_edges(edge_index: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
-    """Number of the reverse of every edge (E,), and whether there is one (E,)."""
+    """Index of the reverse of every edge (E,), and whether it exists (E,)."""
     src, dst = edge_index
     forward, backward = src * num_nodes + dst, dst * num_nodes + src
     ordered, order = forward.sort()

@@ -9,9 +9,9 @@ class GPS(nn.Module):
 
     x <- MLP(local(x) + attention(x)), each part with its residual and norm
 
-    The local part is GINEConv with edge features and GINConv without. Positional codes are those of
-    the encoder (the degree, and what the data bring); attention costs the square of the largest
-    graph of the batch.
+    The local part is GINEConv with edge features and GINConv without. Position encodings are those
+    of the encoder (the degree, and those in the data). The cost of attention is quadratic in the
+    largest graph of the batch.
 
     Args:
         in_channels: Width of the node features; equal to hidden_channels.
@@ -50,15 +50,15 @@ class GPS(nn.Module):
                 _local(hidden_channels, edge_dim),
                 heads,
                 dropout,
-                norm_kwargs={"allow_single_element": True},  # one node has no statistics
+                norm_kwargs={"allow_single_element": True},  # a single node has no statistics
             )
             for _ in range(num_layers)
         )
 
     def reset_parameters(self) -> None:
-        """Draw new initial values."""
+        """Initialize the parameters."""
         for layer in self.layers:
-            layer.attn.out_proj.reset_parameters()  # whose weight the layer leaves as it is
+            layer.attn.out_proj.reset_parameters()  # which layer.reset_parameters() skips
             layer.reset_parameters()
 
     def forward(

@@ -1,19 +1,19 @@
-"""Message passing into an LSTM cell."""
+"""Message passing with an LSTM cell."""
 
 import torch
 from torch import Tensor, nn
 
 
 class LSTMGNN(nn.Module):
-    """An LSTM cell per node that reads the mean of its neighbours' outputs at every step.
+    """An LSTM cell per node that reads the mean of the outputs of its neighbors at every step.
 
-    h_i = 0,   c_i = x_i   at the start
+    h_i = 0,   c_i = x_i   initially
     m_i = mean_{j in N(i)} h_j,   h_i, c_i <- LSTMCell(m_i, (h_i, c_i))   at every step
     y_i = tanh(c_i)   at the end
 
-    The mean over no neighbours is 0. All nodes and steps share one cell, so the number of steps
-    does not change the number of parameters; edge features are not used. The first step has no
-    messages yet: n steps see n - 1 edges far.
+    The mean over no neighbors is 0. All nodes and steps share one cell, so the number of steps does
+    not change the number of parameters. Edge features are not used. The first step has no messages:
+    after n steps a node sees a distance of n - 1 edges.
 
     Args:
         in_channels: Width of the node features; equal to hidden_channels.

@@ -7,13 +7,13 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 
 class MPNN(BasicGNN):
-    """The plain message-passing net of the pLSTM experiments.
+    """The plain message-passing network of the pLSTM experiments.
 
-    x_i <- relu(W_own x_i + W_neighbour sum_{j in N(i)} x_j + b)
+    x_i <- relu(W_own x_i + W_neighbor sum_{j in N(i)} x_j + b)
 
-    Our reading: the sum and the two linear maps are GraphConv of PyTorch Geometric, with weights of
-    its own per layer; edge features are not used; norm, dropout and the absence of an activation
-    after the last layer are those of every BasicGNN. Arguments as for BasicGNN.
+    The paper gives no equations. We use GraphConv of PyTorch Geometric, with separate weights per
+    layer and without edge features; norm, dropout and the missing activation after the last layer
+    are those of every BasicGNN. Arguments as for BasicGNN.
 
     Source: arXiv 2506.11997, graph experiments; GraphConv: arXiv 1810.02244.
     """
@@ -23,5 +23,5 @@ class MPNN(BasicGNN):
     supports_norm_batch: Final[bool]
 
     def init_conv(self, in_channels: int, out_channels: int, **kwargs: Any) -> GraphConv:
-        """One layer, as BasicGNN asks for it."""
+        """One layer; BasicGNN calls this."""
         return GraphConv(in_channels, out_channels, aggr="add", **kwargs)

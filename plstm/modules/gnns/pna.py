@@ -1,4 +1,4 @@
-"""PNA of PyTorch Geometric that counts the degrees of the training set itself."""
+"""PNA of PyTorch Geometric that counts the node degrees of the training set itself."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from torch_geometric.utils import degree
 
 from plstm.modules.graph import count
 
-MAX_DEGREE = 255  # higher ones are counted as this
+MAX_DEGREE = 255  # higher degrees are counted as this
 
 
 class PNA(models.PNA):
-    """Several aggregations of the neighbours, each scaled by several functions of the degree d.
+    """Several aggregations over neighbors, each scaled by several functions of the degree d.
 
-    scalers: 1,  log(d + 1) / delta,  delta / log(d + 1),  delta the mean of log(d + 1)
+    scalers: 1,  log(d + 1) / delta,  delta / log(d + 1),  with delta the mean of log(d + 1)
 
-    PyTorch Geometric wants the histogram of the degrees in the training set up front. Here it is
-    a buffer that counts the nodes of every batch in training mode: after one epoch delta is that
-    of the training set, evaluation leaves it alone, and no data set needs a number in its config.
+    PyTorch Geometric requires the degree histogram of the training set as an argument. Here it is a
+    buffer that counts the nodes of every batch in training mode: after one epoch, delta is that of
+    the training set. Evaluation does not change it, and configs need no data-set statistics.
 
     Args:
         in_channels: Width of the node features.
@@ -27,7 +27,7 @@ class PNA(models.PNA):
         num_layers: Number of layers.
         aggregators: Names of aggregations.
         scalers: Names of scalers.
-        kwargs: Further arguments of torch_geometric.nn.models.PNA, apart from deg.
+        kwargs: Other arguments of torch_geometric.nn.models.PNA, except deg.
 
     Source: arXiv 2004.05718.
     """
@@ -48,13 +48,13 @@ class PNA(models.PNA):
             num_layers,
             aggregators=list(aggregators),
             scalers=list(scalers),
-            deg=torch.tensor([0, 1]),  # until training begins: degree 1
+            deg=torch.tensor([0, 1]),  # degree 1 until training starts
             **kwargs,
         )
         self.register_buffer("degrees", torch.zeros(MAX_DEGREE + 1, dtype=torch.int64))
 
     def reset_parameters(self) -> None:
-        """Draw new initial values, and count from the start again."""
+        """Initialize the parameters and reset the counts."""
         super().reset_parameters()
         self.degrees.zero_()
 
@@ -71,8 +71,9 @@ class PNA(models.PNA):
         values = torch.arange(MAX_DEGREE + 1, device=degrees.device, dtype=torch.float32)
         for name, value in (("avg_deg_lin", values), ("avg_deg_log", (values + 1).log())):
             mean = (share * value).sum()
-            mean = torch.where(mean > 0, mean, value[1])  # no edges yet, and it is divided by
+            mean = torch.where(mean > 0, mean, value[1])  # without edges, avoid a division by 0
             for conv in self.convs:
                 scaler = conv.aggr_module
-                # a new tensor, since an earlier forward may still need the old one for its gradient
-                setattr(scaler, name, mean.view(1).to(getattr(scaler, name).dtype))
+                # Not in place: the backward of an earlier forward may need the old one. A copy for
+                # each layer: safetensors stores shared memory once.
+                setattr(scaler, name, mean.view(1).to(getattr(scaler, name).dtype, copy=True))

@@ -1,4 +1,4 @@
-"""The delta rule: a state that is corrected towards what it should return."""
+"""The delta rule: a state that is corrected towards the values it should return."""
 
 from functools import partial
 
@@ -34,14 +34,14 @@ def delta_rule(
     backend: str = "auto",
     cu_seqlens: CuSeqlens | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Gated delta rule: forget, then correct what the state returns at the key towards the value.
+    """Gated delta rule: decay the state, then correct its value at the key.
 
         S'_t = exp(log_decay_t) S_{t-1}
         S_t = S'_t + beta_t k_t (v_t - S'_t^T k_t)^T
         o_t = scale * S_t^T q_t
 
-    Keys are used as they come. The state stays bounded where 0 <= beta |k|^2 <= 2, as with keys of
-    norm 1 and beta in (0, 1), or in (0, 2) for negative eigenvalues.
+    Keys are not normalized here. The state stays bounded if 0 <= beta |k|^2 <= 2, for example with
+    keys of norm 1 and beta in (0, 1), or in (0, 2) for negative eigenvalues.
 
     Args:
         q: Queries, (B, L, H, K).
@@ -50,22 +50,22 @@ def delta_rule(
         beta: Strength of the correction, (B, L, H).
         log_decay: Logarithm of the decay, at most 0 (not checked), -inf included; (B, L, H), or
             None for no decay.
-        state: State that arrives at the first position, (B, H, K, V); zeros if None.
+        state: Initial state, (B, H, K, V); zeros if None.
         return_state: Also return the state after the last position.
         scale: Factor on the output, K^(-1/2) if None.
         backend: "naive" (the loop), "chunk" (linear time, matrix products), "fla" (the kernels of
             flash-linear-attention, where fla-core is installed, on CUDA devices, not in float64,
-            K up to 256; decays below exp(-50) count as that), or "auto".
-        cu_seqlens: Borders of S packed sequences, (S + 1,), see `plstm.ops.packed`; B is 1 then, L
-            their total, and states have S in place of B.
+            K up to 256; decays are clamped to at least exp(-50)), or "auto".
+        cu_seqlens: Cumulative lengths of S packed sequences, (S + 1,), see `plstm.ops.packed`; then
+            B is 1, L the total length, and states have S in place of B.
 
     Returns:
         Output (B, L, H, V) in the dtype of v; with return_state also the state, in float32 or
         wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, no positions, wrong cu_seqlens, an unknown
-            backend or one that does not run here.
+        ValueError: shapes, dtypes or devices disagree, L is 0, cu_seqlens is invalid, or the
+            backend is unknown or does not run here.
 
     Source: arXiv 2406.06484 (chunkwise form), 2412.06464 (gated).
     """

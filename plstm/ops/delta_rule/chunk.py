@@ -7,7 +7,7 @@ chunk n, the corrections e_t that are written at k_t satisfy
 
     e_t + beta_t sum_{s<t} P[t+1, s+1] (k_t . k_s) e_s = beta_t (v_t - P[t+1, 0] C_n^T k_t)
 
-Solved for both parts of the right side, e = U - W C_n, and the rest is as in linear attention:
+Solving for both terms of the right side gives e = U - W C_n. The rest is linear attention:
 
     o_t = P[t+1, 0] C_n^T q_t + sum_{s<=t} P[t+1, s+1] (q_t . k_s) e_s
     C_{n+1} = P[C, 0] C_n + sum_s P[C, s+1] k_s e_s^T
@@ -33,7 +33,7 @@ def delta_rule_chunk(
     inside, enter = products[..., 1:, 1:], products[..., 1:, :1]
     leave, across = products[..., -1, 1:, None], products[..., -1:, :1]
 
-    system = (beta * k @ k.mT) * inside  # the solve reads what is below the diagonal only
+    system = (beta * k @ k.mT) * inside  # the solve reads only what is below the diagonal
     right = torch.cat([beta * v, beta * enter * k], -1)
     solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
     writes, reads = solved.split([v.shape[-1], k.shape[-1]], -1)  # U, W

@@ -1,4 +1,4 @@
-"""The definition of the delta rule: one step after the other."""
+"""The definition of the delta rule: a loop over positions."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 def delta_rule_naive(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Decay, read at the key, correct by beta times the error; a loop over positions."""
+    """Decay the state, read it at the key, and correct it by beta times the error."""
     outs = []
     for t in range(q.shape[1]):
         state = decay[:, t, :, None, None] * state

@@ -1,4 +1,4 @@
-"""Linear attention whose state decays: not at all, per head, or per key channel."""
+"""Linear attention with a decay per key channel, per head, or without one."""
 
 from functools import partial
 
@@ -34,15 +34,15 @@ def gated_linear_attention(
     backend: str = "auto",
     cu_seqlens: CuSeqlens | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Causal linear attention over a state that decays.
+    """Causal linear attention with a decaying state.
 
         S_t = diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T
         o_t = scale * S_t^T q_t
 
-    Without a decay this is linear attention; with a constant one per head RetNet and Lightning
-    Attention; with one per position and head Mamba-2; with one per key channel GLA and causal
-    LightNet. No decay, or one per head, is pLSTM with the decay for transition and mark, and 1 for
-    source and direct, and is computed as such.
+    Without a decay this is linear attention; with a constant decay per head, RetNet and Lightning
+    Attention; with one per position and head, Mamba-2; with one per key channel, GLA and causal
+    LightNet. Without a decay, or with one per head, it is computed as pLSTM with the decay as
+    transition and mark, and 1 as source and direct.
 
     Args:
         q: Queries, (B, L, H, K).
@@ -50,22 +50,22 @@ def gated_linear_attention(
         v: Values, (B, L, H, V).
         log_decay: Logarithm of the decay, at most 0 (not checked), -inf included; (B, L, H, K),
             (B, L, H), or None for no decay.
-        state: State that arrives at the first position, (B, H, K, V); zeros if None.
+        state: Initial state, (B, H, K, V); zeros if None.
         return_state: Also return the state after the last position.
         scale: Factor on the output, K^(-1/2) if None.
         backend: "naive" (the loop), "chunk" (linear time, matrix products), "fla" (the kernels of
             flash-linear-attention, where fla-core is installed, on CUDA devices, not in float64;
-            decays below exp(-50) count as that), or "auto".
-        cu_seqlens: Borders of S packed sequences, (S + 1,), see `plstm.ops.packed`; B is 1 then, L
-            their total, and states have S in place of B.
+            decays are clamped to at least exp(-50)), or "auto".
+        cu_seqlens: Cumulative lengths of S packed sequences, (S + 1,), see `plstm.ops.packed`; then
+            B is 1, L the total length, and states have S in place of B.
 
     Returns:
         Output (B, L, H, V) in the dtype of v; with return_state also the state, in float32 or
         wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, no positions, wrong cu_seqlens, an unknown
-            backend or one that does not run here.
+        ValueError: shapes, dtypes or devices disagree, L is 0, cu_seqlens is invalid, or the
+            backend is unknown or does not run here.
 
     Source: arXiv 2006.16236 (no decay), 2307.08621 (per head), 2312.06635 (per channel).
     """

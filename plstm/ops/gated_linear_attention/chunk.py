@@ -6,12 +6,12 @@ Inside a chunk the weight of position s in output t is
 
     A[t, s] = sum_d q_t[d] k_s[d] a_{s+1}[d] ... a_t[d]
 
-and the product of decays differs from channel to channel, so A is no masked q k^T. But between two
-neighbouring blocks it splits at their border: the product from s to the end of the left block,
-times the one from the start of the right block to t. So blocks of 1, 2, 4, ... positions are
-merged in pairs, and each merge is a matrix product of queries that carry the decays since the start
-of their block with keys that carry those until the end of theirs. Decays are only multiplied, never
-divided: as in exponents that are sums of log decays, all <= 0.
+The product of decays differs between channels, so A is not a masked q k^T. But between two
+neighboring blocks it factors at their boundary: the product from s to the end of the left block,
+times the product from the start of the right block to t. So blocks of 1, 2, 4, ... positions are
+merged in pairs, and each merge is a matrix product of queries, scaled by the decays since the start
+of their block, with keys, scaled by the decays until the end of theirs. Decays are multiplied,
+never divided, which in exponents means sums of log decays, all <= 0.
 """
 
 import torch
@@ -22,7 +22,7 @@ from plstm.ops.chunks import join_chunks, scan_chunks, split_chunks
 from plstm.ops.derivatives import transformed
 
 CHUNK_SIZE = 64  # a power of two
-# Temporaries exist for so many chunks at a time; backwards they are computed again.
+# Chunks whose temporaries are in memory at a time; the backward pass recomputes them.
 PIECE_CHUNKS = 16
 
 
@@ -33,7 +33,7 @@ def gated_linear_attention_chunk(
     outs = []
     parts = (x.split(CHUNK_SIZE * PIECE_CHUNKS, 1) for x in (q, k, v, decay))
     for part in zip(*parts, strict=True):
-        if transformed():  # torch.func takes no checkpoints
+        if transformed():  # torch.func does not support checkpointing
             out, state = _piece(*part, state)
         else:
             out, state = checkpoint(
@@ -58,7 +58,7 @@ def _piece(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, state: Tensor) -> tup
 
 
 def _merge_blocks(q: Tensor, k: Tensor, decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All products of decays in a chunk, applied.
+    """Apply all products of decays within a chunk.
 
     Args:
         q: Queries, (B, H, N, C, K).
@@ -66,9 +66,9 @@ def _merge_blocks(q: Tensor, k: Tensor, decay: Tensor) -> tuple[Tensor, Tensor, 
         decay: Decays, (B, H, N, C, K).
 
     Returns:
-        A (B, H, N, C, C), lower-triangular; queries times the decays from the start of the chunk,
-        (B, H, N, C, K); keys times those until its end, (B, H, N, C, K); the decays of the whole
-        chunk, (B, H, N, 1, K).
+        A (B, H, N, C, C), lower-triangular; queries times the decays since the start of the chunk,
+        (B, H, N, C, K); keys times the decays until its end, (B, H, N, C, K); the decays of the
+        whole chunk, (B, H, N, 1, K).
     """
     weights = (q * k).sum(-1)[..., None, None]  # (B, H, N, blocks, positions, positions)
     q, k, total = ((q * decay)[..., None, :], k[..., None, :], decay[..., None, :])

@@ -1,4 +1,4 @@
-"""Mamba2D's scan over two-dimensional grids."""
+"""The two-dimensional scan of Mamba2D."""
 
 from torch import Tensor
 
@@ -23,32 +23,32 @@ def mamba2d(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Selective state-space recurrence over a grid, from the top left corner.
+    """Selective state-space recurrence over a grid, from the top-left corner.
 
-    Every channel and state number follows, from the left (L) and from the top (T),
+    For every channel and state dimension, from the left (L) and from the top (T):
 
         left[i, j] = exp(dt_L A_L) h[i, j-1] + dt_L B_L x
         top[i, j]  = exp(dt_T A_T) h[i-1, j] + dt_T B_T x
         h[i, j] = left in row 0, top in column 0 below it, (left + top) / 2 elsewhere
         out[i, j] = sum_n C_n h_n
 
-    The half keeps the sum of the factors at most 1 for negative A, and halves the reach per step.
-    Cost O(Y X D N), in Y + X - 1 steps with backend "diagonals".
+    The factor 1/2 keeps the sum of both factors at most 1 for negative A, and halves what each
+    direction passes on per step. Cost O(Y X D N), in Y + X - 1 steps with backend "diagonals".
 
     Args:
         x: Inputs, (B, Y, X, D).
-        dt_left: Step sizes >= 0 from the left, (B, Y, X, D).
-        dt_top: Step sizes >= 0 from the top, (B, Y, X, D).
-        a_left: Rates <= 0 from the left, (D, N).
-        a_top: Rates <= 0 from the top, (D, N).
+        dt_left: Step sizes from the left, >= 0, (B, Y, X, D).
+        dt_top: Step sizes from the top, >= 0, (B, Y, X, D).
+        a_left: Rates from the left, <= 0, (D, N).
+        a_top: Rates from the top, <= 0, (D, N).
         b_left: Input vectors from the left, (B, Y, X, N).
         b_top: Input vectors from the top, (B, Y, X, N).
         c: Read-out vectors, (B, Y, X, N).
-        backend: "naive" (the loop), "diagonals" (one anti-diagonal at a time) or "auto", which is
-            the latter.
+        backend: "naive" (the loop), "diagonals" (one anti-diagonal at a time) or "auto" (the same
+            as "diagonals").
 
     Returns:
-        Output (B, Y, X, D) in the dtype of x; states are float32 or wider.
+        Output (B, Y, X, D) in the dtype of x; computed in float32 or wider.
 
     Raises:
         ValueError: shapes or devices disagree, the grid is empty, or the backend is unknown.

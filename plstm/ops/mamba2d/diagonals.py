@@ -1,4 +1,4 @@
-"""Mamba2D's scan over anti-diagonals."""
+"""The scan of Mamba2D over anti-diagonals."""
 
 import torch
 from torch import Tensor
@@ -14,16 +14,16 @@ def mamba2d_diagonals(
     b_top: Tensor,
     c: Tensor,
 ) -> Tensor:
-    """The recurrence of `mamba2d` in Y + X - 1 steps; shapes as there.
+    """The recurrence of `mamba2d` in Y + X - 1 steps; same shapes.
 
-    Nodes with equal i + j depend on those of the diagonal before only, so all of them are one step.
+    Nodes with equal i + j depend only on the previous diagonal, so they form one step.
     """
     sizes = num_rows, num_columns = x.shape[1:3]
     row, column = torch.meshgrid(
         *(torch.arange(n, device=x.device) for n in sizes), indexing="ij"
     )  # (Y, X)
-    order = (row + column).flatten().argsort(stable=True)  # rows ascend along a diagonal
-    # What a node takes from the top, and the rest from the left: half of each in the interior.
+    order = (row + column).flatten().argsort(stable=True)  # row indices ascend along a diagonal
+    # Weight of the top neighbor; the left one has the rest. Both are 1/2 in the interior.
     share_top = torch.where(row == 0, 0.0, torch.where(column == 0, 1.0, 0.5)).to(x.dtype)
     share_top = share_top.flatten()[order, None, None]
     share_left = 1 - share_top

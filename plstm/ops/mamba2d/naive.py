@@ -1,4 +1,4 @@
-"""The definition of Mamba2D's scan: node after node."""
+"""The definition of the scan of Mamba2D: a loop over nodes."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ def mamba2d_naive(
     b_top: Tensor,
     c: Tensor,
 ) -> Tensor:
-    """The recurrence of `mamba2d` as a loop over rows and columns; shapes as there."""
+    """The recurrence of `mamba2d` as a loop over rows and columns; same shapes."""
     num_rows, num_columns = x.shape[1:3]
     zero = x.new_zeros(x.shape[0], *a_left.shape)
     above, rows = [zero] * num_columns, []  # states of the row above
@@ -33,5 +33,5 @@ def mamba2d_naive(
 
 
 def _arrive(state: Tensor, x: Tensor, dt: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """exp(dt A) h + dt B x of one edge, (B, D, N)."""
+    """exp(dt A) h + dt B x for one edge, (B, D, N)."""
     return (dt[..., None] * a).exp() * state + (dt * x)[..., None] * b[:, None]

@@ -1,4 +1,4 @@
-"""The matrix memory of the xLSTM: exponential input gates and a normalizer."""
+"""The matrix memory of xLSTM: exponential input gates and a normalizer."""
 
 from functools import partial
 from typing import NamedTuple
@@ -24,7 +24,7 @@ __all__ = ["MLSTMState", "mlstm"]
 
 
 class MLSTMState(NamedTuple):
-    """State of `mlstm`: C e^{-m}, n e^{-m} and m, with the scale left to the queries."""
+    """State of `mlstm`: C e^{-m}, n e^{-m} and m; `scale` is not part of it."""
 
     memory: Tensor  # (B, H, K, V)
     normalizer: Tensor  # (B, H, K)
@@ -44,7 +44,7 @@ def mlstm(
     backend: str = "auto",
     cu_seqlens: CuSeqlens | None = None,
 ) -> Tensor | tuple[Tensor, MLSTMState]:
-    """Matrix memory with an exponential input gate i and a sigmoid forget gate f, normalised.
+    """Normalized matrix memory with an exponential input gate i and a sigmoid forget gate f.
 
         C_t = sigmoid(f_t) C_{t-1} + exp(i_t) k_t v_t^T
         n_t = sigmoid(f_t) n_{t-1} + exp(i_t) k_t
@@ -54,33 +54,34 @@ def mlstm(
 
         m_t = max(log sigmoid(f_t) + m_{t-1}, i_t, 0)
 
-    The output does not depend on m_t, and no gradient flows through it. The stabilised memory and
-    normalizer have factors at most 1: they are pLSTM with one more value, which is always 1.
+    The output does not depend on m_t, and no gradient flows through it. All factors of the
+    stabilized recurrence are at most 1. It is computed as pLSTM: the normalizer is the memory of
+    one more value channel, which is always 1.
 
     Args:
         q: Queries, (B, L, H, K).
         k: Keys, (B, L, H, K).
         v: Values, (B, L, H, V).
-        input_gate: Logits i, (B, L, H); -inf shuts the gate.
-        forget_gate: Logits f, (B, L, H); -inf forgets all.
-        state: State that arrives at the first position; zeros if None.
+        input_gate: Logits i, (B, L, H); -inf closes the gate.
+        forget_gate: Logits f, (B, L, H); -inf resets the state.
+        state: Initial state; zeros if None.
         return_state: Also return the state after the last position.
         scale: Factor on the queries, K^(-1/2) if None.
         backend: "naive" (the loop), "chunk" (linear time, matrix products), or "auto".
-        cu_seqlens: Borders of S packed sequences, (S + 1,), see `plstm.ops.packed`; B is 1 then, L
-            their total, and states have S in place of B.
+        cu_seqlens: Cumulative lengths of S packed sequences, (S + 1,), see `plstm.ops.packed`; then
+            B is 1, L the total length, and states have S in place of B.
 
     Returns:
         Output (B, L, H, V) in the dtype of v; with return_state also the state, in float32 or
         wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, no positions, wrong cu_seqlens, an unknown
-            backend.
+        ValueError: shapes, dtypes or devices disagree, L is 0, cu_seqlens is invalid, or the
+            backend is unknown.
 
-    Source: arXiv 2405.04517, equations (19) to (27); the 0 in m_t is ours: it keeps e^{-m} from
-        overflowing, and changes no output. The authors' code adds 1e-6 to the denominator of the
-        stabilised form; we leave it out, as the equations do: with it the output depends on m_t.
+    Source: arXiv 2405.04517, equations (19) to (27). We add the 0 in m_t, which keeps e^{-m} from
+        overflowing and changes no output. The authors' code adds 1e-6 to the stabilized
+        denominator; we omit it, as the equations do, because with it the output depends on m_t.
     """
     check_choice("mlstm", "backend", backend, ("auto", "naive", "chunk"))
     _check(q, k, v, input_gate, forget_gate, state, "B" if cu_seqlens is None else "S")
@@ -119,7 +120,7 @@ def _as_plstm(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Same result as `mlstm_naive`; the normalizer is the memory of a further value, always 1."""
+    """Same result as `mlstm_naive`; the normalizer is the memory of one more value, always 1."""
     m = running_stabilizer(input_gate, log_forget, stabilizer)
     before = torch.cat([stabilizer[:, None], m[:, :-1]], 1)
     source, transition = (input_gate - m).exp(), (log_forget + before - m).exp()

@@ -1,4 +1,4 @@
-"""The definition of the stabilised mLSTM: one step after the other."""
+"""The definition of the stabilized mLSTM: a loop over positions."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def mlstm_naive(
     stabilizer: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output, memory, normalizer and stabilizer by a loop over positions, as in `mlstm`."""
+    """Output, memory, normalizer and stabilizer step by step, as in `mlstm`."""
     outs = []
     for t in range(q.shape[1]):
         before = log_forget[:, t] + stabilizer

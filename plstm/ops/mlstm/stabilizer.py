@@ -1,4 +1,4 @@
-"""The stabilizer of the mLSTM: a running maximum in logarithms."""
+"""The stabilizer of the mLSTM: a running maximum of logarithms."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from torch import Tensor
 def running_stabilizer(input_gate: Tensor, log_forget: Tensor, initial: Tensor) -> Tensor:
     """m_t = max(log_forget_t + m_{t-1}, input_gate_t, 0) for all positions, m_0 = initial.
 
-    Each step is a map m -> max(a + m, b), and two such maps in a row are one again; so after n
-    rounds every position has composed its last 2^n steps. No sum is ever subtracted, so -inf works.
+    Each step is a map m -> max(a + m, b), and two such maps compose into another, so after n
+    rounds every position has composed its last 2^n steps. No sum is subtracted, so -inf works.
 
     Args:
         input_gate: Logits, (B, L, H).

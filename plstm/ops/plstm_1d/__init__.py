@@ -4,7 +4,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from plstm.checks import (
     accumulation_dtype,
@@ -14,6 +13,7 @@ from plstm.checks import (
     output_scale,
     without_autocast,
 )
+from plstm.compiler import statically_known_true
 from plstm.ops.derivatives import check_not_transformed, transformed
 from plstm.ops.gates import Gates
 from plstm.ops.kernels import check_triton, prefers_triton
@@ -23,7 +23,7 @@ from plstm.ops.plstm_1d.naive import plstm_1d_naive
 
 __all__ = ["plstm_1d"]
 
-FEW_POSITIONS = 2  # up to here, in decoding above all, the loop is faster than the chunk form
+FEW_POSITIONS = 2  # up to here, as in decoding, the loop is faster than the chunkwise form
 
 
 def _triton(
@@ -33,7 +33,7 @@ def _triton(
     check_not_transformed("plstm_1d", "triton")
     if v.ndim == 5:
         raise ValueError(
-            'plstm_1d: backend "triton" computes one lane, got v with an axis of lanes; '
+            'plstm_1d: backend "triton" supports one lane only, got v with a lane axis; '
             'use backend "chunk"'
         )
     from plstm.ops.plstm_1d.triton import plstm_1d_triton  # imports triton
@@ -65,16 +65,16 @@ def plstm_1d(
         C_t = T_t C_{t-1} + S_t k_t v_t^T
 
     The mark reads the state that arrives at t; a position reaches its own output through direct
-    only. With lanes an edge carries J states, T_t is a J x J matrix, and (I, O input and output
-    lanes)
+    only. With lanes an edge carries J states and T_t is a J x J matrix. With I input and O output
+    lanes,
 
         y_t[:, o] = scale * (sum_j M_t[o, j] C_{t-1}[j]^T q_t
                              + sum_i D_t[o, i] (q_t . k_t) v_t[:, i])
         C_t[j] = sum_i T_t[j, i] C_{t-1}[i] + sum_i S_t[j, i] k_t v_t[:, i]^T
 
-    Backend "naive" is causal for numbers that are not finite too. The others multiply with zeros
-    where it leaves out: a NaN or an infinity reaches every output that it reaches there, and may
-    reach earlier ones of the same sample (or packed sequence) and head, but no other.
+    Backend "naive" is causal for NaN and infinities too. The others multiply where it has no term,
+    and there 0 * NaN is NaN: a NaN or infinity affects all outputs that it affects in "naive", and
+    may also affect earlier ones of the same sample (or packed sequence) and head, but no others.
 
     Args:
         q: Queries, (B, L, H, K).
@@ -84,26 +84,25 @@ def plstm_1d(
         transition: T, (B, L, H), or (B, L, H, J, J) [to, from]. Any sign, zero included.
         mark: M, (B, L, H), or (B, L, H, O, J).
         direct: D, (B, L, H), or (B, L, H, O, I).
-        state: State that arrives at the first position, (B, H, K, V) or (B, H, K, V, J); zeros if
-            None.
+        state: Initial state, (B, H, K, V) or (B, H, K, V, J); zeros if None.
         return_state: Also return the state after the last position.
         scale: Factor on the output, K^(-1/2) if None.
         backend: "naive" (the loop), "chunk" (linear time, matrix products; with one lane first
-            derivatives only), "triton" (the same in kernels for CUDA devices, one lane), or "auto".
-        cu_seqlens: Borders of S packed sequences, (S + 1,), see `plstm.ops.packed`; B is 1 then, L
-            their total, and states have S in place of B.
+            derivatives only), "triton" (the same as CUDA kernels, one lane), or "auto".
+        cu_seqlens: Cumulative lengths of S packed sequences, (S + 1,), see `plstm.ops.packed`; then
+            B is 1, L the total length, and states have S in place of B.
 
     Returns:
         Output (B, L, H, V) or (B, L, H, V, O) in the dtype of v; with return_state also the state,
         in float32 or wider.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, no positions, wrong cu_seqlens, an unknown
-            backend or one that does not run here.
-        NotImplementedError: gradients of "chunk" or "triton" are differentiated again; torch.func
-            can, and so can "naive".
+        ValueError: shapes, dtypes or devices disagree, L is 0, cu_seqlens is invalid, or the
+            backend is unknown or does not run here.
+        NotImplementedError: gradients of "chunk" or "triton" are differentiated again; use
+            torch.func, or "naive".
 
-    Source: arXiv 2506.11997, the sequence case; lanes after its state-tracking extension.
+    Source: arXiv 2506.11997, the sequence case; lanes follow its state-tracking extension.
     """
     check_choice("plstm_1d", "backend", backend, ("auto", *FORMS))
     gates = Gates(source, transition, mark, direct)
@@ -125,7 +124,7 @@ def plstm_1d(
 
     out_dtype = v.dtype
     gates, state = Gates(*(gate.to(dtype) for gate in gates)), state.to(dtype)
-    if backend != "triton":  # its kernels multiply bfloat16 as it comes
+    if backend != "triton":  # its kernels multiply bfloat16 without conversion
         q, k, v = (x.to(dtype) for x in (q, k, v))
     with without_autocast(q.device):
         out, state = FORMS[backend](q, k, v, gates, state, scale)

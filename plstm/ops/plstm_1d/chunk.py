@@ -8,7 +8,7 @@ transitions of a chunk, P[t, s] = T_s ... T_{t-1}, and the state C_n that enters
     out_t = sum_{s<t} P[t, s + 1] (q'_t . k'_s) v_s + scale D_t (q_t . k_t) v_t + P[t, 0] C_n^T q'_t
     C_{n+1} = P[C, 0] C_n + sum_s P[C, s + 1] k'_s v_s^T
 
-The second line is a recurrence again, unrolled by the products of its own factors P[C, 0].
+The second line is a recurrence too, unrolled with the products of its factors P[C, 0].
 """
 
 from collections.abc import Iterator
@@ -23,19 +23,19 @@ from plstm.ops.gates import Gates
 from plstm.ops.plstm_1d.chunk_lanes import plstm_1d_chunk_lanes
 from plstm.ops.products import transition_gradient, transition_products
 
-# The longest with C^2 <= K V: work inside chunks grows with C, that of the states with K V / C.
+# Use the largest with C^2 <= K V: work inside chunks grows with C, on states with K V / C.
 CHUNK_SIZES = (64, 32, 16)
-# Chunks are taken together in pieces, so that temporaries stay in the caches of a CPU or are few
-# and large elsewhere. Numbers of a temporary, and most chunks, whose number enters squared:
-PIECE_NUMBERS = {"cpu": 2**17}
-OTHER_PIECE_NUMBERS = 2**26
+# Pieces are several chunks at a time, so that temporaries fit in CPU caches, or elsewhere are few
+# and large. Limits on the elements of a temporary, and on chunks, whose number enters squared:
+PIECE_ELEMENTS = {"cpu": 2**17}
+OTHER_PIECE_ELEMENTS = 2**26
 MAX_CHUNKS = 64
 
 
 def plstm_1d_chunk(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Same result as `plstm_1d_naive`, in matrix products; one lane is one operator of PyTorch."""
+    """Same result as `plstm_1d_naive`, in matrix products; with one lane, one PyTorch operator."""
     if v.ndim == 5 or transformed():
         return plstm_1d_chunk_lanes(q, k, v, gates, state, scale)
     out, state, _ = _chunkwise(q, k, v, *gates, state, scale)
@@ -76,7 +76,7 @@ def _chunkwise_backward(
     grad: Tensor, state_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, source: Tensor,
     transition: Tensor, mark: Tensor, direct: Tensor, states: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of the inputs in their order, the state last; all else is computed again."""
+    """Gradients of the inputs in their order, the state last; recomputes the rest."""
     inputs = (q, k, v, source, transition, mark, direct)
     grads = [x.new_empty(x.shape) for x in inputs]
     for piece in reversed(list(_pieces(q, v))):
@@ -100,7 +100,7 @@ def _(grad: Tensor, state_grad: Tensor, *inputs: Tensor | float) -> tuple[Tensor
 
 def _setup_context(ctx: object, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.scale = inputs
-    ctx.set_materialize_grads(False)  # there is none for the states
+    ctx.set_materialize_grads(False)  # the states have no gradient
     ctx.save_for_backward(*tensors, output[2])
 
 
@@ -126,17 +126,17 @@ class Piece(NamedTuple):
     def cut(
         self, q: Tensor, k: Tensor, v: Tensor, gates: Gates
     ) -> tuple[Tensor, Tensor, Tensor, Gates]:
-        """This part of the inputs (B, L, H, ...) by chunks, (B, H, N, C, ...)."""
+        """This part of the inputs (B, L, H, ...) as chunks, (B, H, N, C, ...)."""
         gates = split_gates(Gates(*(x[:, self.positions] for x in gates)), self.size)
         gates = Gates(*(x.contiguous() for x in gates))
         return self.cut_rows(q), self.cut_rows(k), self.cut_rows(v), gates
 
     def cut_rows(self, x: Tensor) -> Tensor:
-        """The same of a tensor that is filled up with zeros."""
+        """The same for one tensor, padded with zeros."""
         return split_chunks(x[:, self.positions], self.size).contiguous()
 
     def paste(self, part: Tensor, x: Tensor) -> None:
-        """Write (B, H, N, C, ...) to its place in x (B, L, H, ...)."""
+        """Write (B, H, N, C, ...) to its positions in x (B, L, H, ...)."""
         x = x[:, self.positions]
         x.copy_(join_chunks(part, x.shape[1]))
 
@@ -146,7 +146,7 @@ class Piece(NamedTuple):
 
 
 def largest_chunk(key_width: int, value_width: int) -> int:
-    """Most positions in a chunk."""
+    """Largest number of positions per chunk."""
     sizes = (size for size in CHUNK_SIZES if size**2 <= key_width * value_width)
     return next(sizes, CHUNK_SIZES[-1])
 
@@ -157,7 +157,7 @@ def _pieces(q: Tensor, v: Tensor) -> Iterator[Piece]:
     size = chunk_size(length, largest_chunk(key_width, value_width))
     rows, state_size = size * max(size, key_width, value_width), key_width * value_width
     numbers = batch * heads * max(rows, state_size)
-    limit = PIECE_NUMBERS.get(q.device.type, OTHER_PIECE_NUMBERS)
+    limit = PIECE_ELEMENTS.get(q.device.type, OTHER_PIECE_ELEMENTS)
     step = min(max(1, limit // max(1, numbers)), MAX_CHUNKS)
     chunks = -(-length // size)
     for start in range(0, chunks, step):
@@ -165,7 +165,7 @@ def _pieces(q: Tensor, v: Tensor) -> Iterator[Piece]:
 
 
 class Gated(NamedTuple):
-    """What forward and backward of a piece share."""
+    """Intermediate results that forward and backward of a piece share."""
 
     q: Tensor  # scale M q, (B, H, N, C, K)
     k: Tensor  # S k, (B, H, N, C, K)
@@ -213,7 +213,7 @@ def _piece_backward(
     """Gradients of the inputs in their order, the state last."""
     g = _gated(q, k, gates, scale)
 
-    # Through the states: `across` is transposed where it was applied.
+    # Through the states, with the transpose of `across`.
     grad_states = torch.cat([(g.q * g.enter).mT @ grad, state_grad[:, :, None]], 2)
     grad_updates = (g.across.mT @ grad_states.flatten(3)).view_as(grad_states)
     grad_state, grad_updates_BHNKV = grad_updates[:, :, 0], grad_updates[:, :, 1:]

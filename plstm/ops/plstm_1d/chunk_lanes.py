@@ -10,31 +10,31 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from plstm.compiler import statically_known_true
 from plstm.ops.chunks import chunk_size, join_chunks, scan_chunks, split_chunks, split_gates
 from plstm.ops.derivatives import first_derivatives_only, transformed
 from plstm.ops.gates import Gates
 from plstm.ops.lanes import accept_one_lane, lane_products, lane_rows
 
 CHUNK_LANES = 32  # with J lanes a chunk has 32 / J positions
-NARROW = 8  # up to so many numbers K V per lane, states of all positions cost less than that
+NARROW = 8  # up to this K V per lane, computing the states of all positions is cheaper
 
 
 class ChunkGates(NamedTuple):
-    """Everything the gates of one chunk do, collapsed."""
+    """Products of all gates of a chunk, from every input to every output."""
 
     inside: Tensor  # input at c' to output at c, (B, H, N, C, O, C, I)
-    enter: Tensor  # entering state to output at c, (B, H, N, C, O, J)
-    leave: Tensor  # input at c' to leaving state, (B, H, N, J, C, I)
-    across: Tensor  # entering to leaving state, (B, H, N, J, J)
+    enter: Tensor  # state before the chunk to output at c, (B, H, N, C, O, J)
+    leave: Tensor  # input at c' to state after the chunk, (B, H, N, J, C, I)
+    across: Tensor  # state before to state after the chunk, (B, H, N, J, J)
 
 
 @accept_one_lane
 def plstm_1d_chunk_lanes(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Same result as `plstm_1d_naive`, in matrix products; one operator in a compiled graph."""
+    """Same result as `plstm_1d_naive`, in matrix products; one operator when compiled."""
     if torch.compiler.is_compiling() and not transformed():
         return _operator(q, k, v, *gates, state, scale)
     return _chunkwise(q, k, v, gates, state, scale)
@@ -45,7 +45,7 @@ def _operator(
     q: Tensor, k: Tensor, v: Tensor, source: Tensor, transition: Tensor, mark: Tensor,
     direct: Tensor, state: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """For graphs: plain operations would be thousands of nodes, and guards on the length."""
+    """For compiled graphs, where plain operations would be thousands of nodes and guards."""
     gates = Gates(source, transition, mark, direct)
     out, state = _chunkwise(q, k, v, gates, state, scale)
     return out.contiguous(), state.contiguous()
@@ -62,7 +62,7 @@ def _operator_backward(
     grad: Tensor, state_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, source: Tensor,
     transition: Tensor, mark: Tensor, direct: Tensor, state: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Computes all but the inputs again."""
+    """Recomputes everything from the inputs."""
 
     def run(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *gates: Tensor) -> tuple[Tensor, ...]:
         return _chunkwise(q, k, v, Gates(*gates), state, scale)
@@ -102,7 +102,7 @@ def _chunkwise(
 
     written_BHNCVJ = torch.einsum("bhnjci,bhncvi->bhncvj", gating.leave, v)
     update_BHNKVJ = _product(k.mT, written_BHNCVJ)
-    states, state = scan_chunks(  # keys and values together, or a step would be many products
+    states, state = scan_chunks(  # K and V flattened, so that a step is one matrix product
         lambda across, state, update: state @ across.mT + update,
         gating.across,
         update_BHNKVJ.flatten(3, 4),
@@ -122,7 +122,7 @@ def _chunkwise(
 def _with_all_states(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """For narrow memories: the state of every position, read by all at once."""
+    """For small K V: compute the states of all positions, then read them at once."""
     source, transition, mark, direct = gates
     length, lanes, widths = q.shape[1], state.shape[-1], (k.shape[-1], v.shape[3])
     size = chunk_size(length, math.isqrt(length))
@@ -131,7 +131,7 @@ def _with_all_states(
     update_BHNCJW = split_chunks(update, size)
     transition_BHNCJJ = split_chunks(transition, size, one)
 
-    # Within a chunk: states that start from zeros, beside the product of all transitions.
+    # Within a chunk: states from a zero state, and the product of all transitions.
     both = torch.cat(
         [torch.zeros_like(update_BHNCJW[:, :, :, 0]), one.expand_as(transition_BHNCJJ[:, :, :, 0])],
         -1,
@@ -156,12 +156,12 @@ def _with_all_states(
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
-    """Matrix product (..., M, W) with (..., W, V, J): (..., M, V, J)."""
+    """Matrix product of (..., M, W) and (..., W, V, J): (..., M, V, J)."""
     return (x @ y.flatten(-2)).unflatten(-1, y.shape[-2:])
 
 
 def _collapse(gates: Gates) -> ChunkGates:
-    """A loop over the positions of a chunk, all chunks at once; gates by chunks."""
+    """Loop over the positions of a chunk, for all chunks at once; gates as chunks."""
     chunk_size, lanes_in = gates.source.shape[3], gates.source.shape[-1]
     source, transition, mark = (x.unbind(3) for x in gates[:3])
     rows, leave = lane_rows(transition, source, mark)

@@ -1,4 +1,4 @@
-"""The definition of the recurrence on a sequence: one step after the other."""
+"""The definition of the recurrence on a sequence: a loop over positions."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from plstm.ops.lanes import accept_one_lane
 def plstm_1d_naive(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Equation (5) as a loop over positions; shapes as in `plstm_1d`."""
+    """Equation (5), step by step; shapes as in `plstm_1d`."""
     source, transition, mark, direct = gates
     outs = []
     for t in range(q.shape[1]):

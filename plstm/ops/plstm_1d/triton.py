@@ -1,4 +1,4 @@
-"""The chunkwise form for one lane by Triton kernels: launch settings, operators, gradients."""
+"""Triton kernels of the chunkwise form for one lane: launch settings, operators, gradients."""
 
 import functools
 from typing import NamedTuple
@@ -18,14 +18,14 @@ from plstm.ops.plstm_1d.triton_kernels import (
     query_key_kernel,
 )
 
-# Positions in a chunk, and the widest tile along K and V: what registers hold.
+# Positions per chunk, and the largest tile along K and V: what fits in registers.
 CHUNK_SIZE = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 32}
 BLOCK = {torch.bfloat16: 64, torch.float32: 32, torch.float64: 32}
-BORDER_BLOCK = 32  # along all chunks there is a program per tile of the state: more of them
+BORDER_BLOCK = 32  # smaller: a program runs along all chunks, so only tiles give parallelism
 
 
 class Problem(NamedTuple):
-    """All that launches depend on; `number` is the dtype of gates, states and sums."""
+    """All that launches depend on; `acc_dtype` is the dtype of gates, states and sums."""
 
     batch: int
     length: int
@@ -33,23 +33,23 @@ class Problem(NamedTuple):
     key_width: int
     value_width: int
     dtype: torch.dtype
-    number: torch.dtype
+    acc_dtype: torch.dtype
     chunk_size: int
     precision: str
 
     @property
     def sequences(self) -> int:
-        """Sequences of all heads."""
+        """Sequences times heads."""
         return self.batch * self.heads
 
     @property
     def chunks(self) -> int:
-        """Chunks of a sequence."""
+        """Chunks per sequence."""
         return ceil_div(self.length, self.chunk_size)
 
     @property
     def key_tiles(self) -> int:
-        """Tiles along K, which each add their part of three sums."""
+        """Tiles along K, each with its partial results of three sums."""
         return _tiles(self.key_width, BLOCK[self.dtype])
 
     @property
@@ -59,18 +59,19 @@ class Problem(NamedTuple):
 
 
 def problem_of(
-    q: Tensor, v: Tensor, dtype: torch.dtype, number: torch.dtype, chunk_size: int
+    q: Tensor, v: Tensor, dtype: torch.dtype, acc_dtype: torch.dtype, chunk_size: int
 ) -> Problem:
-    """Of q (B, L, H, K) and v (B, L, H, V), to be multiplied in `dtype`."""
-    return Problem(*q.shape, v.shape[-1], dtype, number, chunk_size, kernels.precision())
+    """Problem of q (B, L, H, K) and v (B, L, H, V), multiplied in `dtype`."""
+    return Problem(*q.shape, v.shape[-1], dtype, acc_dtype, chunk_size, kernels.precision())
 
 
 def border_launch(problem: Problem, *, reverse: bool) -> Launch:
-    """States at the borders of the chunks; reverse: their gradients, of q in place of k."""
-    x, number = problem.dtype, problem.number
+    """States at the chunk borders; reverse: their gradients, with q in place of k."""
+    x, acc_dtype = problem.dtype, problem.acc_dtype
     tiles = (_tiles(width, BORDER_BLOCK) for width in (problem.key_width, problem.value_width))
     return Launch(
-        border_kernel, (problem.sequences, *tiles), (x, x, number, number, number, x, number),
+        border_kernel, (problem.sequences, *tiles),
+        (x, x, *3 * (acc_dtype,), x, acc_dtype),
         _sizes(problem), _constants(problem, BORDER_BLOCK) | {"REVERSE": reverse},
         num_warps=4, num_stages=3,
     )  # fmt: skip
@@ -78,41 +79,41 @@ def border_launch(problem: Problem, *, reverse: bool) -> Launch:
 
 def output_launch(problem: Problem, *, reverse: bool) -> Launch:
     """Outputs of the chunks; reverse: the gradient of v."""
-    x, number = problem.dtype, problem.number
+    x, acc_dtype = problem.dtype, problem.acc_dtype
     return Launch(
         output_kernel, (problem.sequences * problem.chunks, problem.value_tiles),
-        (x, x, x, *4 * (number,), x, x),
+        (x, x, x, *4 * (acc_dtype,), x, x),
         _sizes(problem), _constants(problem, BLOCK[x]) | {"REVERSE": reverse},
         num_warps=4, num_stages=2,
     )  # fmt: skip
 
 
 def query_key_launch(problem: Problem) -> Launch:
-    """Gradients of q and k, and parts of those of the gates.
+    """Gradients of q and k, and partial gradients of the gates.
 
-    One stage: with two, Triton 3.7 copies the next states into shared memory that products on
+    Uses one stage: with two, Triton 3.7 copies the next states into shared memory that products on
     Hopper still read.
     """
-    x, number = problem.dtype, problem.number
+    x, acc_dtype = problem.dtype, problem.acc_dtype
     return Launch(
         query_key_kernel, (problem.sequences * problem.chunks, problem.key_tiles),
-        (x, x, x, *4 * (number,), x, x, x, x, x, *3 * (number,)),
+        (x, x, x, *4 * (acc_dtype,), x, x, x, x, x, *3 * (acc_dtype,)),
         _sizes(problem), _constants(problem, BLOCK[x]), num_warps=8, num_stages=1,
     )  # fmt: skip
 
 
 def gate_launch(problem: Problem) -> Launch:
     """Gradients of the gates."""
-    x, number = problem.dtype, problem.number
+    x, acc_dtype = problem.dtype, problem.acc_dtype
     return Launch(
         gate_kernel, (problem.sequences * problem.chunks,),
-        (x, x, x, *3 * (number,), x, *7 * (number,)),
+        (x, x, x, *3 * (acc_dtype,), x, *7 * (acc_dtype,)),
         _sizes(problem), _constants(problem, BLOCK[x]), num_warps=8, num_stages=2,
     )  # fmt: skip
 
 
 def launches(problem: Problem) -> list[Launch]:
-    """Those of a forward and a backward pass."""
+    """Launches of a forward and a backward pass."""
     return [
         border_launch(problem, reverse=False),
         output_launch(problem, reverse=False),
@@ -145,10 +146,10 @@ def _tiles(width: int, widest_tile: int) -> int:
 def compiles(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the kernels compile for the device of q; see `plstm.ops.kernels.compiles`."""
     if torch.compiler.is_compiling():
-        return True  # a graph cannot ask; where they do not, it raises the compiler's error
+        return True  # tracing cannot test this; if they do not, compiling the graph fails
     dtype = operand_dtype(torch.float32, q, k, v)
     problem = problem_of(q, v, dtype, torch.float32, CHUNK_SIZE[dtype])
-    # The compiler does not look at the other axes.
+    # The compiled code does not depend on the other axes.
     problem = problem._replace(batch=1, length=1, heads=1)
     return _compiles(problem, q.device)
 
@@ -188,7 +189,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *args: Tensor | int) -> tuple[Tensor, Ten
 
 
 def _empty_results(problem: Problem, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # Of no shape: a graph that is compiled for every length must not ask whether N is 1.
+    # Flat, so that a graph compiled for dynamic lengths has no guard on N = 1.
     borders = v.new_empty(
         problem.sequences * problem.chunks * problem.key_width * problem.value_width
     )
@@ -243,7 +244,7 @@ def _setup_context(ctx: object, inputs: tuple[object, ...], output: tuple[Tensor
     *tensors, ctx.chunk_size = inputs
     *_, borders = output
     ctx.mark_non_differentiable(borders)
-    ctx.set_materialize_grads(False)  # nobody wants zeros of the size of borders
+    ctx.set_materialize_grads(False)  # saves zeros of the size of borders
     ctx.save_for_backward(*tensors, borders)
 
 
@@ -253,7 +254,7 @@ def _gradients(ctx: object, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grads = (
         torch.zeros_like(x) if grad is None else grad.contiguous()
         for grad, x in zip(grads, (inputs[2], state), strict=False)
-    )  # of the output, like v, and of the last state
+    )  # gradients of the output and of the last state
     return *_backward(*grads, *inputs, borders, ctx.chunk_size), None
 
 
@@ -263,23 +264,23 @@ _forward.register_autograd(_gradients, setup_context=_setup_context)
 def plstm_1d_triton(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Same result as `plstm_1d_naive` for one lane, its axes left out; first derivatives only.
+    """Same result as `plstm_1d_naive` for one lane, without the lane axes; first derivatives only.
 
-    Products of two of q, k, v and of states at the borders of chunks are of bfloat16 numbers if q,
-    k and v are bfloat16. Sums, and in all other cases products, are of float32, or float64 (for
-    tests) if any input is.
+    If q, k and v are bfloat16, products among them and with states at chunk borders are in
+    bfloat16. Sums, and otherwise also products, are in float32, or in float64 (for tests) if any
+    input is.
 
     Args:
         q, k, v: As in `plstm_1d`.
-        gates: (B, L, H) each.
-        state: State that arrives at the first position, (B, H, K, V).
+        gates: Each (B, L, H).
+        state: Initial state, (B, H, K, V).
         scale: Factor on the output.
     """
-    number = accumulation_dtype(q, k, v, *gates)
-    dtype = operand_dtype(number, q, k, v)
+    acc_dtype = accumulation_dtype(q, k, v, *gates)
+    dtype = operand_dtype(acc_dtype, q, k, v)
     q, k, v = (x.to(dtype) for x in (q, k, v))
-    source, transition, mark, direct = (x.to(number) for x in gates)
-    # Linear in mark and direct, so the factor on the output goes into them.
-    inputs = (q, k, v, source, transition, scale * mark, scale * direct, state.to(number))
+    source, transition, mark, direct = (x.to(acc_dtype) for x in gates)
+    # The output is linear in mark and direct, so scale multiplies them.
+    inputs = (q, k, v, source, transition, scale * mark, scale * direct, state.to(acc_dtype))
     out, last, _ = _forward(*(x.contiguous() for x in inputs), CHUNK_SIZE[dtype])
     return out, last

@@ -7,14 +7,14 @@ In a chunk, with P[t, s] the product of the transitions strictly between positio
     leave[s] = product of the transitions after s; times S_s: input s to leaving state
     across   = product of all transitions: entering to leaving state
 
-One kernel runs along the chunks and keeps the state at every border; the others take each chunk by
-itself. With enter and leave exchanged the first runs back and keeps the gradients of those states,
-and the one that makes outputs makes the gradient of v. Products, and gradients with respect to one
-of their factors (what comes before it times what comes after it), are made by multiplying only:
-zero and negative transitions are exact.
+One kernel runs along the chunks and stores the state at every border; the others process each chunk
+separately. With enter and leave exchanged, the first runs backwards and stores the gradients of
+those states, and the output kernel computes the gradient of v. Products, and gradients with respect
+to one of their factors (what precedes it times what follows it), use multiplication only: zero and
+negative transitions are exact.
 
 Letters: B batch, L positions, H heads, K V widths, N chunks, C positions in a chunk. Positions past
-the end read zeros and the transition 1, which changes nothing.
+the end load zeros and transition 1, which change nothing.
 """
 
 import triton
@@ -27,7 +27,7 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def _dot(a, b, PRECISION: tl.constexpr):
-    if _INTERPRETED and a.dtype == tl.bfloat16:  # its products of bfloat16 matrices are wrong
+    if _INTERPRETED and a.dtype == tl.bfloat16:  # whose bfloat16 matrix products are wrong
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision=PRECISION)
 
@@ -36,7 +36,7 @@ def _dot(a, b, PRECISION: tl.constexpr):
 def _tile(
     x, row, rows, stride, column, columns: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Pointers to a tile of a matrix whose rows lie `stride` apart, and which of them exist."""
+    """Pointers to a tile of a matrix with row stride `stride`, and the mask of those in it."""
     r = row + tl.arange(0, ROWS)
     c = column + tl.arange(0, COLUMNS)
     return x + r[:, None] * stride + c[None, :], (r < rows)[:, None] & (c < columns)[None, :]
@@ -68,21 +68,21 @@ def _store(
 
 @triton.jit
 def _load_gate(gate, position, length, heads, C: tl.constexpr, other):
-    """Numbers of one gate from `position` on, those outside the sequence replaced by `other`."""
+    """Values of one gate from `position` on; `other` outside the sequence."""
     t = position + tl.arange(0, C)
     return tl.load(gate + t * heads, mask=(t >= 0) & (t < length), other=other)
 
 
 @triton.jit
 def _factors_before(transition, first, length, heads, C: tl.constexpr):
-    """The transition of the position before each of a chunk, 1 for the first."""
+    """For each position of a chunk, the transition of the one before; 1 for the first."""
     before = _load_gate(transition, first - 1, length, heads, C, 1.0)
     return tl.where(tl.arange(0, C) > 0, before, 1.0)
 
 
 @triton.jit
 def _border_products(transition, first, length, heads, C: tl.constexpr):
-    """enter, leave and across of one chunk."""
+    """Return enter, leave and across of one chunk."""
     t = tl.arange(0, C)
     enter = tl.cumprod(_factors_before(transition, first, length, heads, C))
     after = _load_gate(transition, first + 1, length, heads, C, 1.0)
@@ -94,7 +94,7 @@ def _border_products(transition, first, length, heads, C: tl.constexpr):
 
 @triton.jit
 def _products_between(transition, first, length, heads, C: tl.constexpr):
-    """P[t, s] of one chunk, zero on and above the diagonal."""
+    """Return P[t, s] of one chunk, zero on and above the diagonal."""
     t = tl.arange(0, C)
     factors = _factors_before(transition, first, length, heads, C)
     products = tl.cumprod(tl.where(t[:, None] > t[None, :] + 1, factors[:, None], 1.0), 0)
@@ -136,9 +136,9 @@ def border_kernel(
 def _gates_inside(
     source, transition, mark, direct, first, length, heads, C: tl.constexpr, REVERSE: tl.constexpr
 ):
-    """inside of one chunk, and the weights of its rows on the state.
+    """Return inside of one chunk, and the weights of the state in its outputs.
 
-    REVERSE: transposed, with the weights of the inputs on the leaving state.
+    REVERSE: transposed, with the weights of the inputs in the state after the chunk.
     """
     s = _load_gate(source, first, length, heads, C, 0.0)
     m = _load_gate(mark, first, length, heads, C, 0.0)
@@ -158,7 +158,7 @@ def output_kernel(
 ):  # fmt: skip
     """One chunk of out = (q k^T * inside) v + mark enter q state; left, right, value are q, k, v.
 
-    REVERSE: of the gradient of v, in which left, right, value are k, q and the gradient of out.
+    REVERSE: the gradient of v; left, right, value are k, q and the gradient of out.
     """
     program = tl.program_id(0).to(tl.int64)
     sequence, first = program // chunks, program % chunks * C
@@ -188,16 +188,16 @@ def query_key_kernel(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one chunk of q and k, and those of the products enter, leave and across."""
+    """Gradients of q and k of one chunk, and of the products enter, leave and across."""
     program = tl.program_id(0).to(tl.int64)
     sequence, first = program // chunks, program % chunks * C
     start_k = tl.program_id(1) * BLOCK_K
     origin = sequence // heads * length * heads + sequence % heads
-    number = transition.dtype.element_ty
-    grad_gated = tl.zeros((C, C), number)  # of q k^T * inside
-    to_q = tl.zeros((C, BLOCK_K), number)  # through the entering state
-    to_k = tl.zeros((C, BLOCK_K), number)  # through the leaving state
-    across = tl.zeros((BLOCK_K,), number)
+    acc_dtype = transition.dtype.element_ty
+    grad_gated = tl.zeros((C, C), acc_dtype)  # gradient of q k^T * inside
+    to_q = tl.zeros((C, BLOCK_K), acc_dtype)  # through the state before the chunk
+    to_k = tl.zeros((C, BLOCK_K), acc_dtype)  # through the state after the chunk
+    across = tl.zeros((BLOCK_K,), acc_dtype)
     for start_v in range(0, V, BLOCK_V):
         g_tile = _load(grad_out + origin * V, first, length, heads * V, start_v, V, C, BLOCK_V)
         v_tile = _load(v + origin * V, first, length, heads * V, start_v, V, C, BLOCK_V)
@@ -207,7 +207,7 @@ def query_key_kernel(
         grad_gated += _dot(g_tile, tl.trans(v_tile), PRECISION)
         to_q += _dot(g_tile, tl.trans(state), PRECISION)
         to_k += _dot(v_tile, tl.trans(grad_state), PRECISION)
-        across += tl.sum(state.to(number) * grad_state.to(number), 1)
+        across += tl.sum(state.to(acc_dtype) * grad_state.to(acc_dtype), 1)
     q_tile = _load(q + origin * K, first, length, heads * K, start_k, K, C, BLOCK_K)
     k_tile = _load(k + origin * K, first, length, heads * K, start_k, K, C, BLOCK_K)
 
@@ -238,7 +238,7 @@ def gate_kernel(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one chunk of the gates."""
+    """Gradients of the gates of one chunk."""
     program = tl.program_id(0).to(tl.int64)
     sequence, first = program // chunks, program % chunks * C
     origin = sequence // heads * length * heads + sequence % heads
@@ -247,7 +247,7 @@ def gate_kernel(
         q_tile = _load(q + origin * K, first, length, heads * K, start_k, K, C, BLOCK_K)
         k_tile = _load(k + origin * K, first, length, heads * K, start_k, K, C, BLOCK_K)
         scores += _dot(q_tile, tl.trans(k_tile), PRECISION)
-    grad_gated = tl.zeros((C, C), transition.dtype.element_ty)  # of q k^T * inside
+    grad_gated = tl.zeros((C, C), transition.dtype.element_ty)  # gradient of q k^T * inside
     for start_v in range(0, V, BLOCK_V):
         g_tile = _load(grad_out + origin * V, first, length, heads * V, start_v, V, C, BLOCK_V)
         v_tile = _load(v + origin * V, first, length, heads * V, start_v, V, C, BLOCK_V)
@@ -265,8 +265,8 @@ def gate_kernel(
     to_mark = tl.sum(grad_inside * between * s[None, :], 1) + to_enter * enter
     to_source = tl.sum(grad_inside * between * m[:, None], 0) + to_leave * leave
 
-    # Before a transition lies the input or the entering state, after it the output or the leaving
-    # state: four kinds of paths through it.
+    # A path through a transition starts at an input or the state before the chunk, and ends at an
+    # output or the state after it: four kinds of paths.
     grad_between = tl.where(t[:, None] > t[None, :], grad_inside, 0.0) * m[:, None] * s[None, :]
     to_transition = tl.sum(between * _dot(tl.trans(between), grad_between, PRECISION), 1)
     to_transition += enter * tl.sum(between * (to_enter * m)[:, None], 0)

@@ -23,11 +23,11 @@ from plstm.ops.plstm_2d.rows import plstm_2d_chunk, plstm_2d_gating, plstm_2d_ro
 
 __all__ = ["CORNERS", "check_corners", "plstm_2d", "plstm_2d_gating"]
 
-# Entries of all gating matrices, B H (Y X)^2, up to which they are written: 1 GiB in float32, and a
-# training step holds a few such. Where it fits, the whole form was the faster one at every size
-# measured on a CPU (up to 56 x 56 tokens, width 64: 2.7 times).
-WHOLE_ENTRIES = 2**28
-CHUNK_TOKENS = 512  # tokens in a block of rows beyond that
+# Largest B H (Y X)^2, the entries of all gating matrices, for backend "rows": 1 GiB in float32, of
+# which a training step holds several. Below it the parallel form was faster than the chunkwise one
+# at every size measured on a CPU (up to 56 x 56 tokens, width 64: 2.7 times).
+DENSE_ENTRIES = 2**28
+CHUNK_TOKENS = 512  # tokens per block of rows of the chunkwise form
 
 
 def _chunk(
@@ -45,7 +45,7 @@ def _triton(
     return plstm_2d_triton(q, k, v, gates, corners, scale)
 
 
-COMPILED = ("native", "gated", "scan")  # by C++, for the CPU
+COMPILED = ("native", "dense", "scan")  # in C++, for the CPU
 FORMS = {
     "naive": plstm_2d_naive,
     "rows": plstm_2d_rows,
@@ -53,7 +53,7 @@ FORMS = {
     **{name: partial(plstm_2d_native, form=name) for name in COMPILED},
     "triton": _triton,
 }
-KERNELS = (*COMPILED, "triton")  # without derivatives beyond one backward pass
+KERNELS = (*COMPILED, "triton")  # first derivatives by backward() only
 
 
 def plstm_2d(
@@ -70,16 +70,16 @@ def plstm_2d(
     valid: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Linear recurrence over a grid, scanned from any of its four corners at once.
+    """Linear recurrence over a grid, scanned from one or more of its four corners.
 
     Every node has an edge along x (direction 0) and one along y (direction 1), both away from the
-    corner. With A_0, A_1 the states that arrive on them (for the corner top_left),
+    corner. A_0 and A_1 are the states that arrive on them. For the corner top_left,
 
         A_0[y, x] = C_0[y, x-1],   A_1[y, x] = C_1[y-1, x]
         C_g[y, x] = sum_h T[g, h] A_h[y, x] + S[g] k v^T
         out[y, x] = scale * (sum_h M[h] A_h^T q + D (q . k) v)
 
-    summed over corners, the direct term counted once.
+    The output is the sum over corners; the direct term counts once.
 
     Args:
         q: Queries, (B, Y, X, H, K).
@@ -89,18 +89,18 @@ def plstm_2d(
         transition: T, (corners, B, Y, X, H, 2, 2) [out, in].
         mark: M, (corners, B, Y, X, H, 2) [in].
         direct: D, (B, Y, X, H).
-        corners: Corner of every leading entry of the gates; gates are in image coordinates.
+        corners: Corner of each leading entry of the gates. Gates are in image coordinates.
         scale: Factor on the output, K^(-1/2) if None.
-        valid: Where tokens are, (B, Y, X), torch.bool; everywhere if None. Other places have no
-            edges, whatever they hold, NaN included: nothing comes from them or passes through, and
-            their output is 0. An image on a larger canvas gives what it gives by itself.
-        backend: "naive" (the loop), "rows" (whole gating matrix, quadratic memory), "chunk" (blocks
-            of rows, memory linear in Y); by C++ kernels, for the CPU, "gated" (whole gating matrix
-            of a few heads at a time), "scan" (states, time and memory linear in Y X) and "native"
-            (the faster of these two); "triton" (gates one row of the grid at a time, linear memory,
-            in kernels for CUDA devices: X, K, V up to 128); or "auto". The kernels
-            have first derivatives by backward() only; under torch.func and forward-mode
-            differentiation "auto" leaves them out.
+        valid: Where tokens are, (B, Y, X), torch.bool; everywhere if None. Other positions have no
+            edges, whatever they contain, NaN included: nothing enters or passes through them, and
+            their output is 0. An image on a larger canvas gives the same outputs as without it.
+        backend: "naive" (the loop), "rows" (parallel form, quadratic memory), "chunk" (chunkwise
+            form over blocks of rows, memory linear in Y); C++ kernels for the CPU: "dense"
+            (parallel form, the gating matrices of a few heads at a time), "scan" (recurrent form,
+            time and memory linear in Y X) and "native" (the faster of these two); CUDA kernels:
+            "triton" (parallel form, one row of the gating matrix at a time, linear memory; X, K, V
+            up to 128); or "auto". Kernels have first derivatives by backward() only; under
+            torch.func and forward-mode differentiation "auto" does not use them.
 
     Returns:
         Output (B, Y, X, H, V) in the dtype of v.
@@ -108,8 +108,8 @@ def plstm_2d(
     Raises:
         ValueError: shapes, dtypes or devices disagree, the grid is empty, corners are unknown or
             repeated, or the backend is unknown or does not run here.
-        NotImplementedError: a derivative that a kernel does not have.
-        RuntimeError: "native", "gated" or "scan" is asked for where no C++ compiler works.
+        NotImplementedError: the kernel does not support this derivative.
+        RuntimeError: backend "native", "dense" or "scan" without a working C++ compiler.
 
     Source: arXiv 2506.11997, the grid case.
     """
@@ -128,7 +128,7 @@ def plstm_2d(
 
     with without_autocast(q.device):
         gates = Gates(*(x.to(dtype) for x in gates))
-        # Triton kernels take q, k and v in bfloat16.
+        # Triton kernels accept q, k and v in bfloat16.
         qkv = (q, k, v) if backend == "triton" else (x.to(dtype) for x in (q, k, v))
         out = FORMS[backend](*qkv, gates, corners, scale)
     return out.to(v.dtype)
@@ -137,7 +137,7 @@ def plstm_2d(
 def _cleared(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, empty: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Gates]:
-    """Zeros at all empty places (B, Y, X), in q, k and v for the sake of NaN there."""
+    """Set positions without a token (B, Y, X) to zero; q, k and v may contain NaN there."""
     q, k, v, source, mark = (
         x.masked_fill(empty[..., None, None], 0) for x in (q, k, v, gates.source, gates.mark)
     )
@@ -157,11 +157,11 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, corners: tuple[str, ...], dtype: t
         return "native"
     batch, num_rows, num_columns, heads, _ = q.shape
     entries = batch * heads * (num_rows * num_columns) ** 2
-    return "rows" if entries <= WHOLE_ENTRIES else "chunk"
+    return "rows" if entries <= DENSE_ENTRIES else "chunk"
 
 
 def runs_compiled(backend: str, device: torch.device) -> bool:
-    """Whether `plstm_2d` takes one of the compiled forms for tensors on a device."""
+    """Whether `plstm_2d` uses a C++ form for tensors on a device."""
     if device.type != "cpu" or transformed():
         return False
     return backend in COMPILED or (backend == "auto" and kernels_available())

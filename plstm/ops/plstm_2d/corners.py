@@ -2,7 +2,7 @@
 
 from plstm.checks import check_choice
 
-# Whether the scan goes along (1) or against (-1) the axis of rows and that of columns.
+# Direction of the scan along the row axis and the column axis: 1 forwards, -1 backwards.
 SIGNS = {
     "top_left": (1, 1),
     "top_right": (1, -1),
@@ -13,17 +13,17 @@ CORNERS = tuple(SIGNS)
 
 
 def upward(corner: str) -> bool:
-    """Whether the scan from a corner runs against the axis of rows."""
+    """Whether the scan from a corner runs backwards along the row axis."""
     return SIGNS[corner][0] < 0
 
 
 def leftward(corner: str) -> bool:
-    """Whether the scan from a corner runs against the axis of columns."""
+    """Whether the scan from a corner runs backwards along the column axis."""
     return SIGNS[corner][1] < 0
 
 
 def scan_orders(corners: tuple[str, ...]) -> int:
-    """Two bits per corner, as the kernels take them: whether it scans leftward, whether upward."""
+    """Two bits per corner for the kernels: whether it scans leftward, whether upward."""
     return sum(
         (leftward(corner) + 2 * upward(corner)) << (2 * n) for n, corner in enumerate(corners)
     )

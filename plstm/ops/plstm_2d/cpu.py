@@ -1,29 +1,30 @@
-"""The two C++ forms as one operator, which chooses between them when it runs.
+"""The two C++ forms as one operator, which chooses between them at run time.
 
-Compiled and exported graphs hold one node then, whatever the sizes they meet.
+So compiled and exported graphs contain one node for all sizes.
 """
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from plstm.compiler import assume_constant_result
 from plstm.ops import native
 from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.gates import Gates
-from plstm.ops.plstm_2d import gating, scan
+from plstm.ops.plstm_2d import dense, scan
 from plstm.ops.plstm_2d.corners import scan_orders
 
-FORMS = {"gated": gating, "scan": scan}
-# The scan takes over where the whole form has more than so many times the products of the scan,
-# N (K + V) against G K V per node (N nodes, G corners). With K = V = 64 and four corners the whole
-# form was the faster one at 24 x 24 tokens, the scan at 32 x 32.
-GATED_WORK = 7
+FORMS = {"dense": dense, "scan": scan}
+# The scan takes over where the dense form needs more than this many times the products of the scan:
+# N (K + V) against G K V per node (N nodes, G corners). With K = V = 64 and four corners the dense
+# form was faster at 24 x 24 tokens, the scan at 32 x 32.
+DENSE_WORK = 7
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def kernels_available() -> bool:
     """Whether this machine can compile the kernels for grids."""
-    return native.available(gating.SOURCE)
+    return native.available(dense.SOURCE)
 
 
 def plstm_2d_native(
@@ -35,7 +36,7 @@ def plstm_2d_native(
     scale: float,
     form: str,
 ) -> Tensor:
-    """Equation (6) in C++, by the form "gated", "scan" or "native", which is the faster of them.
+    """Equation (6) in C++; form is "dense", "scan" or "native" (the faster of the two).
 
     Shapes as in `plstm_2d`.
     """
@@ -51,12 +52,12 @@ def plstm_2d_native(
 
 
 def chosen_form(form: str, q: torch.Size, v: torch.Size, source: torch.Size) -> str:
-    """The form that `grid` takes for the shapes of its inputs."""
+    """The form that the operator `grid` uses for inputs of these shapes."""
     if form != "native":
         return form
     nodes, key_width, value_width, corners = q[2] * q[3], q[-1], v[-1], source[2]
     whole, states = nodes * (key_width + value_width), corners * key_width * value_width
-    return "gated" if whole <= GATED_WORK * states else "scan"
+    return "dense" if whole <= DENSE_WORK * states else "scan"
 
 
 @torch.library.custom_op("plstm::grid", mutates_args=(), device_types="cpu")
@@ -74,7 +75,7 @@ def _grid(
 ) -> Tensor:
     """q, k (B, H, Y, X, K), v (B, H, Y, X, V), gates (B, H, G, Y, X, ...) and (B, H, Y, X).
 
-    G is the number of corners, orders their `scan_orders`.
+    G is the number of corners, orders is their `scan_orders`.
     """
     chosen = FORMS[chosen_form(form, q.shape, v.shape, source.shape)]
     return chosen.forward(q, k, v, source, transition, mark, direct, orders, scale)

@@ -1,11 +1,11 @@
-// Gates of a grid from the activated numbers of a layer, laid out as gating.cpp reads them.
+// Gates of a grid from the activations of a layer, in the layout that the kernels read.
 //
-// activated (B, N, F), N = Y X nodes. Columns, each group over (corners, H) but the direct gate:
+// activated (B, N, F), N = Y X nodes. Columns, each group over (corners, H), direct over H:
 //   mode P   s m d(H) t         S = s (a, 1 - a), M = (m, m), T[0, :] = a t, T[1, :] = (1 - a) t
 //   mode D   s(2) m(2) d(H) t(3)           S = s, M = m, T = diag(t0, t1) and one turn t2
 // angle (B, N, corners H), a of mode P.
 // Gates: source, mark (B, H, corners, N, 2), transition (.., 4) [out, in], direct (B, H, N).
-// turn: place of the turn in T, 1 or 2; 0 in mode P.
+// turn: index of the turn in T, 1 or 2; 0 in mode P.
 
 #include "native.h"
 
@@ -57,7 +57,7 @@ void gates(const T* activated, const T* angle, T* source, T* transition, T* mark
   });
 }
 
-// Puts the gradient of its logit in place of every activated number and angle.
+// Overwrites every activation and angle with the gradient of its logit.
 template <typename T>
 void gates_backward(const T* dsource, const T* dtransition, const T* dmark, const T* ddirect,
                     T* activated, T* angle, int64_t batch, int64_t nodes, int64_t heads, int64_t corners,

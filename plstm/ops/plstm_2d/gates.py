@@ -1,6 +1,6 @@
-"""Gates of a layer in C++, from its logits in one pass to where the compiled forms read them.
+"""Gates of a layer in C++: one pass from its logits to the layout of the C++ kernels.
 
-Letters: F logits of a node, G corners.
+Letters: F logits per node, G corners.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.gates import Gates
 
 SOURCE = Path(__file__).with_name("gates.cpp")
-TURNS = {"L": 1, "R": 2}  # place in a transition matrix, row by row
+TURNS = {"L": 1, "R": 2}  # index into a flattened transition matrix
 
 
 def compiled_gates(
@@ -24,7 +24,7 @@ def compiled_gates(
 
     Args:
         logits: (B, Y, X, F), float32 or float64: source, mark, direct and transition, each over
-            (corners, heads, numbers) but direct over heads.
+            (corners, heads, entries), direct over heads.
         angle: Logits of mode P's angle, (B, Y, X, corners * heads); None in mode D.
         num_corners: Corners of the gates.
         num_heads: Heads of the gates.
@@ -69,7 +69,7 @@ def _gates_backward(
     turn: int,
 ) -> tuple[Tensor, Tensor]:
     heads = ddirect.shape[1]
-    # Every number in its gradient's place.
+    # The kernel overwrites these with their gradients.
     made = _activated(logits, heads, corners, turn), torch.sigmoid(angle)
     grads = dsource, dtransition, dmark, ddirect
     native.call(SOURCE, "gates_backward", *grads, *made, *_sizes(logits), heads, corners, turn)
@@ -96,9 +96,9 @@ _gates.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _activated(logits: Tensor, heads: int, corners: int, turn: int) -> Tensor:
-    """Sigmoids, but tanh(5 z) of the transition."""
+    """Sigmoid, and tanh(5 z) for the transition."""
     transition = logits[..., -(3 if turn else 1) * corners * heads :]
-    activated = torch.sigmoid(logits)  # of all: a copy of some columns would cost more
+    activated = torch.sigmoid(logits)  # of all columns, which is cheaper than copying some
     activated[..., -transition.shape[-1] :] = torch.tanh(5 * transition)
     return activated
 

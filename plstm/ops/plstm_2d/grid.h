@@ -13,11 +13,11 @@ struct Scan {
         upward(orders >> (2 * corner) & 2) {}
 
   int64_t nodes() const { return rows * columns; }
-  // What the scan meets at its step (row, column).
+  // The node that the scan visits at its step (row, column).
   int64_t node(int64_t row, int64_t column) const {
     return (upward ? rows - 1 - row : row) * columns + (leftward ? columns - 1 - column : column);
   }
-  // The sources that have been passed at the end of a row.
+  // Range of the sources visited up to the end of a row.
   int64_t first(int64_t row) const { return upward ? (rows - 1 - row) * columns : 0; }
   int64_t last(int64_t row) const { return (upward ? rows : row + 1) * columns; }
 };

@@ -1,4 +1,4 @@
-"""The definition of the recurrence on a grid of any number of axes: node after node."""
+"""The definition of the recurrence on a grid of any number of axes: a loop over nodes."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -27,21 +27,21 @@ def plstm_grid_naive(
 ) -> Tensor:
     """Equation (6) on a grid of N axes: every node has one edge along each of them.
 
-        A_g[n] = C_g[the node before n on the axis of g]
+        A_g[n] = C_g[the node before n along direction g]
         C_g[n] = sum_h T[g, h] A_h[n] + S[g] k v^T
         out[n] = scale * (sum_h M[h] A_h^T q + D (q . k) v)
 
-    summed over corners, the direct term counted once.
+    The output is the sum over corners; the direct term counts once.
 
     Args:
-        q: Queries, (B, *grid, H, K) with N axes in grid, none of them empty.
+        q: Queries, (B, *grid, H, K), with N grid axes, none of them empty.
         k: Keys, (B, *grid, H, K).
         v: Values, (B, *grid, H, V).
         gates: Source (corners, B, *grid, H, N), transition (corners, B, *grid, H, N, N) [out, in],
             mark (corners, B, *grid, H, N) [in] and direct (B, *grid, H), in the coordinates of q.
             Direction 0 is along the last axis of the grid, direction N - 1 along the first.
-        signs: Of every corner, a sign per axis of the grid, first axis first: 1 for a scan along
-            the axis, -1 for one against it.
+        signs: For every corner, a sign per axis of the grid, first axis first: 1 for a scan along
+            the axis, -1 for a scan against it.
         scale: Factor on the output.
 
     Returns:
@@ -58,10 +58,10 @@ def plstm_grid_naive(
 def _scan(
     q: Tensor, k: Tensor, v: Tensor, source: Tensor, transition: Tensor, mark: Tensor
 ) -> Tensor:
-    """What every node reads of a scan along all axes, (B, *grid, H, V)."""
+    """What every node reads in a scan along all axes, (B, *grid, H, V)."""
     batch, *grid, heads, key_width = q.shape
     empty_BHKV = v.new_zeros(batch, heads, key_width, v.shape[-1])
-    edges = {}  # states by node that they enter and direction
+    edges = {}  # (node that the edge enters, direction): state
     reads = []
     for node in product(*map(range, grid)):
         at = (slice(None), *node)
@@ -74,5 +74,5 @@ def _scan(
         for g, state_BHKV in enumerate((passed_BHKVN + update_BHKVN).unbind(-1)):
             axis = len(grid) - 1 - g
             after = (*node[:axis], node[axis] + 1, *node[axis + 1 :])
-            edges[after, g] = state_BHKV  # beyond the border nobody takes it
+            edges[after, g] = state_BHKV  # edges that leave the grid are not read
     return torch.stack(reads, 1).unflatten(1, grid)

@@ -1,18 +1,18 @@
 """Row form on a grid, equation (7): a Y x X grid is a sequence of Y steps with X lanes.
 
-Fix a row and let c be the states on the vertical edges that enter it, e the inputs k v^T of its
-nodes, one per column. With Lsh the strictly triangular products of T[0,0] between columns,
+For one row, c are the states on the vertical edges that enter it and e the inputs k v^T of its
+nodes, one per column. Lsh is the strictly triangular matrix of products of T[0,0] between columns:
 
     c_next   = A c + B e     A = diag(T[1,1]) + diag(T[1,0]) Lsh diag(T[0,1])
                              B = diag(S[1])   + diag(T[1,0]) Lsh diag(S[0])
     read-out = P c + Q e     P = diag(M[1])   + diag(M[0])   Lsh diag(T[0,1])
                              Q =                diag(M[0])   Lsh diag(S[0])
 
-Corners on the right turn Lsh upper triangular, corners at the bottom take the rows in reverse.
-Corners that share the row order share every matrix product.
+For corners on the right Lsh is upper triangular; corners at the bottom process rows in reverse.
+Corners with the same row order share all matrix products.
 
-Letters: B batch, Y X rows and columns, H heads, G corners of one row order, R rows of a block,
-N = R X its nodes, K and V widths. Where several shapes mix, names of tensors end in their axes.
+Letters: B batch, Y X rows and columns, H heads, G corners of one row order, R rows per block,
+N = R X nodes per block, K V widths. Where shapes are mixed, tensor names end in their axes.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from plstm.ops.products import transition_products
 
 
 class RowMatrices(NamedTuple):
-    """The matrices of every row, (B, H, Y, G, X, X) unless said otherwise."""
+    """The matrices of every row, (B, H, Y, G, X, X) unless noted."""
 
     transition: Tensor  # A
     source: Tensor  # B
@@ -45,7 +45,7 @@ def row_matrices(
         source: (G, B, Y, X, H, 2).
         transition: (G, B, Y, X, H, 2, 2) [out, in].
         mark: (G, B, Y, X, H, 2).
-        turned: For every corner, whether its scan runs against the column axis.
+        turned: For every corner, whether its scan runs backwards along the column axis.
     """
     # unbind, not indexing: its gradient is one copy instead of a zero-filled tensor per entry.
     s0, s1 = rearrange(source, "g b y x h d -> d b h y g x").unbind()
@@ -77,7 +77,7 @@ def plstm_2d_gating(
 ) -> Tensor:
     """The gating matrix G = sum over corners of M (I - T)^-1 S, plus diag(D), (B, H, Y X, Y X).
 
-    Arguments as in `plstm_2d`; rows are read-outs, columns inputs, nodes numbered row by row.
+    Arguments as in `plstm_2d`; rows are outputs, columns are inputs, nodes are in row-major order.
     """
     num_rows, num_columns = direct.shape[1:3]
     per_corner = [x.unbind() for x in (source, transition, mark)]
@@ -113,7 +113,7 @@ def _zeros(like: Tensor, width: int) -> Tensor:
 def plstm_2d_rows(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, corners: tuple[str, ...], scale: float
 ) -> Tensor:
-    """Parallel form: gate q k^T by the whole gating matrix; shapes as in `plstm_2d`."""
+    """Parallel form: multiply q k^T by the full gating matrix; shapes as in `plstm_2d`."""
     gating = plstm_2d_gating(*gates, corners)
     q, k, v = (rearrange(x, "b y x h w -> b h (y x) w") for x in (q, k, v))
     out = ((scale * q) @ k.mT * gating) @ v
@@ -131,8 +131,8 @@ def plstm_2d_chunk(
 ) -> Tensor:
     """Chunkwise form: gating matrices inside blocks of rows, X lane states across their borders.
 
-    Memory grows linearly in Y: a block of R rows holds (R X)^2 gates and X states of K x V per
-    corner.
+    Memory grows linearly in Y: a block of R rows has (R X)^2 gating entries and X states of K x V
+    per corner.
     """
     num_rows = q.shape[1]
     blocks = [slice(y, min(y + chunk_rows, num_rows)) for y in range(0, num_rows, chunk_rows)]
@@ -162,12 +162,12 @@ def plstm_2d_chunk(
 def _cross_block(
     q: Tensor, k: Tensor, v: Tensor, row: RowMatrices, state: Tensor | None, turned: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """What a block reads of the state (B, H, X, K, V) that enters, and the one that leaves."""
+    """What a block reads from the state (B, H, X, K, V) before it, and the state after it."""
     order = slice(None, None, -1) if turned else slice(None)
     a, b, p = (x[:, :, :, 0].unbind(2)[order] for x in row[:3])
     _, leave_BHXN = lane_rows(a, b, p, prepend=turned)
     k_BHNK, v_BHNV = (rearrange(x, "b r x h w -> b h (r x) w") for x in (k, v))
-    # For every lane, the sum over nodes of leave * k v^T, as one product.
+    # For every lane, the sum over nodes of leave * k v^T as one matrix product.
     weighted_BHXKN = torch.einsum("bhxn,bhnk->bhxkn", leave_BHXN, k_BHNK)
     update = weighted_BHXKN.flatten(2, 3) @ v_BHNV
     update_BHXKV = update.unflatten(2, weighted_BHXKN.shape[2:4])

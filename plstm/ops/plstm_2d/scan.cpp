@@ -1,15 +1,15 @@
 // The grid recurrence in linear time, as a scan over K x V states, and its gradients.
 //
-// A state is cut into tiles of a few rows (keys) and up to four vectors (values). Tiles do not meet
-// until they are read, so that each of them is scanned over the whole grid on its own, and the
+// A state is split into tiles of a few rows (keys) and up to four vectors (values). Tiles are
+// independent until they are read, so each is scanned over the whole grid separately, and the
 // states of a row of nodes stay in the cache.
 //
 // Layouts: q, k (problems, Y, X, K), v (problems, Y, X, V), direct (problems, Y, X), the same for
 // gradients; gates (problems, corners, Y, X, ...) and orders as in grid.h.
-// A problem is an image and a head, a node a place (y, x) in it, a cell an entry of (problems, Y, X).
-// V must be a multiple of a vector.
+// A problem is one head of one image, a node a position (y, x) in it, a cell an entry of
+// (problems, Y, X). V must be a multiple of the vector length.
 //
-// Letters as in the definition: a0, a1 arrive at a node, c0, c1 leave it; d in front: gradient.
+// Letters as in the definition: a0, a1 arrive at a node, c0, c1 leave it; prefix d: gradient.
 
 #include <algorithm>
 #include <cstring>
@@ -21,7 +21,7 @@
 #include "native.h"
 
 #if !defined(__clang__)
-// The sums are in vectors already; reordered ones spill and lose their fused multiply-adds.
+// The sums are vectorized by hand; reordering spills registers and loses fused multiply-adds.
 #pragma GCC optimize("no-associative-math")
 #endif
 
@@ -34,10 +34,10 @@ constexpr int64_t VECTOR_BYTES = 32;
 #else
 constexpr int64_t VECTOR_BYTES = 16;
 #endif
-constexpr int64_t READ_ROWS = 16;         // of a tile of the forward pass
-constexpr int64_t GRADIENT_ROWS = 8;      // of a tile of the backward pass
-constexpr int64_t BLOCK_BYTES = 3 << 18;  // of states the backward pass keeps, for the L2 cache
-// Vectors to be summed at a node, of 8 gates and of dq and dk of each row; a multiple of the lanes.
+constexpr int64_t READ_ROWS = 16;         // per tile in the forward pass
+constexpr int64_t GRADIENT_ROWS = 8;      // per tile in the backward pass
+constexpr int64_t BLOCK_BYTES = 3 << 18;  // of states in the backward pass, fits in L2
+// Vectors to sum at a node: 8 gates, dq and dk of each row; a multiple of the lanes.
 constexpr int64_t SUMS = (8 + 2 * GRADIENT_ROWS + 15) / 16 * 16;
 
 template <typename T>
@@ -82,7 +82,7 @@ struct Sizes {
   int64_t cells() const { return problems * nodes(); }
 };
 
-// Where the numbers of a problem and a corner are.
+// Pointers to the data of a problem and a corner.
 struct Places {
   int64_t first, gates, key_width, value_width;
 
@@ -96,8 +96,8 @@ struct Places {
   int64_t value(int64_t node) const { return cell(node) * value_width; }
 };
 
-// Rows [key, key + rows) of all states of a problem and a corner, and some vectors of columns from
-// `value` on.
+// Rows [key, key + rows) of all states of a problem and a corner, and some vectors of their columns
+// from `value` on.
 template <typename T>
 struct Tile {
   Places at;
@@ -114,7 +114,7 @@ struct Tile {
 template <int N>
 using Vectors = std::integral_constant<int, N>;
 
-// Moves the tile over the states and calls run(its number of vectors).
+// Moves the tile over the states and calls run(number of vectors in the tile).
 template <typename T, typename Run>
 void each_tile(Tile<T>& tile, int64_t max_rows, Run run) {
   for (tile.key = 0; tile.key < tile.at.key_width; tile.key += max_rows) {
@@ -136,7 +136,7 @@ void each_tile(Tile<T>& tile, int64_t max_rows, Run run) {
 }
 
 // c[g] = sum_h t[g][h] a[h] + s[g] k v^T at one node and, if READ, out += (sum_h m[h] a[h])^T q.
-// What leaves may take the place of what arrives.
+// The states that leave may overwrite those that arrive.
 template <bool READ, int N, typename T>
 inline void visit(const Tile<T>& tile, int64_t node, const T* a0, const T* a1, T* c0, T* c1,
                   T* out) {
@@ -168,7 +168,7 @@ inline void visit(const Tile<T>& tile, int64_t node, const T* a0, const T* a1, T
       store(out + n * L, load(out + n * L) + g.mark[0] * read0[n] + g.mark[1] * read1[n]);
 }
 
-// out += what one tile reads. h: one state, c: a row of states.
+// out += read-out of one tile. h: one state, c: a row of states.
 template <int N, typename T>
 void read_tile(const Scan& grid, const Tile<T>& tile, T* h, T* c, T* out) {
   const int64_t state = tile.rows * N * LANES<T>;
@@ -196,8 +196,8 @@ void read_direct(const Tile<T>& all, int64_t nodes, const T* direct, T* out) {
   }
 }
 
-// out = what q reads of the recurrence with k and v. Part p of `parts` takes the corners p,
-// p + parts, ... and the p-th output; part 0 has the direct term, the other outputs must be zeros.
+// out = read-out q of the recurrence with k and v. Part p of `parts` handles the corners p,
+// p + parts, ... and the p-th output; part 0 has the direct term, the others must start at 0.
 template <typename T>
 void scan(const T* q, const T* k, const T* v, Gates<const T> gates, const T* direct, T* out,
           Sizes sizes, int64_t threads) {
@@ -224,7 +224,7 @@ struct Gradients {
   Gates<T> gates;
 };
 
-// Sums of neighbouring lanes, first those of a, then those of b.
+// Sums of neighboring lanes, first of a, then of b.
 template <typename V, size_t... I>
 inline V fold(V a, V b, std::index_sequence<I...>) {
 #if defined(__clang__)
@@ -235,7 +235,7 @@ inline V fold(V a, V b, std::index_sequence<I...>) {
 #endif
 }
 
-// The vector of the sums of the lanes of x[0], x[1], ..., if COUNT is the number of lanes.
+// The vector of the lane sums of x[0], x[1], ...; COUNT is the number of lanes.
 template <typename T, int64_t COUNT>
 inline Vector<T> sum_lanes(const Vector<T>* x) {
   if constexpr (COUNT == 1)
@@ -245,8 +245,8 @@ inline Vector<T> sum_lanes(const Vector<T>* x) {
                 std::make_index_sequence<LANES<T>>());
 }
 
-// Gradients at one node: d0, d1 are those of what leaves it, then of what arrives there.
-// sums: room for SUMS vectors.
+// Gradients at one node: d0, d1 hold those of what leaves it, then of what arrives there.
+// sums: scratch memory of SUMS vectors.
 template <int N, typename T>
 inline void visit_backward(const Tile<T>& tile, int64_t node, const T* a0, const T* a1, T* d0,
                            T* d1, const T* grad, const Gradients<T>& to, Vector<T>* sums) {
@@ -305,8 +305,8 @@ inline void visit_backward(const Tile<T>& tile, int64_t node, const T* a0, const
   }
 }
 
-// What the backward pass of a tile keeps: the states that enter every block of rows of nodes, all
-// states that arrive in one block, and the gradients that leave a node and a row.
+// What the backward pass of a tile stores: the states that enter every block of rows of nodes, all
+// states that arrive in one block, and the gradients of what leaves a node and a row.
 template <typename T>
 struct Workspace {
   static constexpr int64_t STATE = GRADIENT_ROWS * 4 * LANES<T>;
@@ -321,7 +321,7 @@ struct Workspace {
         d0(STATE), d1(sizes.columns * STATE), sums(SUMS * LANES<T>) {}
 };
 
-// Adds the gradients of what one tile reads.
+// Adds the gradients of the read-out of one tile.
 template <int N, typename T>
 void gradient_tile(const Scan& grid, const Tile<T>& tile, const T* grad, const Gradients<T>& to,
                    Workspace<T>& work) {
@@ -383,7 +383,7 @@ void direct_gradients(const Tile<T>& all, int64_t nodes, const T* direct, const 
   }
 }
 
-// Gradients of scan. Those of q, k, v have one entry per part, as the output there.
+// Gradients of scan. Those of q, k, v have one entry per part, like the output of scan.
 template <typename T>
 void scan_backward(const T* q, const T* k, const T* v, Gates<const T> gates, const T* direct,
                    const T* grad, T* dq, T* dk, T* dv, Gates<T> dgates, T* ddirect, Sizes sizes,

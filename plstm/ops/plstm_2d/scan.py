@@ -1,6 +1,6 @@
-"""Linear time on a CPU: the scan over K x V states in C++, a cache-sized tile of them at a time.
+"""Linear time on a CPU: a C++ scan over K x V states, one cache-sized tile at a time.
 
-Nothing but the inputs is kept for the backward pass, which scans again.
+The backward pass stores only the inputs and scans again.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from plstm.ops import native
 
 SOURCE = Path(__file__).with_name("scan.cpp")
-VALUE_BYTES = 64  # v is padded to a multiple, the widest vector there is
+VALUE_BYTES = 64  # v is padded to a multiple of this, the widest vector
 
 
 def forward(
@@ -26,7 +26,7 @@ def forward(
     orders: int,
     scale: float,
 ) -> Tensor:
-    """Output of the operator `grid`; shapes as there."""
+    """Output of the operator `grid`; same shapes."""
     width, v = v.shape[-1], _padded(v)
     parts = _parts(source)
     (out,) = _partial_sums(parts, v)
@@ -73,13 +73,13 @@ def _sizes(q: Tensor, v: Tensor, source: Tensor) -> tuple[int, ...]:
 
 
 def _parts(source: Tensor) -> int:
-    """Every corner on its own where there are too few images and heads to keep threads busy."""
+    """One part per corner if there are too few images and heads to keep threads busy."""
     batch, heads, corners = source.shape[:3]
     return corners if batch * heads < 4 * torch.get_num_threads() else 1
 
 
 def _partial_sums(parts: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Room for one entry per part; zeros where the kernel adds to all but the first."""
+    """Allocate one entry per part; zeros, as the kernel adds to all but the first."""
     new = torch.empty if parts == 1 else torch.zeros
     return tuple(new(parts, *x.shape, dtype=x.dtype) for x in tensors)
 

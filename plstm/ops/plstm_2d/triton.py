@@ -1,4 +1,4 @@
-"""The recurrence on a grid by Triton kernels: what fits, launch settings, operators, gradients."""
+"""Triton kernels of the recurrence on a grid: size limits, launch settings, operators."""
 
 import functools
 from typing import NamedTuple
@@ -17,19 +17,19 @@ from plstm.ops.plstm_2d.corners import scan_orders
 from plstm.ops.plstm_2d.triton_kernels import backward_kernel, read_kernel
 
 LONGEST_SIDE = 128  # of X, K and V
-MAX_ROW_BYTES = 2**15  # of the q, k or v of a row; two such rows are in shared memory at once
-PREFETCHED_ROW_BYTES = 2**13  # up to this size the next rows are loaded ahead
-READ_TILE, READ_WARPS = 64, 4  # the largest P, the warps of a program
+MAX_ROW_BYTES = 2**15  # of q, k or v per row; shared memory holds two such rows
+PREFETCHED_ROW_BYTES = 2**13  # up to this size the next rows are prefetched
+READ_TILE, READ_WARPS = 64, 4  # largest P, warps per program
 BACKWARD_TILE, BACKWARD_WARPS = 16, 8  # tiles of 32 spill up to 1376 bytes at a width of 32
-# P is cut, down to 16, until what a program owns fits in registers:
+# P is reduced, down to 16, until what a program owns fits in registers:
 TILE_STATES = 2048  # P X
-TILE_BYTES = 2**13  # of the q, k or v of the P nodes
-BACKWARD_PROGRAMS = 512  # wanted: a few for each multiprocessor
+TILE_BYTES = 2**13  # of q, k or v of the P nodes
+BACKWARD_PROGRAMS = 512  # target: a few per multiprocessor
 CORNERS = ("TOP_LEFT", "TOP_RIGHT", "BOTTOM_LEFT", "BOTTOM_RIGHT")  # in the order of `scan_orders`
 
 
 class Problem(NamedTuple):
-    """All that launches depend on; `number` is the dtype of gates and sums."""
+    """All that launches depend on; `acc_dtype` is the dtype of gates and sums."""
 
     batch: int
     rows: int
@@ -40,29 +40,29 @@ class Problem(NamedTuple):
     num_corners: int
     orders: int  # see `scan_orders`
     dtype: torch.dtype
-    number: torch.dtype
+    acc_dtype: torch.dtype
     precision: str
 
     @property
     def images(self) -> int:
-        """Images of all heads."""
+        """Images times heads."""
         return self.batch * self.heads
 
     @property
     def row_bytes(self) -> int:
-        """Of the q, k or v of a row."""
+        """Bytes of q, k or v in a row."""
         width = max(self.key_width, self.value_width)
         return block(self.columns) * block(width) * self.dtype.itemsize
 
     def tile(self, largest: int) -> int:
-        """P, the nodes that a program owns."""
+        """P, the number of nodes that a program owns."""
         width = max(self.key_width, self.value_width)
         by_states = TILE_STATES // block(self.columns)
         by_bytes = TILE_BYTES // (block(width) * self.dtype.itemsize)
         return max(kernels.SMALLEST_BLOCK, min(largest, by_states, by_bytes))
 
     def tiles(self, largest: int) -> int:
-        """Tiles of P nodes of an image."""
+        """Tiles of P nodes per image."""
         return ceil_div(self.rows * self.columns, self.tile(largest))
 
     @property
@@ -72,15 +72,16 @@ class Problem(NamedTuple):
 
 
 def problem_of(
-    q: Tensor, v: Tensor, num_corners: int, orders: int, dtype: torch.dtype, number: torch.dtype
+    q: Tensor, v: Tensor, num_corners: int, orders: int, dtype: torch.dtype, acc_dtype: torch.dtype
 ) -> Problem:
-    """Of q (B, Y, X, H, K) and v (B, Y, X, H, V), to be multiplied in `dtype`."""
-    return Problem(*q.shape, v.shape[-1], num_corners, orders, dtype, number, kernels.precision())
+    """Problem of q (B, Y, X, H, K) and v (B, Y, X, H, V), multiplied in `dtype`."""
+    sizes = (*q.shape, v.shape[-1], num_corners, orders)
+    return Problem(*sizes, dtype, acc_dtype, kernels.precision())
 
 
 def read_launch(problem: Problem, *, reverse: bool) -> Launch:
-    """Outputs; reverse: the gradient of q, in which K and V change places."""
-    x, number = problem.dtype, problem.number
+    """Outputs; reverse: the gradient of q, with K and V exchanged."""
+    x, acc_dtype = problem.dtype, problem.acc_dtype
     widths = problem.key_width, problem.value_width
     own_width, value_width = widths[::-1] if reverse else widths
     num_tiles = problem.tiles(READ_TILE)
@@ -92,14 +93,15 @@ def read_launch(problem: Problem, *, reverse: bool) -> Launch:
         "BLOCK_E": block(value_width),
     }
     return Launch(
-        read_kernel, (problem.images * num_tiles,), (x, x, x, number, number, x), sizes, constants,
+        read_kernel, (problem.images * num_tiles,),
+        (x, x, x, acc_dtype, acc_dtype, x), sizes, constants,
         num_warps=READ_WARPS, num_stages=_stages(problem),
     )  # fmt: skip
 
 
 def backward_launch(problem: Problem) -> Launch:
-    """Gradients of k, v, direct and the gates; one stage, as loads ahead take many registers."""
-    x, number = problem.dtype, problem.number
+    """Gradients of k, v, direct and the gates; one stage, as prefetching needs registers."""
+    x, acc_dtype = problem.dtype, problem.acc_dtype
     sizes = _sizes(problem) | {
         "num_tiles": problem.tiles(BACKWARD_TILE),
         "num_shares": problem.shares,
@@ -110,7 +112,7 @@ def backward_launch(problem: Problem) -> Launch:
         "BLOCK_K": block(problem.key_width),
         "BLOCK_V": block(problem.value_width),
     }
-    dtypes = (*4 * (x,), number, number, x, x, *3 * (number,))
+    dtypes = (*4 * (x,), acc_dtype, acc_dtype, x, x, *3 * (acc_dtype,))
     return Launch(
         backward_kernel, (problem.images * problem.shares,), dtypes, sizes, constants,
         num_warps=BACKWARD_WARPS, num_stages=1,
@@ -118,7 +120,7 @@ def backward_launch(problem: Problem) -> Launch:
 
 
 def launches(problem: Problem) -> list[Launch]:
-    """Those of a forward and a backward pass."""
+    """Launches of a forward and a backward pass."""
     return [
         read_launch(problem, reverse=False),
         read_launch(problem, reverse=True),
@@ -146,10 +148,10 @@ def _stages(problem: Problem) -> int:
 
 
 def supported(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether a row of the grid fits in a program: X, K, V <= 128, and 32 KiB of q, k or v.
+    """Whether a row of the grid fits in a program: X, K, V <= 128, and 32 KiB for q, k or v.
 
-    X and the widths count as the next power of two. In bfloat16 all of that fits; other dtypes are
-    taken as float32, which fits up to X = 64 at a width of 128, or 128 at 64. Y is free.
+    X and the widths are rounded up to a power of two. In bfloat16 every allowed size fits; other
+    dtypes count as float32, which fits up to X = 64 at width 128, or 128 at width 64. Y is free.
     """
     width = max(q.shape[-1], v.shape[-1])
     itemsize = operand_dtype(torch.float32, q, k, v).itemsize
@@ -160,10 +162,10 @@ def supported(q: Tensor, k: Tensor, v: Tensor) -> bool:
 def compiles(q: Tensor, k: Tensor, v: Tensor, corners: tuple[str, ...]) -> bool:
     """Whether the kernels compile for the device of q; see `plstm.ops.kernels.compiles`."""
     if torch.compiler.is_compiling():
-        return True  # a graph cannot ask; where they do not, it raises the compiler's error
+        return True  # tracing cannot test this; if they do not, compiling the graph fails
     dtype = operand_dtype(torch.float32, q, k, v)
     problem = problem_of(q, v, len(corners), scan_orders(corners), dtype, torch.float32)
-    # The compiler does not look at the other axes.
+    # The compiled code does not depend on the other axes.
     problem = problem._replace(batch=1, rows=1, heads=1)
     return _compiles(problem, q.device)
 
@@ -184,7 +186,7 @@ def _forward(
     direct: Tensor,
     orders: int,
 ) -> Tensor:
-    """Shapes as in `plstm_2d`; `orders` of `scan_orders`."""
+    """Shapes as in `plstm_2d`; `orders` from `scan_orders`."""
     problem = problem_of(q, v, source.shape[0], orders, q.dtype, source.dtype)
     out = torch.empty_like(v)
     gates = _pack(source, transition, mark), _by_head(direct)
@@ -231,9 +233,9 @@ def _(grad: Tensor, *args: Tensor | int) -> tuple[Tensor, ...]:
 
 
 def _pack(source: Tensor, transition: Tensor, mark: Tensor) -> Tensor:
-    """Gates as the kernels read them, (B, H, C, Y, 8, X), with zeros up to the side of a tile.
+    """Gates in the layout of the kernels, (B, H, C, Y, 8, X), padded with zeros to the tile side.
 
-    The distance of the gates of a row is a constant to the compiler: one address serves them all.
+    The distance between the gates of a row is a compile-time constant, so one address serves all.
     """
     gates = rearrange(
         torch.cat([source, transition.flatten(-2), mark], -1), "c b y x h g -> b h c y g x"
@@ -243,9 +245,9 @@ def _pack(source: Tensor, transition: Tensor, mark: Tensor) -> Tensor:
 
 
 def _unpack(gates: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Source, transition and mark of `_pack`."""
+    """Inverse of `_pack`: source, transition and mark."""
     gates = rearrange(gates[..., :columns], "b h c y g x -> c b y x h g")
-    # Clones, for outputs of an operator must not share memory, as contiguous parts would.
+    # Clones, because outputs of an operator must not share memory.
     copies = (x.clone(memory_format=torch.contiguous_format) for x in gates.split((2, 4, 2), -1))
     source, transition, mark = copies
     return source, transition.unflatten(-1, (2, 2)), mark
@@ -273,8 +275,8 @@ def plstm_2d_triton(
 ) -> Tensor:
     """Parallel form that never writes a gating matrix; shapes as in `plstm_2d`.
 
-    Products are of bfloat16 numbers if q, k and v are bfloat16. Sums and recurrences, and in all
-    other cases products, are of float32, or float64 (for tests) if any input is.
+    If q, k and v are bfloat16, their products are in bfloat16. Sums and recurrences, and otherwise
+    also products, are in float32, or in float64 (for tests) if any input is.
 
     Raises:
         ValueError: a row of the grid does not fit in a program, see `supported`.
@@ -285,9 +287,9 @@ def plstm_2d_triton(
             f"{MAX_ROW_BYTES} bytes of q, k or v in a row, got X={q.shape[2]}, K={q.shape[-1]}, "
             f'V={v.shape[-1]} in {v.dtype}; use backend "auto"'
         )
-    number = accumulation_dtype(q, k, v, *gates)
-    source, transition, mark, direct = (x.to(number) for x in gates)
-    dtype = operand_dtype(number, q, k, v)
-    # Linear in mark and direct, so the factor on the output goes into them.
+    acc_dtype = accumulation_dtype(q, k, v, *gates)
+    source, transition, mark, direct = (x.to(acc_dtype) for x in gates)
+    dtype = operand_dtype(acc_dtype, q, k, v)
+    # The output is linear in mark and direct, so scale multiplies them.
     inputs = (*(x.to(dtype) for x in (q, k, v)), source, transition, scale * mark, scale * direct)
     return _forward(*(x.contiguous() for x in inputs), scan_orders(corners))

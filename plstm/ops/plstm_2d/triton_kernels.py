@@ -1,25 +1,25 @@
-"""Triton kernels of the recurrence on a grid: gating weights are made, used and dropped row by row.
+"""Triton kernels of the recurrence on a grid: gating weights are computed row by row.
 
-Fix a tile of P input nodes. Their weights on the edges of the grid (a_0 on the edge that enters a
-node along x, a_1 along y, P numbers each) follow the recurrence itself, row after row:
+Take a tile of P input nodes. Their weights on the edges of the grid (a_0 on the edge that enters a
+node along x, a_1 along y, P numbers each) follow the recurrence itself, row by row:
 
     a_0[x + 1] = T[0,0] a_0[x] + (T[0,1] a_1[x] + S[0] here[x])     a scan along the row
     a_1 below  = T[1,0] a_0 + T[1,1] a_1 + S[1] here                the state of the next row
     G          = M[0] a_0 + M[1] a_1                                gating weights of the P inputs
 
 with here[x] = 1 where the node is the input itself. Only a_1 is kept between rows, in registers.
-With S and M exchanged, T transposed and the walk reversed, the same steps give the weights from all
-nodes to a tile of P *outputs*. So a program that owns outputs needs nobody else's sums, and neither
-does one that owns inputs; no two programs add to one place, hence the same bits at every run.
+With S and M exchanged, T transposed and the scan reversed, the same steps give the weights from all
+nodes to a tile of P *outputs*. So a program that owns outputs or inputs needs no sums of other
+programs. No two programs add to the same address, so results are deterministic.
 
     read_kernel      owns P outputs: out = (q k^T * G) v; the gradient of q, of the same form
-    backward_kernel  owns P inputs: gradients of k, v, direct; its part of those of the gates
+    backward_kernel  owns P inputs: gradients of k, v, direct; a part of those of the gates
 
-A program adds up the four corners; two that share the order of rows share q k^T. No gating matrix
-is written and memory is linear in the number of nodes N = Y X: beside inputs and outputs there are
+A program sums the four corners; two with the same row order share q k^T. No gating matrix
+is written and memory is linear in the number of nodes N = Y X: beside inputs and outputs it holds
 the eight gates per corner and node, and in the backward pass, for each of its at most 512 + B H
 programs, the a_1 of one tile in every row (2 P N numbers) and its part of the gradient of the
-gates (8 C N); N counts the padded rows here.
+gates (8 C N); here N counts padded rows.
 Gates are only multiplied and added, so zero and negative ones are exact, in the gradients too.
 
 Operations per pair of nodes and head: 2 (K + V) in the forward pass and 6 (K + V) in the backward
@@ -39,7 +39,7 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def _dot(a, b, PRECISION: tl.constexpr):
-    if _INTERPRETED and a.dtype == tl.bfloat16:  # its products of bfloat16 matrices are wrong
+    if _INTERPRETED and a.dtype == tl.bfloat16:  # whose bfloat16 matrix products are wrong
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision=PRECISION)
 
@@ -49,9 +49,9 @@ def _compose(
     factor, state, factor_before, state_before,
     next_factor, next_state, next_factor_before, next_state_before,
 ):  # fmt: skip
-    """Two adjoining stretches of a row, each an affine map of the state that enters it.
+    """Compose the affine maps of two adjoining stretches of a row on the state that enters them.
 
-    The first pair of a stretch maps to the state behind its last node, the second in front of it.
+    The first pair of a stretch maps to the state after its last node, the second before that node.
     """
     return (
         next_factor * factor,
@@ -63,7 +63,7 @@ def _compose(
 
 @triton.jit
 def _step(entering, new_0, new_1, t00, t01, t10, t11, LEFTWARD: tl.constexpr):
-    """One row of the recurrence: `entering` is a_1, `new_0` and `new_1` what nodes add, all (P, X).
+    """One row of the recurrence: `entering` is a_1, nodes add `new_0` and `new_1`, all (P, X).
 
     Returns:
         a_0 and the a_1 of the next row, (P, X).
@@ -94,8 +94,8 @@ def _load_gates(gates, corner, y, num_rows, x, BLOCK_X: tl.constexpr):
 def _add_to_gate(row, terms):
     """Add `terms`, (P, X), summed over the owned nodes, to the gradient of one gate in one row.
 
-    Several threads hold the same sum: of an atomic operation one of them is left, of a load and a
-    store all load. No other program adds to this place, so the order of the sums is fixed.
+    Several threads hold the same sum. An atomic addition is deduplicated, while a load and a store
+    would be done by all. No other program adds to this address, so the order of the sums is fixed.
     """
     tl.atomic_add(row, tl.sum(terms, 0), sem="relaxed", scope="cta")
 
@@ -124,7 +124,7 @@ def _store_vectors(base, nodes, inside, heads, tile, WIDTH: tl.constexpr, BLOCK:
 def _read_step(
     entering, here, gates, corner, y, num_rows, x, LEFTWARD: tl.constexpr, BLOCK_X: tl.constexpr
 ):
-    """One row of the transposed recurrence: its gating weights onto the outputs, and the state."""
+    """One row of the transposed recurrence: its gating weights to the outputs, and the state."""
     s0, s1, t00, t01, t10, t11, m0, m1 = _load_gates(gates, corner, y, num_rows, x, BLOCK_X)
     along, leaving = _step(entering, m0 * here, m1 * here, t00, t10, t01, t11, LEFTWARD)
     return s0 * along + s1 * entering, leaving
@@ -140,7 +140,7 @@ def _read_walk(
 ):  # fmt: skip
     """Add to `out` what the owned outputs read in `count` rows of nodes, from row `first` on.
 
-    LEFT and RIGHT are the numbers of the corners whose walk goes that way along the row, or -1.
+    LEFT and RIGHT are the indices of the corners that go that way along the row, or -1.
     """
     x = tl.arange(0, BLOCK_X)
     inside = x < num_columns
@@ -201,7 +201,7 @@ def read_kernel(
             num_rows, num_columns, heads, TOP_LEFT, TOP_RIGHT, True,
             D, E, P, BLOCK_X, BLOCK_D, BLOCK_E, PRECISION,
         )  # fmt: skip
-        direct_tile = tl.zeros_like(direct_tile)  # counted
+        direct_tile = tl.zeros_like(direct_tile)  # already added
     if BOTTOM_LEFT >= 0 or BOTTOM_RIGHT >= 0:
         result = _read_walk(
             result, own_tile, nodes, direct_tile, other, value, gates, top, num_rows - top,
@@ -216,7 +216,7 @@ def _spread_step(
     entering, here, gates, states, corner, y, num_rows, x,
     LEFTWARD: tl.constexpr, P: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
-    """Keep the state that enters a row, and return the one that leaves it."""
+    """Store the state that enters a row, and return the state of the next row."""
     tl.store(_state_row(states, y, x, P, BLOCK_X), entering)
     s0, s1, t00, t01, t10, t11, _, _ = _load_gates(gates, corner, y, num_rows, x, BLOCK_X)
     _, leaving = _step(entering, s0 * here, s1 * here, t00, t01, t10, t11, LEFTWARD)
@@ -234,7 +234,7 @@ def _load_step(
     here, gates, states, corner, y, num_rows, x,
     LEFTWARD: tl.constexpr, P: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
-    """The kept states that enter a row, a_0 and a_1, and the gating weights of the row, (P, X)."""
+    """The stored states that enter a row, a_0 and a_1, and its gating weights, (P, X)."""
     down = tl.load(_state_row(states, y, x, P, BLOCK_X))
     s0, s1, t00, t01, t10, t11, m0, m1 = _load_gates(gates, corner, y, num_rows, x, BLOCK_X)
     along, _ = _step(down, s0 * here, s1 * here, t00, t01, t10, t11, LEFTWARD)
@@ -279,9 +279,9 @@ def _backward_walk(
     BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Spread the owned inputs over `count` rows from row `first` on, and take the gradients back.
+    """Run the owned inputs over `count` rows from row `first` on, then back for the gradients.
 
-    LEFT and RIGHT are the numbers of the corners whose scan goes that way along the row, or -1.
+    LEFT and RIGHT are the indices of the corners that go that way along the row, or -1.
     """
     x = tl.arange(0, BLOCK_X)
     inside = x < num_columns
@@ -298,9 +298,9 @@ def _backward_walk(
             right = _spread_step(
                 right, here, gates, right_states, RIGHT, y, num_rows, x, False, P, BLOCK_X,
             )  # fmt: skip
-    tl.debug_barrier()  # other threads of the program may read back what one has kept
+    tl.debug_barrier()  # threads may read states that other threads stored
 
-    left = tl.zeros((P, BLOCK_X), gates.dtype.element_ty)  # from here on gradients of states
+    left = tl.zeros((P, BLOCK_X), gates.dtype.element_ty)  # from here on: gradients of states
     right = tl.zeros((P, BLOCK_X), gates.dtype.element_ty)
     for back in range(count):
         step = count - 1 - back
@@ -350,10 +350,10 @@ def backward_kernel(
     BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of k, v and direct, and this program's share of those of the gates.
+    """Gradients of k, v and direct, and this program's part of those of the gates.
 
-    A program owns every num_shares-th tile of P inputs of one head, one tile after the other, and
-    for itself alone one gradient of the gates of that head and the states of one tile.
+    A program handles every num_shares-th tile of P inputs of one head, one after the other, with
+    its own gradient of the gates of that head and its own states of one tile.
     """
     program = tl.program_id(0).to(tl.int64)
     num_nodes = num_rows * num_columns
@@ -388,8 +388,8 @@ def backward_kernel(
                 TOP_RIGHT, TOP_LEFT, False, True,
                 K, V, P, BLOCK_X, BLOCK_K, BLOCK_V, PRECISION,
             )  # fmt: skip
-            direct_tile = tl.zeros_like(direct_tile)  # counted
-            tl.debug_barrier()  # the next walk keeps its states in the same place
+            direct_tile = tl.zeros_like(direct_tile)  # already added
+            tl.debug_barrier()  # the next walk reuses the memory of the states
         if BOTTOM_LEFT >= 0 or BOTTOM_RIGHT >= 0:
             to_k, to_v, to_direct = _backward_walk(
                 to_k, to_v, to_direct, k_tile, v_tile, nodes, direct_tile, q, out_grad,

@@ -33,16 +33,16 @@ def plstm_dag(
     scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Run the pLSTM recurrence over a DAG, or over a packed batch of DAGs.
+    """Linear recurrence over the edges of a DAG, or of a packed batch of DAGs.
 
-    Every edge e carries a state C_e per head; a node reads its incoming edges, and itself through
-    direct:
+    Every edge e carries a state C_e per head. A node reads its incoming edges, and its own input
+    through direct:
 
         C_e = sum_{e' into src(e)} T[e,e'] C_e' + S[e] k_src(e) v_src(e)^T
         y_n = scale * ( sum_{e into n} M[e] C_e^T q_n + D[n] (q_n . k_n) v_n )
 
-    with S = source, T = transition, M = mark, D = direct. All gates are activated numbers of any
-    sign.
+    with S = source, T = transition, M = mark, D = direct. Gates are values after any activation, of
+    any sign.
 
     Args:
         q: Queries, (N, H, K).
@@ -52,25 +52,25 @@ def plstm_dag(
         transition: Factor from the incoming to the outgoing edge of every pair, (A, H).
         mark: Factor from each incoming edge to the output of its node, (E, H).
         direct: Factor from the input to the output of the same node, (N, H).
-        graph: Edges and pairs with N, E and A of the arrays above.
+        graph: The DAG, with N nodes, E edges and A pairs of consecutive edges.
         scale: Factor on the output, K^(-1/2) if None.
         backend: "naive" (loop over edges, the definition), "levels" (recurrent form, memory linear
-            in N), "reach" (parallel form on the pairs of nodes that a path joins) or "auto" (by
-            size; "levels" in what torch.compile or torch.export traces, unless the graph carries
-            its plan, as batches of `plstm.graph.batching` do).
+            in N), "reach" (parallel form on the pairs of nodes joined by a path) or "auto" (by
+            size; under torch.compile and torch.export "levels", unless the graph carries its plan,
+            as batches of `plstm.graph.batching` do).
 
     Returns:
         Outputs, (N, H, V), in v's dtype; computed in float32 or wider.
 
     Raises:
-        ValueError: shapes disagree with each other or with the graph, different devices, unknown
-            backend.
-        NotImplementedError: gradients are differentiated again; "naive" can, and torch.func under
-            "auto"; or "reach" under torch.func.
+        ValueError: shapes disagree with each other or with the graph, devices differ, or the
+            backend is unknown.
+        NotImplementedError: gradients are differentiated again, except with "naive", or torch.func
+            and "auto"; or "reach" under torch.func.
 
     Source:
-        arXiv 2506.11997; the linear system over the line graph and its batching are worked out
-        here.
+        arXiv 2506.11997; the linear system over the line graph and its batching are our
+        derivation.
     """
     sizes = check_shapes(
         "plstm_dag",
@@ -97,7 +97,7 @@ def plstm_dag(
 
 
 def choose_backend(graph: LineGraph, qk_dim: int, v_dim: int) -> str:
-    """Pick "reach" if it pays, else "levels", which differentiates in every way."""
+    """Choose "reach" if it is faster, else "levels", which supports all derivatives."""
     if transformed():
         return "levels"
     planning = not torch.compiler.is_compiling() and graph.device.type != "meta"

@@ -8,7 +8,7 @@ from plstm.graph.plans import LevelPlan
 from plstm.ops.derivatives import first_derivatives_only, transformed
 from plstm.ops.gates import Gates
 
-_CHUNK = 2**22  # numbers in a temporary of the transition gradient
+_CHUNK = 2**22  # elements of a temporary of the transition gradient
 
 
 def plstm_dag_levels(
@@ -43,7 +43,7 @@ def _level_plan(graph: LineGraph) -> LevelPlan:
 
 @torch.library.custom_op("plstm::dag_level_plan", mutates_args=())
 def _sorted_by_level(outgoing: Tensor, edge_level: Tensor) -> tuple[Tensor, Tensor]:
-    """The tensors of a LevelPlan; torch.compile needs their shapes without looking at levels."""
+    """The tensors of a LevelPlan; an operator, as torch.compile cannot read the levels."""
     level, order = edge_level[outgoing].sort(stable=True)
     counts = level.unique_consecutive(return_counts=True)[1].cpu()
     sizes = torch.zeros(edge_level.shape, dtype=torch.int64)
@@ -90,7 +90,7 @@ def _propagate_backward(
     sizes: Tensor,
     backwards: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The same recurrence in the other direction, then a product of states per pair."""
+    """The same recurrence backwards, then a product of states per pair."""
     adjoint = _propagate(grad, transition, outgoing, incoming, order, sizes, not backwards)
     transition_grad = torch.empty_like(transition, memory_format=torch.contiguous_format)
     step = max(1, _CHUNK // max(1, states.shape[1:].numel()))
@@ -122,6 +122,6 @@ _propagate.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _groups(order: Tensor, sizes: Tensor, backwards: bool) -> list[Tensor]:
-    """Pairs of one level after the other."""
+    """Pairs of each level, in topological order."""
     groups = order.split(sizes[sizes > 0].tolist())
     return list(reversed(groups)) if backwards else list(groups)

@@ -1,4 +1,4 @@
-"""The definition: one edge after another in topological order."""
+"""The definition: a loop over edges in topological order."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
-"""Sparse parallel form: the gating matrix at those pairs of nodes only that a path joins.
+"""Sparse parallel form: the gating matrix only at pairs of nodes joined by a path.
 
-Letters: R entries (pairs of edges that a path joins), P pairs of nodes.
+Letters: R entries (pairs of edges joined by a path), P pairs of nodes.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from plstm.graph.line_graph import LineGraph
 from plstm.ops.derivatives import first_derivatives_only
 from plstm.ops.gates import Gates
 
-_CHUNK = 2**19  # numbers in a temporary of the read-out, so that it stays in the cache of a core
+_CHUNK = 2**19  # elements of a temporary of the read-out, so that it stays in cache
 
 
 def plstm_dag_reach(
@@ -34,7 +34,7 @@ def plstm_dag_reach(
 
 @torch.library.custom_op("plstm::dag_paths", mutates_args=())
 def _paths(transition: Tensor, entries: Tensor, products: Tensor, sizes: Tensor) -> Tensor:
-    """Entries of (I - T)^-1: the sum over paths of the product of transitions, (R, H)."""
+    """Entries of (I - T)^-1: sums over paths of products of transitions, (R, H)."""
     early, late, _ = entries
     paths = (early == late).to(transition)[:, None].repeat(1, transition.shape[1])
     for pair, before, target in _levels(products, sizes):
@@ -85,7 +85,7 @@ def _levels(products: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tenso
 
 @torch.library.custom_op("plstm::dag_read", mutates_args=())
 def _read(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, nodes: Tensor) -> Tensor:
-    """y[dst] += gates (q[dst] . k[src]) v[src] over pairs of nodes; keeps no rows per pair."""
+    """y[dst] += gates (q[dst] . k[src]) v[src] over pairs of nodes; stores nothing per pair."""
     out = torch.zeros_like(v, memory_format=torch.contiguous_format)
     for weight, (src, dst) in _chunks(gates, nodes, k, v):
         score = _dot(q.index_select(0, dst), k.index_select(0, src)) * weight

@@ -1,7 +1,7 @@
-// Scores times the gating matrix of a grid, and gradients. The matrix is the recurrence with one
-// number per edge and source where plstm_2d has a K x V state.
+// Scores times the gating matrix of a grid, and gradients. The matrix follows the recurrence of
+// plstm_2d with one number per edge and source node in place of a K x V state.
 //
-// A problem is an image and a head. Gates (problems, corners, ...) and orders as in grid.h.
+// A problem is one head of one image. Gates (problems, corners, ...) and orders as in grid.h.
 
 #include <algorithm>
 #include <memory>
@@ -11,7 +11,7 @@
 
 namespace {
 
-// What the edges carry of every source: along the current row, and down every column.
+// Weight of every source node on the edges: along the current row, and down every column.
 template <typename T>
 struct Lanes {
   int64_t down_size;
@@ -23,7 +23,7 @@ struct Lanes {
   void clear() { std::fill(down.get(), down.get() + down_size, T(0)); }
 };
 
-// Visits every node with the lanes that arrive there, then takes them through its transition.
+// Visits every node with the lanes that arrive there, then applies its transition.
 template <typename T, typename Visit>
 void scan_forward(const Scan& scan, Gates<const T> gates, Lanes<T>& lanes, Visit visit) {
   lanes.clear();
@@ -49,8 +49,8 @@ void scan_forward(const Scan& scan, Gates<const T> gates, Lanes<T>& lanes, Visit
   }
 }
 
-// out (N, N) += what every node reads of every source. If KEEP, arrived (N, 2, N) becomes what
-// arrives at every node.
+// out (N, N) += what every node reads from every source node. If KEEP, writes what arrives at every
+// node to arrived (N, 2, N).
 template <bool KEEP, typename T>
 void add_reads(const Scan& scan, Gates<const T> gates, T* out, Lanes<T>& lanes, T* arrived) {
   const int64_t nodes = scan.nodes();
@@ -67,7 +67,7 @@ void add_reads(const Scan& scan, Gates<const T> gates, T* out, Lanes<T>& lanes, 
                });
 }
 
-// Fills the gradients of the gates from that of the matrix (N, N). On the way back the lanes carry
+// Writes the gradients of the gates, given that of the matrix (N, N). Backwards, the lanes carry
 // the gradients of what leaves a node.
 template <typename T>
 void gradients(const Scan& scan, Gates<const T> gates, const T* grad, Gates<T> grad_gates,
@@ -108,7 +108,7 @@ void gradients(const Scan& scan, Gates<const T> gates, const T* grad, Gates<T> g
   }
 }
 
-// A matrix with the direct gates on its diagonal.
+// Initializes a matrix with the direct gates on its diagonal.
 template <typename T>
 void start(T* matrix, const T* direct, int64_t nodes) {
   std::fill(matrix, matrix + nodes * nodes, T(0));
@@ -138,7 +138,7 @@ void gate(Gates<const T> gates, const T* direct, T* scores, int64_t problems, in
   });
 }
 
-// scores as in `gate`; grad (problems, N, N), the gradient of its result, becomes that of scores.
+// scores as in `gate`; replaces grad (problems, N, N), of its result, by the gradient of scores.
 template <typename T>
 void gate_backward(Gates<const T> gates, const T* direct, T* scores, T* grad, Gates<T> grad_gates,
                    T* grad_direct, int64_t problems, int64_t corners, int64_t rows,

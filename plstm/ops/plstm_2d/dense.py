@@ -1,9 +1,9 @@
-"""Whole form on a CPU: a C++ scan over scalars gates the scores, a few heads at a time.
+"""Parallel form on a CPU: a C++ scan computes the gating matrices of a few heads at a time.
 
-Nothing of size (Y X)^2 is kept: a part of the heads is gated while its matrices are in the cache,
-and the backward pass makes them again.
+Nothing of size (Y X)^2 is stored: the matrices of these heads multiply the scores while they are in
+the cache, and the backward pass recomputes them.
 
-Letters: P problems (an image and a head), N nodes of the grid, G corners.
+Letters: P problems (one head of one image), N nodes of the grid, G corners.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from plstm.ops import native
 
-SOURCE = Path(__file__).with_name("gating.cpp")
-PART_ENTRIES = 2**19  # of a matrix made at once, 2 MiB in float32: it stays in the cache
+SOURCE = Path(__file__).with_name("dense.cpp")
+PART_ENTRIES = 2**19  # matrix entries at a time, 2 MiB in float32: they stay in the cache
 
 
 def forward(
@@ -29,7 +29,7 @@ def forward(
     orders: int,
     scale: float,
 ) -> Tensor:
-    """Output of the operator `grid`; shapes as there."""
+    """Output of the operator `grid`; same shapes."""
     out = torch.empty_like(v)
     q, k, v, read = (_by_problem(x) for x in (q, k, v, out))
     gates = [x.flatten(0, 1) for x in (source, transition, mark, direct)]
@@ -64,7 +64,7 @@ def backward(
         s, ds = scores[:count], dscores[:count]
         _product(q[part], k[part].mT, s, scale)
         torch.bmm(grad[part], v[part].mT, out=ds)
-        # From scores and the gradient of gated scores to gated scores and the gradient of scores.
+        # Replaces scores by gated scores, and the gradient of gated scores by that of scores.
         gates = [x[part] for x in of_gates]
         operands = *gates[:4], s, ds, *gates[4:]
         native.call(SOURCE, "gate_backward", *operands, *_sizes(source, count), orders)
@@ -75,7 +75,7 @@ def backward(
 
 
 def _by_problem(x: Tensor) -> Tensor:
-    """The same numbers (B, H, Y, X, W) as (P, N, W)."""
+    """View (B, H, Y, X, W) as (P, N, W)."""
     return x.flatten(2, 3).flatten(0, 1)
 
 
@@ -90,7 +90,7 @@ def _sizes(source: Tensor, problems: int) -> tuple[int, ...]:
 
 
 def _matrices(q: Tensor, count: int) -> Iterator[Tensor]:
-    """Room for `count` matrices of one part, (p, N, N) each."""
+    """Allocate `count` matrices of one part, (p, N, N) each."""
     nodes = q.shape[1]
     return (q.new_empty(_part_size(q), nodes, nodes) for _ in range(count))
 
@@ -103,6 +103,6 @@ def _parts(q: Tensor) -> Iterator[tuple[slice, int]]:
 
 
 def _part_size(q: Tensor) -> int:
-    """Problems at once, 1 or more: what fits, but at least one per thread."""
+    """Problems at a time: as many as fit, but at least one per thread."""
     fitting = PART_ENTRIES // q.shape[1] ** 2
     return max(1, min(q.shape[0], max(torch.get_num_threads(), fitting)))
