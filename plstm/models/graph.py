@@ -20,7 +20,7 @@ class GraphModel(Pretrained, nn.Module):
 
     The direction flips after each pass through the list of mixers: with mixers [P, D] and depth 4
     the blocks are P, D along the DAG and P, D along its reverse; with [P] every other block is
-    reversed.
+    reversed. Bidirectional mixers run in both directions in every block.
 
     Args:
         in_dim: Width of the node features.
@@ -38,7 +38,7 @@ class GraphModel(Pretrained, nn.Module):
         per_node: Read out every node instead of every graph; `pooling` is ignored.
         feed_forward_ratio: Hidden width of the feed-forward parts relative to dim; 0 for none.
         dropout: Dropout on the branches of the blocks and in the head.
-        pooling: "mean" or "sum" over the nodes of a graph.
+        pooling: "mean" or "sum" over the nodes of a graph, or "both" side by side.
 
     Raises:
         ValueError: no mixers, depth < 1, unknown pooling.
