@@ -6,9 +6,10 @@ writes to the folder, from a checkpoint that was read as weights only,
 
     config.json, model.safetensors   the net, for plstm.models.Pretrained.from_pretrained
     task.json      what else the checkpoint knows: alphabet, class names, units of the outputs, ...
-    model.pt2      its computation on a CPU by torch.export, with open batch, length and image size;
-                   torch.export.load reads it after `import plstm`, which brings our operators
-    model.onnx     the same for ONNX, if all operators of the net have a form there
+    model.pt2      its computation on a CPU by torch.export, with dynamic batch size, length and
+                   image size; torch.export.load reads it after `import plstm`, which registers our
+                   operators
+    model.onnx     the same for ONNX, if ONNX has all operators of the net
 
 Every file is read again, run at another size, and compared with the net.
 """
@@ -32,7 +33,7 @@ from plstm.models.pretrained import TRUSTED, WEIGHTS, build_net
 from tasks.checkpoint_file import read_checkpoint
 
 PROGRAM, ONNX, TASK = "model.pt2", "model.onnx", "task.json"
-LENGTH, PATCHES = 100, (5, 7)  # traced where the size stays open
+LENGTH, PATCHES = 100, (5, 7)  # of the inputs that are traced, unless --size says otherwise
 LARGEST_ERROR = 1e-3  # of the largest output
 
 
@@ -41,7 +42,7 @@ class Inputs(NamedTuple):
 
     traced: Tensor
     compared: Tensor
-    open_axes: dict[int, Dim]  # in which the two differ
+    dynamic: dict[int, Dim]  # axes in which the two differ
 
 
 def main(arguments: list[str]) -> None:
@@ -66,7 +67,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--size",
         type=int,
         nargs="+",
-        help="length, or height and width in pixels, for nets that torch.export ties to one size",
+        help="length, or height and width in pixels, of the input that is traced; matters to nets "
+        "that torch.export can trace for one size only",
     )
     parser.add_argument(
         "--trust",
@@ -126,9 +128,9 @@ def write(
         ValueError: a file computes something else than the net; no such size.
     """
     inputs = make_inputs(net, size)
+    net.save_pretrained(folder)
     for name in (PROGRAM, ONNX):  # of a net that was there before
         (folder / name).unlink(missing_ok=True)
-    net.save_pretrained(folder)
     (folder / TASK).write_text(json.dumps(task, indent=2), "utf-8")
     back = type(net).from_pretrained(folder, trusted=[*TRUSTED, *trust])
     if inputs is None:
@@ -181,17 +183,17 @@ def _checked(size: Sequence[int], axes: int) -> Sequence[int]:
 
 @torch.no_grad()
 def _trace(net: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs, str]:
-    """Trace a net with as many open sizes as it allows: program, what to compare, open sizes."""
+    """Trace a net with dynamic sizes if it allows: program, what to compare, sizes in words."""
 
     def trace(inputs: Inputs) -> ExportedProgram:
-        return torch.export.export(net, (inputs.traced,), dynamic_shapes=(inputs.open_axes,))
+        return torch.export.export(net, (inputs.traced,), dynamic_shapes=(inputs.dynamic,))
 
     try:
         return trace(inputs), inputs, "any batch and size"
     except Exception as error:  # the compiler has errors of many kinds
         reason = _first_line(error)
     more = torch.cat([inputs.traced, inputs.traced[:1]])
-    inputs = Inputs(inputs.traced, more, {0: inputs.open_axes[0]})
+    inputs = Inputs(inputs.traced, more, {0: inputs.dynamic[0]})
     fixed = " x ".join(map(str, more.shape[1:]))
     return trace(inputs), inputs, f"any batch, but {fixed} only (--size changes that): {reason}"
 
