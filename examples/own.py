@@ -1,4 +1,4 @@
-"""A mixer, a net and a task of one's own, named by class path in examples/own.yaml."""
+"""A custom mixer, net and task, used by class path in examples/own.yaml."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ class RunningMean(nn.Module):
     """A causal mixer: projects the mean of all inputs up to a position.
 
     Args:
-        dim: Model width; what else a mixer takes stands in the config.
+        dim: Model width; the config sets other arguments.
     """
 
     def __init__(self, dim: int) -> None:
@@ -20,7 +20,7 @@ class RunningMean(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def reset_parameters(self) -> None:
-        """Draw new initial values; the nets call it."""
+        """Initialize the parameters; the nets call it."""
         self.proj.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,10 +31,10 @@ class RunningMean(nn.Module):
 
 
 class SmallNet(nn.Module):
-    """A net: logits (B, L, out_dim) of tokens (B, L). The data give it the two sizes.
+    """A net that maps tokens (B, L) to logits (B, L, out_dim). The data define the sizes.
 
     Args:
-        in_dim: Size of the vocabulary.
+        in_dim: Vocabulary size.
         out_dim: Number of classes.
         dim: Width.
     """

@@ -1,4 +1,4 @@
-"""How accuracy depends on the position of the label in a sequence."""
+"""Plot of accuracy against the position of the label in a sequence."""
 
 from collections.abc import Mapping
 
@@ -7,16 +7,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-BINS = 64  # points of a curve, at most
+BINS = 64  # maximum points per curve
 
 
 def accuracy_by_length(results: Mapping[str, tuple[Tensor, Tensor]], trained: int) -> Figure:
-    """Accuracy of the labels over their position, and of all labels of a sequence up to there.
+    """Accuracy of the labels by position, and of all labels of a sequence up to that position.
 
     Args:
-        results: Whether each prediction is right, and where there is a label, both (B, L), for
-            every set by name.
-        trained: Greatest length in training.
+        results: For every set by name, whether each prediction is correct and where labels are,
+            both (B, L).
+        trained: Longest training length.
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -35,7 +35,7 @@ def accuracy_by_length(results: Mapping[str, tuple[Tensor, Tensor]], trained: in
 
 
 def _curve(axes: Axes, name: str, right: Tensor, labelled: Tensor) -> None:
-    """Mean of `right` over the labels of every bin of positions, at the mean of the positions."""
+    """Mean of `right` over the labels in every bin of positions, and the mean position."""
     length = right.shape[1]
     position = torch.arange(length).expand_as(right)[labelled]
     width = -(-length // BINS)

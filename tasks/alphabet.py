@@ -1,4 +1,4 @@
-"""Characters and their numbers."""
+"""Characters and their indices."""
 
 from collections import Counter
 
@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 2**20  # characters encoded at once
-SHOWN = 8  # unknown characters that a message names
+BLOCK = 2**20  # characters encoded at a time
+SHOWN = 8  # unknown characters listed in a message
 
 
 class Alphabet:
@@ -30,7 +30,7 @@ class Alphabet:
         return len(self.characters)
 
     def encode(self, text: str) -> Tensor:
-        """Numbers of all characters, (len(text),), int64.
+        """Indices of all characters, (len(text),), int64.
 
         Raises:
             ValueError: a character is not in the alphabet.
@@ -44,9 +44,9 @@ class Alphabet:
         return tokens.long()
 
     def encode_known(self, text: str) -> tuple[Tensor, Counter[str]]:
-        """Numbers of the characters that are in the alphabet, and how often others occur.
+        """Indices of the characters in the alphabet, and counts of the others.
 
-        The numbers take one byte each in an alphabet of up to 256 characters, four otherwise.
+        An index takes one byte in an alphabet of up to 256 characters, four otherwise.
         """
         dtype = torch.uint8 if len(self) <= 256 else torch.int32
         tokens, unknown = [torch.empty(0, dtype=dtype)], Counter()
@@ -59,12 +59,12 @@ class Alphabet:
         return torch.cat(tokens), unknown
 
     def decode(self, tokens: Tensor) -> str:
-        """Characters of tokens (L,)."""
+        """Text of tokens (L,)."""
         return "".join(self.characters[token] for token in tokens.tolist())
 
 
 def describe(unknown: Counter[str]) -> str:
-    """Unknown characters in words, the most frequent first: 'é' (2 times)."""
+    """Describe unknown characters, most frequent first: 'é' (2 times)."""
     parts = [f"{character!r} ({count} times)" for character, count in unknown.most_common(SHOWN)]
     rest = len(unknown) - len(parts)
     return ", ".join(parts) + (f" and {rest} other characters" if rest > 0 else "")

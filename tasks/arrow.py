@@ -1,7 +1,8 @@
-"""Arrow pointing: does the ray of the arrow meet the circle?
+"""Arrow pointing: does the ray of the arrow hit the circle?
 
-The answer needs long range: arrow and circle are small and far apart, and the extrapolation sets
-put the same shapes on larger canvases, farther apart than any training image.
+The task needs long-range interactions: arrow and circle are small and far apart, and the
+extrapolation sets put shapes of the same size on larger canvases, at distances never seen in
+training.
 """
 
 import math
@@ -16,8 +17,8 @@ from tasks.arrow_scenes import Scene, check_placement, sample_scenes, unit
 from tasks.data import chosen_seed
 from tasks.drawn import DrawnData
 
-HEAD_LENGTH = 1 / 2.5  # of the head strokes over that of the arrow
-HEAD_ANGLE = 0.5  # radians between head strokes and shaft
+HEAD_LENGTH = 1 / 2.5  # of the head strokes, relative to the arrow
+HEAD_ANGLE = 0.5  # radians between a head stroke and the shaft
 
 
 def draw_arrows(
@@ -33,20 +34,20 @@ def draw_arrows(
 ) -> tuple[Tensor, Tensor]:
     """Draw the images of one split.
 
-    Example: label 1 is an arrow in the lower left that points at a disc in the upper right.
+    Example: label 1 for an arrow in the lower left that points at a disc in the upper right.
 
     Args:
         seed: Seed of the split.
-        index: Which images, (B,) integers; even indices have label 1.
+        index: Image indices, (B,) integers; even indices have label 1.
         image_size: Side of the square canvas in pixels.
-        padding: Pixels between the centres of the shapes and the border, at least.
-        radius: Least and greatest radius of the circle in pixels.
-        arrow_length: Least and greatest length of the arrow in pixels.
-        line_width: Least and greatest width of its strokes in pixels.
+        padding: Minimum distance of shape centres from the border in pixels.
+        radius: Smallest and largest radius of the circle in pixels.
+        arrow_length: Smallest and largest length of the arrow in pixels.
+        line_width: Smallest and largest stroke width in pixels.
         placement: "balanced" or "published", see `tasks.arrow_scenes.sample_scenes`.
 
     Returns:
-        Images (B, 1, image_size, image_size), 1 on ink and 0 on paper, and labels (B,).
+        Images (B, 1, image_size, image_size), 1 for ink and 0 for background, and labels (B,).
 
     Source: arXiv 2506.11997, the arrow-pointing extrapolation task.
     """
@@ -64,9 +65,9 @@ def render(
     arrow_length: tuple[float, float],
     line_width: tuple[float, float],
 ) -> Tensor:
-    """Images of scenes on the device of the scenes, anti-aliased; arguments as in `draw_arrows`.
+    """Render scenes with antialiasing, on their device; arguments as in `draw_arrows`.
 
-    A shape leaves no ink outside a window around it, so only the windows are computed.
+    Only a window around each shape is computed; outside, it has no ink.
     """
     arrow, circle, r, angle, length, width = (x.float() for x in scene[1:])
     images = r.new_zeros(len(r), image_size, image_size)
@@ -87,10 +88,10 @@ def render(
 def _window(
     centre: Tensor, reach: float, image_size: int
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Pixels up to `reach` and the blur of an edge from centres (B, 2): x and y, and their index.
+    """Coordinates and indices of the pixels within `reach`, plus edge blur, of centres (B, 2).
 
     Returns:
-        x (B, 1, W) and y (B, W, 1) from the centre, and what the pixels (B, W, W) are indexed with.
+        x (B, 1, W) and y (B, W, 1) relative to the centre, and an index of the pixels (B, W, W).
     """
     side = min(2 * math.ceil(reach + 1), image_size)
     start = (centre.round() - side // 2).clamp(0, image_size - side).long()
@@ -101,12 +102,12 @@ def _window(
 
 
 def _ink(depth: Tensor) -> Tensor:
-    """From 0, at half a pixel outside a shape, to 1, at half a pixel inside."""
+    """Coverage: 0 at half a pixel outside a shape, 1 at half a pixel inside."""
     return (depth + 0.5).clamp(0, 1)
 
 
 def _distance_to_segment(x: Tensor, y: Tensor, tip: Tensor, back: Tensor) -> Tensor:
-    """Distance of pixels (B, W, W) to B segments that end at `tip` and begin at tip - back."""
+    """Distance of pixels (B, W, W) to B segments from tip - back to `tip`."""
     (back_x, back_y), (tip_x, tip_y) = (p[..., None, None].unbind(1) for p in (back, tip))
     x, y = x - tip_x, y - tip_y
     share = (x * back_x + y * back_y) / back.square().sum(-1)[:, None, None]
@@ -115,18 +116,18 @@ def _distance_to_segment(x: Tensor, y: Tensor, tip: Tensor, back: Tensor) -> Ten
 
 
 class Drawing:
-    """Images that can still be drawn on another device; a few numbers each until then.
+    """Images that can be rendered on another device; until then a few parameters each.
 
-    Not a tuple or dataclass, whose numbers Lightning would round to the precision of the net.
+    Not a tuple or dataclass, whose values Lightning would round to the precision of the net.
     """
 
     def __init__(self, scene: Scene, image_size: int, **shapes: tuple[float, float]) -> None:
-        # The positions have been found, and some devices know nothing wider than float32.
+        # float32 suffices for rendering, and some devices do not support float64.
         self.scene = Scene(scene.label, *(x.float() for x in scene[1:]))
         self.image_size, self.shapes = image_size, shapes
 
     def to(self, device: torch.device | str) -> "Drawing":
-        """The same images, to be drawn on `device`."""
+        """The same images, to be rendered on `device`."""
         scene = Scene(*(x.to(device) for x in self.scene))
         return Drawing(scene, self.image_size, **self.shapes)
 
@@ -136,7 +137,7 @@ class Drawing:
 
 
 class ArrowDataset(Dataset):
-    """What is to be drawn, and its labels, a whole batch at once; a function of (seed, index)."""
+    """Drawings and labels of a batch at a time, as a function of (seed, index)."""
 
     def __init__(
         self,
@@ -154,7 +155,7 @@ class ArrowDataset(Dataset):
         return self.size
 
     def scenes(self, indices: Tensor) -> Scene:
-        """What the images (B,) show."""
+        """Scenes of the images (B,)."""
         return sample_scenes(self.seed, indices, **self.where, **self.shapes)
 
     def __getitems__(self, indices: list[int]) -> tuple[Drawing, Tensor]:
@@ -165,30 +166,30 @@ class ArrowDataset(Dataset):
 class ArrowData(DrawnData):
     """Arrow-pointing images: train at one size, validate and test there and at larger sizes.
 
-    With a trainer loaders give drawings still to be made: it moves them to the device of the net
-    and calls `on_after_batch_transfer`, which makes them. Without one they give the images.
+    With a trainer, loaders return drawings: the trainer moves them to the device of the net and
+    calls `on_after_batch_transfer`, which renders them. Without a trainer they return images.
 
     Args:
         image_size: Side of the training canvas in pixels.
         extrapolation_sizes: Sides of further validation and test canvases; shapes keep their pixel
             size.
-        padding: Pixels between the centres of the shapes and the border, at least.
-        radius: Least and greatest radius of the circle in pixels.
-        arrow_length: Least and greatest length of the arrow in pixels.
-        line_width: Least and greatest width of its strokes in pixels.
-        placement: "balanced", in which no part of an image alone tells the label, or "published",
-            in which the arrow alone tells most of them (see `tasks.arrow_scenes.sample_scenes`).
-        train_size: Images of an epoch.
-        fresh: Draw new images in every epoch instead of the same ones in another order.
-        val_size: Validation images of every size.
-        test_size: Test images of every size.
-        batch_size: Images of a batch.
-        seed: Seed of the data; the splits and sizes of one seed share no image. None takes that of
+        padding: Minimum distance of shape centres from the border in pixels.
+        radius: Smallest and largest radius of the circle in pixels.
+        arrow_length: Smallest and largest length of the arrow in pixels.
+        line_width: Smallest and largest stroke width in pixels.
+        placement: "balanced", where no part of an image alone determines the label, or "published",
+            where the arrow alone determines most labels (see `tasks.arrow_scenes.sample_scenes`).
+        train_size: Images per epoch.
+        fresh: Draw new images in every epoch, instead of shuffling the same ones.
+        val_size: Validation images per size.
+        test_size: Test images per size.
+        batch_size: Images per batch.
+        seed: Seed of the data; splits and sizes of one seed share no image. If None, that of
             `seed_everything`.
 
     Raises:
-        ValueError: the shapes do not fit on a canvas; a range that is none; seed out of range;
-            unknown placement.
+        ValueError: the shapes do not fit on a canvas; a range is invalid; seed is out of range;
+            placement is unknown.
     """
 
     def __init__(
@@ -257,13 +258,13 @@ class ArrowData(DrawnData):
     def collate(
         self, batch: tuple[Drawing, Tensor]
     ) -> tuple[Drawing, Tensor] | tuple[Tensor, Tensor]:
-        """What a loader gives: drawings for a trainer, else images."""
+        """Collate a batch: drawings with a trainer, otherwise images."""
         return batch if self.trainer is not None else self.on_after_batch_transfer(batch, 0)
 
     def on_after_batch_transfer(
         self, batch: tuple[Drawing, Tensor], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
-        """Draw a batch of the loaders: on the device of the net, in its precision."""
+        """Render a batch on the device of the net, in its precision."""
         drawing, labels = batch
         images = drawing.draw()
         if self.trainer is not None:
@@ -271,7 +272,7 @@ class ArrowData(DrawnData):
         return images, labels
 
     def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
-        """`arrow_errors`: accuracy against the geometry of the images."""
+        """The plot `arrow_errors`: accuracy against the geometry of the images."""
         results = {}
         for name, size in zip(self.eval_names, self.sizes, strict=True):
             scene = self.dataset("test", size).scenes(torch.arange(len(predictions[name])))

@@ -1,4 +1,4 @@
-"""Which arrow-pointing images a net gets wrong: by distance, by near misses, by direction."""
+"""Plot of accuracy on arrow-pointing images against distance, angle and direction."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,21 @@ from torch import Tensor
 
 from tasks.arrow_scenes import Scene
 
-FEWEST = 10  # images of a bin that is drawn
+FEWEST = 10  # minimum images per bin
 TURNS = [0, 5, 10, 15, 20, 30, 45, 60, 90, 120, 150, 180]  # bins in degrees, narrow at near misses
 AXIS_ANGLES = list(range(0, 46, 5))  # bins in degrees
 DISTANCE_BINS = 10
 
 
 def arrow_errors(results: Mapping[str, tuple[Scene, Tensor]]) -> Figure:
-    """Accuracy against the geometry of the images, a line per test set.
+    """Accuracy against the geometry of the images, one line per test set.
 
-    Against the distance of arrow and circle, against the angle between the heading of the arrow and
-    the direction to the circle (dashed where the arrow meets it), and against the angle between the
-    heading and the nearest axis of the canvas.
+    Against the distance of arrow and circle; against the angle between the heading of the arrow and
+    the direction to the circle (dashed where the arrow hits it); and against the angle between the
+    heading and the nearest image axis.
 
     Args:
-        results: Scenes, and whether each was classified correctly (B,), by the name of the test
+        results: Scenes, and whether each is classified correctly (B,), by name of the test
             set.
     """
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -63,7 +63,7 @@ def geometry(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
 def binned(
     x: Tensor, correct: Tensor, edges: Sequence[float]
 ) -> tuple[list[float], list[float], list[float]]:
-    """Mean of x, share of correct ones and its standard error, of bins with enough images."""
+    """Mean of x, accuracy and its standard error, for bins with enough images."""
     bins = torch.bucketize(x, torch.tensor(edges[1:-1], dtype=x.dtype))
     kept = [bins == n for n in range(len(edges) - 1) if (bins == n).sum() >= FEWEST]
     shares = [float(correct[part].float().mean()) for part in kept]

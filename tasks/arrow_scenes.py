@@ -1,6 +1,6 @@
-"""Where the arrow and the circle of an arrow-pointing image are, and whether they meet.
+"""Positions of arrow and circle in an arrow-pointing image, and whether the arrow hits.
 
-Everything is a pure function of (seed, index) and is drawn for a whole batch at once.
+Everything is a pure function of (seed, index), computed for a batch at a time.
 """
 
 import math
@@ -12,16 +12,16 @@ from torch import Tensor
 from plstm.checks import check_choice
 from tasks.draws import uniform
 
-CLEAR = 1.2  # nothing is drawn between hits of a circle of radius r / CLEAR and misses of CLEAR * r
+CLEAR = 1.2  # margin: hits pass within r / CLEAR of the centre, misses beyond CLEAR * r
 PLACEMENTS = ("balanced", "published")
-CANDIDATES = 16  # balanced placements drawn at once for an image; about one in five is accepted
-FIRST_CANDIDATE = 8  # draws before those of the candidates
+CANDIDATES = 16  # balanced placements drawn per image; about one in five is accepted
+FIRST_CANDIDATE = 8  # number of draws before the candidates
 
 
 class Scene(NamedTuple):
-    """What is drawn, in pixels; B images."""
+    """Geometry of B images, in pixels."""
 
-    label: Tensor  # 1 where the ray of the arrow meets the circle, (B,)
+    label: Tensor  # 1 if the ray of the arrow hits the circle, (B,)
     arrow: Tensor  # centre of the arrow, (B, 2): x, y
     circle: Tensor  # centre of the circle, (B, 2)
     radius: Tensor  # (B,)
@@ -43,12 +43,12 @@ def sample_scenes(
 ) -> Scene:
     """Place the shapes of images; even indices have label 1.
 
-    A ray that meets the circle passes its centre within r / 1.2, one that misses it by 1.2 r or
+    A ray that hits the circle passes its centre within r / 1.2, a ray that misses it at 1.2 r or
     more. Other arguments as in `draw_arrows`.
 
     Args:
         seed: Seed of the split.
-        index: Which images, (B,) integers.
+        index: Image indices, (B,) integers.
         placement: How shapes are placed.
 
             "balanced": the arrow at A, a circle at C1 and a direction phi2 are uniform. With the
@@ -61,10 +61,10 @@ def sample_scenes(
 
             "published": the circle lies at an offset of at least 2 r per axis from the arrow,
             wrapped around inside the padded square, and the arrow points at it or, uniformly, past
-            it. The arrow alone tells most labels (`python -m benchmarks leaks`).
+            it. The arrow alone determines most labels (`python -m benchmarks leaks`).
 
     Raises:
-        ValueError: unknown placement; the shapes do not fit on the canvas.
+        ValueError: placement is unknown; the shapes do not fit on the canvas.
 
     Source: arXiv 2506.11997, the arrow-pointing extrapolation task, for "published".
     """
@@ -94,20 +94,20 @@ def check_placement(
         least = float(least_distance(torch.tensor(radius), arrow_length))
     if room <= 2 * least:
         raise ValueError(
-            "ArrowData: the padded square must be wider than twice the least distance of arrow and "
-            f"circle, {least:g} pixels, got {room:g} pixels; use larger images or smaller shapes"
+            "ArrowData: the padded square must be wider than twice the minimum distance of arrow "
+            f"and circle, {least:g} pixels, got {room:g}; use larger images or smaller shapes"
         )
 
 
 def least_distance(radius: Tensor, longest_arrow: float) -> Tensor:
-    """Least distance of the centres of a balanced placement: the shapes do not touch."""
+    """Minimum distance of the centres in a balanced placement, where the shapes do not touch."""
     return radius + radius.clamp(min=longest_arrow / 2)
 
 
 def _balanced(
     seed: int, index: Tensor, label: Tensor, r: Tensor, apart: Tensor, side: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Arrow, circle and heading; each image takes the first of its candidates that is accepted."""
+    """Arrow, circle and heading; each image takes its first accepted candidate."""
     placed = r.new_empty(len(r), 5)
     left, drawn = torch.arange(len(r), device=r.device), FIRST_CANDIDATE
     while len(left):
@@ -123,7 +123,7 @@ def _balanced(
 def _candidates(
     u: Tensor, r: Tensor, apart: Tensor, side: float, label: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Placements (B, CANDIDATES, 5) from random numbers, and which of them are accepted."""
+    """Placements (B, CANDIDATES, 5) from random numbers, and which are accepted."""
     arrow, first = side * u[..., :2], side * u[..., 2:4]
     delta = first - arrow
     distance = delta.norm(dim=-1)
@@ -159,5 +159,5 @@ def _published(u: Tensor, label: Tensor, r: Tensor, side: float) -> tuple[Tensor
 
 
 def unit(angle: Tensor) -> Tensor:
-    """Vectors (..., 2) of length 1 at angles in radians, from x towards y."""
+    """Unit vectors (..., 2) at angles in radians, from x towards y."""
     return torch.stack([angle.cos(), angle.sin()], -1)

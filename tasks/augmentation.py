@@ -1,4 +1,4 @@
-"""Pictures changed at random, every one by numbers of its own."""
+"""Random augmentation of images, each with its own random numbers."""
 
 import math
 from typing import NamedTuple
@@ -8,28 +8,28 @@ from torch import Tensor
 
 from tasks.draws import uniform
 
-AREA, RATIO = (0.02, 0.4), (0.3, 1 / 0.3)  # of an erased rectangle: share of all, height over width
-DRAWS = 8  # random numbers of a picture: one for flipping, two for moving, the others for erasing
+AREA, RATIO = (0.02, 0.4), (0.3, 1 / 0.3)  # of erased rectangles: share of the area, height / width
+DRAWS = 8  # random numbers per image: one to flip, two to shift, the others to erase
 
 
 class Augmentation(NamedTuple):
-    """What may happen to a training picture, in this order.
+    """Augmentations of training images, applied in this order.
 
     Source: arXiv 1708.04896, random erasing.
     """
 
-    flip: bool = False  # mirror it, left for right, every other time
-    max_shift: int = 0  # move it by up to so many pixels along both axes; its border is repeated
-    erase: float = 0.0  # probability to fill a rectangle with the mean of the training set
+    flip: bool = False  # flip horizontally with probability 1/2
+    max_shift: int = 0  # shift by up to this many pixels along both axes, replicating the border
+    erase: float = 0.0  # probability to fill a rectangle with the training mean
 
     def __call__(self, images: Tensor, index: Tensor, *, mean: Tensor, seed: int) -> Tensor:
-        """Changed images (B, C, Y, X).
+        """Augment images (B, C, Y, X).
 
         Args:
             images: The images.
-            index: Number of every image, (B,), another one in every epoch.
-            mean: What an erased rectangle is filled with, (C,).
-            seed: Seed of all changes.
+            index: Index of every image, (B,), different in every epoch.
+            mean: Value of erased rectangles, (C,).
+            seed: Seed of the augmentations.
         """
         draws = uniform(seed, index, DRAWS)
         if self.flip:
@@ -45,7 +45,7 @@ class Augmentation(NamedTuple):
 
 
 def shifted(images: Tensor, by: Tensor) -> Tensor:
-    """Images (B, C, Y, X) moved by whole pixels (B, 2), down and right; the border is repeated."""
+    """Shift images (B, C, Y, X) by whole pixels (B, 2), down and right, replicating the border."""
     for axis in (2, 3):
         size = images.shape[axis]
         place = (torch.arange(size) - by[:, axis - 2, None]).clamp(0, size - 1)  # (B, size)
@@ -55,7 +55,7 @@ def shifted(images: Tensor, by: Tensor) -> Tensor:
 
 
 def rectangles(draws: Tensor, rows: int, columns: int) -> Tensor:
-    """Rectangles (B, rows, columns), true inside, of random numbers (B, 4) in [0, 1)."""
+    """Masks of rectangles (B, rows, columns), True inside, from uniform numbers (B, 4)."""
     area = (AREA[0] + draws[:, 0] * (AREA[1] - AREA[0])) * rows * columns
     low, high = map(math.log, RATIO)
     ratio = (low + draws[:, 1] * (high - low)).exp()
@@ -68,7 +68,7 @@ def rectangles(draws: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _interval(side: Tensor, draw: Tensor, size: int) -> Tensor:
-    """Which of `size` places (B, size) lie in an interval of a length, anywhere in them."""
+    """Masks (B, size) of randomly placed intervals of the given lengths."""
     side = side.round().clamp(1, size)
     start = (draw * (size - side + 1)).floor()
     place = torch.arange(size)

@@ -1,4 +1,4 @@
-"""States that a net carries from one batch to the next."""
+"""States of a net between batches."""
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +8,8 @@ from plstm.models import SequenceState, state_size
 
 
 def check_carries(net: nn.Module) -> None:
-    """Raise a ValueError unless a net can read a text of any length in constant memory."""
-    rule = "LanguageModel: streams need a net that carries a state of fixed size"
+    """Raise a ValueError unless a net can process a text of any length in constant memory."""
+    rule = "LanguageModel: streams need a net with a state of fixed size"
     if state_size(net) is None:
         mixers = {type(block.mixer) for block in getattr(net, "blocks", [])}
         names = [mixer.__name__ for mixer in mixers if not hasattr(mixer, "state_size")]
@@ -20,18 +20,18 @@ def check_carries(net: nn.Module) -> None:
         )
     if net.max_length is not None:
         raise ValueError(
-            f"{rule} at any position, got a position code with max_length={net.max_length}; set "
-            "max_length to null"
+            f"{rule} at any position, got a position encoding with max_length={net.max_length}; "
+            "set max_length to null"
         )
 
 
 def detached(state: SequenceState) -> SequenceState:
-    """The same numbers without a gradient to what they were computed from."""
+    """Detach all tensors of a state."""
     return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, state)
 
 
 def tensors_of(state: SequenceState | None) -> list[Tensor | None] | None:
-    """Copies of a state's tensors on the CPU, which a checkpoint can hold without any class."""
+    """Copies of the tensors of a state on the CPU, as plain values for a checkpoint."""
     if state is None:
         return None
     return [x.detach().cpu().clone() if isinstance(x, Tensor) else x for x in tree_leaves(state)]
@@ -39,24 +39,24 @@ def tensors_of(state: SequenceState | None) -> list[Tensor | None] | None:
 
 @torch.no_grad()
 def state_of(tensors: list[Tensor | None], net: nn.Module, tokens: Tensor) -> SequenceState:
-    """The state of a net that `tensors_of` took apart.
+    """Inverse of `tensors_of`: the state of a net from its tensors.
 
     Args:
-        tensors: What `tensors_of` returned.
-        net: The net; it reads a token to tell the form of its states.
-        tokens: Any tokens of as many sequences, (B, L).
+        tensors: Result of `tensors_of`.
+        net: The net; it processes a token to define the structure of its states.
+        tokens: Any tokens with the same number of sequences, (B, L).
 
     Raises:
-        ValueError: the state is of another number of sequences.
+        ValueError: the state has another number of sequences.
     """
     training = net.training
     net.eval()
     _, like = net(tokens[:, :1], return_state=True)
     net.train(training)
     leaves, form = tree_flatten(like)
-    if tensors[-1].shape != leaves[-1].shape:  # positions seen, one number per sequence
+    if tensors[-1].shape != leaves[-1].shape:  # positions seen, one per sequence
         raise ValueError(
-            f"LanguageModel: the checkpoint carries the states of {len(tensors[-1])} streams, got "
+            f"LanguageModel: the checkpoint has states of {len(tensors[-1])} streams, got "
             f"batches of {len(tokens)}; set data.batch_size as it was"
         )
     moved = [None if x is None else x.to(tokens.device) for x in tensors]

@@ -1,4 +1,4 @@
-"""The LightningModule of classes: cross-entropy, accuracy."""
+"""LightningModule for classification: cross-entropy and accuracy."""
 
 import torch
 from torch import Tensor, nn
@@ -10,20 +10,19 @@ from tasks.supervised import Supervised
 
 
 class Classification(Supervised):
-    """Learns to name the class of every input (or of every position of it).
+    """Classification of every input, or of every position of it.
 
     The net maps inputs to logits with the classes on the last axis; out_dim is the number of
-    classes, targets are their numbers.
+    classes, targets are class indices.
 
     Args:
-        label_smoothing: Share of a target that is spread evenly over all classes in training. A net
-            that is right everywhere goes on to learn then: how sure it is has to be the same for
-            every input.
-        args: As `Supervised`.
-        kwargs: As `Supervised`.
+        label_smoothing: Share of a target that is spread evenly over all classes in training, which
+            keeps a gradient when all predictions are correct.
+        args: See `Supervised`.
+        kwargs: See `Supervised`.
 
     Raises:
-        ValueError: fewer than two classes, or no such share.
+        ValueError: fewer than two classes, or label_smoothing is out of range.
     """
 
     main_metric = "accuracy"
@@ -41,7 +40,7 @@ class Classification(Supervised):
     def check_sizes(self) -> None:
         if self.out_dim < 2:
             raise ValueError(
-                f"{type(self).__name__}: there must be two classes or more to tell apart, the data "
+                f"{type(self).__name__}: there must be two or more classes, the data "
                 f"have {self.out_dim}; do all samples have the same label, or none?"
             )
 
@@ -53,7 +52,7 @@ class Classification(Supervised):
         return (*targets.shape, self.out_dim)
 
     def labelled(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, C) and targets (n,) of everything that has a label."""
+        """Logits (n, C) and targets (n,) of all labelled positions."""
         return logits.flatten(0, -2), targets.flatten()
 
     def loss(self, logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -81,14 +80,14 @@ class Classification(Supervised):
 def cross_entropy(
     logits: Tensor, targets: Tensor, reduction: str = "mean", label_smoothing: float = 0.0
 ) -> Tensor:
-    """PyTorch's cross-entropy of logits (B, C) and classes (B,), with errors that can be read.
+    """PyTorch's cross-entropy of logits (B, C) and classes (B,), with readable errors.
 
     Raises:
-        ValueError: targets that are no classes; out of range only on a CPU, for looking takes time.
+        ValueError: invalid targets; the range is checked only on a CPU, because it costs time.
     """
     if targets.dtype != torch.int64:
         raise ValueError(
-            f"Classification: targets must be int64 class numbers, got {targets.dtype}; use .long()"
+            f"Classification: targets must be int64 class indices, got {targets.dtype}; use .long()"
         )
     try:
         return nn.functional.cross_entropy(

@@ -1,4 +1,4 @@
-"""Files of graphs that are DAGs: JSON lines, neural architectures of D-VAE, PyG data."""
+"""Files of DAGs: JSON lines, neural architectures of D-VAE, PyG data sets."""
 
 import bz2
 import gzip
@@ -25,16 +25,16 @@ class Dag(NamedTuple):
     """One graph of a file."""
 
     nodes: Sequence[Kind] | Sequence[Sequence[float]]  # kinds, or features
-    edges: Sequence[tuple[int, int]]  # [src, dst], nodes counted from 0
-    target: Sequence[float] | None  # NaN where nothing was measured
+    edges: Sequence[tuple[int, int]]  # [src, dst], node indices from 0
+    target: Sequence[float] | None  # NaN if not measured
 
 
 class DagFile(NamedTuple):
-    """What a file of DAGs holds."""
+    """Contents of a file of DAGs."""
 
     graphs: list[Data]  # with x, edge_index and y (1, number of targets)
-    lines: list[int]  # of each graph, counted from 1
-    kinds: list[str]  # of nodes, none where these have features
+    lines: list[int]  # line number of each graph, from 1
+    kinds: list[str]  # node kinds, empty if nodes have features
 
 
 def read_dags(
@@ -42,26 +42,26 @@ def read_dags(
 ) -> DagFile:
     """Read a file of DAGs.
 
-    A file of JSON lines, which may be compressed (.gz, .xz, .bz2), has a graph per line:
+    A file of JSON lines, which may be compressed (.gz, .xz, .bz2), has one graph per line:
 
         {"nodes": ["conv", "pool"], "edges": [[0, 1]], "target": 0.73}
 
-    Nodes are kinds (text or integers, which become one-hot features) or lists of numbers; edges go
-    from the first node to the second, counted from 0; the target is a number, a list of numbers, or
-    null where nothing was measured. A line of D-VAE, [[op], [op, bit], ...], accuracy, is read as
-    such a graph, see `architecture`. A file .pt is one that InMemoryDataset.save of PyG has
-    written, of graphs with x, directed edge_index, y and perhaps edge_attr.
+    Nodes are kinds (strings or integers, which become one-hot features) or lists of numbers; edges
+    go from the first to the second node index, from 0; the target is a number, a list of numbers,
+    or null if not measured. Lines of D-VAE, [[op], [op, bit], ...], accuracy, are converted to such
+    graphs, see `architecture`. A .pt file is one written by InMemoryDataset.save of PyG, with x,
+    directed edge_index, y and optional edge_attr.
 
     Args:
         path: The file.
-        kinds: Kinds of nodes in the order of the features; those of the file, sorted, if None.
-        targets: Number of targets, which lines may then leave out; that of the first line if None.
+        kinds: Node kinds in the order of the features; those of the file, sorted, if None.
+        targets: Number of targets, which lines may then omit; that of the first line if None.
 
     Raises:
         ValueError: names the line and the rule it breaks.
     """
     if not path.is_file():
-        raise ValueError(f"DagsData: there is no file {path}; --data.path names it")
+        raise ValueError(f"DagsData: there is no file {path}; set --data.path")
     if path.suffix == ".pt":
         graphs = _read_saved(path, targets)
         return DagFile(graphs, list(range(1, len(graphs) + 1)), [])
@@ -72,7 +72,7 @@ def read_dags(
 
 
 def architecture(layers: Sequence[Sequence[int]], accuracy: float) -> Dag:
-    """The DAG of a neural architecture as D-VAE (arXiv 1904.11088) writes it.
+    """The DAG of a neural architecture in the format of D-VAE (arXiv 1904.11088).
 
     Node 0 is the input, node i + 1 the i-th layer with its operation, the last node the output;
     each node has an edge to the next one, and bit j of a layer adds an edge from node j.
@@ -85,14 +85,14 @@ def architecture(layers: Sequence[Sequence[int]], accuracy: float) -> Dag:
 
 
 def _parsed(path: Path) -> Iterator[tuple[int, Dag]]:
-    """Every graph with the number of its line."""
+    """Every graph with its line number."""
     with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
                     dag = _parse(line)
                     _check(dag)
-                except (ValueError, TypeError, KeyError) as error:  # of JSON, or ours
+                except (ValueError, TypeError, KeyError) as error:  # from JSON or our checks
                     raise _wrong(path, number, error) from error
                 yield number, dag
 
@@ -128,10 +128,10 @@ def _check(dag: Dag) -> None:
             raise ValueError(f"an edge must be two of the nodes 0..{count - 1}, got {list(edge)}")
     if len(set(dag.edges)) < len(dag.edges):
         twice = next(edge for edge in dag.edges if dag.edges.count(edge) > 1)
-        raise ValueError(f"an edge must come once, got {list(twice)} twice")
-    ascends = all(src < dst for src, dst in dag.edges)  # most files do: the rest takes longer
+        raise ValueError(f"an edge must occur once, got {list(twice)} twice")
+    ascends = all(src < dst for src, dst in dag.edges)  # usual, and faster than a search for cycles
     if not ascends and (cycle := find_cycle(_edge_array(dag), count)):
-        raise ValueError(f"a DAG has no cycle, got one of nodes {', '.join(map(str, cycle))}")
+        raise ValueError(f"a DAG has no cycle, got a cycle of nodes {', '.join(map(str, cycle))}")
 
 
 def _edge_array(dag: Dag) -> np.ndarray:
@@ -141,7 +141,7 @@ def _edge_array(dag: Dag) -> np.ndarray:
 def _encoded(
     dags: list[tuple[int, Dag]], kinds: Sequence[str] | None, targets: int | None, path: Path
 ) -> DagFile:
-    """Graphs as PyG keeps them; all nodes and targets must be alike."""
+    """Convert graphs to PyG; all nodes and targets must have the same form."""
     first = dags[0][1]
     absent = None if targets is None else [math.nan] * targets
     targets = targets or len(first.target or [])
@@ -192,7 +192,7 @@ def _one_hot(dag: Dag, place: dict[str, int]) -> Tensor:
 
 
 class _Saved(InMemoryDataset):
-    """A data set that InMemoryDataset.save has written."""
+    """A data set written by InMemoryDataset.save."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -202,15 +202,15 @@ class _Saved(InMemoryDataset):
 def _read_saved(path: Path, targets: int | None) -> list[Data]:
     try:
         graphs = list(_Saved(path))
-    except Exception as error:  # of whatever reads files
+    except Exception as error:  # the readers raise various errors
         raise ValueError(
-            f"DagsData: {path} must be what InMemoryDataset.save of PyG writes ({error})"
+            f"DagsData: {path} must be a file of InMemoryDataset.save of PyG ({error})"
         ) from error
     for number, graph in enumerate(graphs):
         if cycle := find_cycle(graph.edge_index.numpy(), graph.num_nodes):
             nodes = ", ".join(map(str, cycle))
             raise ValueError(
-                f"DagsData: graph {number} of {path} must have no cycle, got one of nodes {nodes}"
+                f"DagsData: graph {number} of {path} must have no cycle, got cycle {nodes}"
             )
         absent = targets is not None and graph.y is None
         graph.y = torch.full((1, targets), math.nan) if absent else graph.y.float().reshape(1, -1)

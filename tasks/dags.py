@@ -1,6 +1,6 @@
-"""Graphs that are DAGs already, with numbers to predict: architectures, programs, circuits.
+"""Regression on DAGs, such as neural architectures, programs or circuits.
 
-Example: D-VAE asks how accurate a network of six layers becomes that is wired like this:
+Example: D-VAE predicts the accuracy of a six-layer network with such connections:
 {"nodes": ["input", "1", "4", "output"], "edges": [[0, 1], [1, 2], [2, 3]], "target": 0.7302}.
 """
 
@@ -21,23 +21,23 @@ from tasks.splits import Splits, random_split
 
 
 class DagsData(GraphData):
-    """DAGs of a file with one or more numbers each; a random share validates, another one tests.
+    """DAGs of a file with one or more targets each, split randomly.
 
-    Edges keep the directions of the file. Nets of undirected graphs get every edge in both
-    directions. Graphs that are equal stay together in a split.
+    Edges keep the directions of the file. Models for undirected graphs get every edge in both
+    directions. Equal graphs are in the same split.
 
     Args:
         path: File of JSON lines, of D-VAE, or of PyG, see `tasks.dag_files.read_dags`.
-        kinds: Kinds of nodes, in the order of the node features; those of the file if None. A
-            checkpoint keeps them.
-        val_share: Share of the different graphs to validate with.
-        test_share: Share of the different graphs to test with.
-        predict_path: File whose graphs `predict` takes, in place of those that test; targets are
-            not needed. The predictions stand in predictions.csv in the folder of the run, by line.
-        kwargs: As `GraphData`, without order.
+        kinds: Node kinds, in the order of the node features; those of the file if None. A
+            checkpoint stores them.
+        val_share: Fraction of the distinct graphs for validation.
+        test_share: Fraction of the distinct graphs for testing.
+        predict_path: File of graphs for `predict`, instead of the test graphs; targets are
+            optional. The predictions are in predictions.csv in the folder of the run, by line.
+        kwargs: See `GraphData`, without order.
 
     Raises:
-        ValueError: no such file, or a line that is no DAG; shares that leave a set empty.
+        ValueError: the file is missing, a line is not a DAG, or a split is empty.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class DagsData(GraphData):
 
     @cached_property
     def file(self) -> DagFile:
-        """Graphs of the file, as they are there."""
+        """Graphs of the file, unchanged."""
         return read_dags(Path(self.hparams.path), self.hparams.kinds)
 
     @cached_property
@@ -124,11 +124,11 @@ class DagsData(GraphData):
         return self._loader(range(len(graphs)), batcher, batch_sampler=batches)
 
     def prediction_tables(self, predictions: dict[str, Tensor]) -> dict[str, Iterable[Row]]:
-        """Predictions beside the lines of the graphs."""
+        """Predictions with the line numbers of the graphs."""
         if self.hparams.predict_path is None:
             lines = np.array(self.file.lines)[self.splits["test"]].tolist()
         else:
             lines = self.predicted_file.lines
-        rows = zip(lines, predictions[""].tolist(), strict=False)  # a limited number may be there
+        rows = zip(lines, predictions[""].tolist(), strict=False)  # may be a limited number
         heading = ["line", *self.target_names]
         return {"predictions": [heading, *([line, *values] for line, values in rows)]}

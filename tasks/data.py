@@ -1,4 +1,4 @@
-"""What every task's data has in common."""
+"""Shared parts of the data of all tasks."""
 
 import hashlib
 import os
@@ -19,28 +19,28 @@ from plstm.checks import check_positive
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
-LISTED = 2**16  # indices in a list at once
+LISTED = 2**16  # indices converted to a list at a time
 Row = Sequence[object]  # of a table
-UNLABELLED = -100  # target of a position that nothing is asked of; PyTorch's losses leave it out
+UNLABELLED = -100  # target of a position without a label; PyTorch's losses ignore it
 
 
 class Shard(NamedTuple):
-    """The part of all samples that a process takes: every `count`-th from the `rank`-th on."""
+    """The samples of one process: every `count`-th, starting at `rank`."""
 
     rank: int = 0
     count: int = 1
 
 
 class DataModule(LightningDataModule, ABC):
-    """A LightningDataModule that knows its own shapes, so that they are written nowhere else.
+    """A LightningDataModule that defines its own shapes, so that no config repeats them.
 
-    Its loaders give every process its own share of the samples, each of them once.
+    Its loaders give every process a disjoint share of the samples.
     """
 
     @property
     @abstractmethod
     def in_dim(self) -> int:
-        """Size of one input: channels, features or vocabulary."""
+        """Size of one input: channels, features or vocabulary size."""
 
     @property
     @abstractmethod
@@ -49,34 +49,34 @@ class DataModule(LightningDataModule, ABC):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes, for pictures; their numbers unless a task knows better."""
+        """Names of the classes, for plots; their indices by default."""
         return [str(number) for number in range(self.out_dim)]
 
     @property
     def target_names(self) -> list[str]:
-        """Names of the targets of a TargetModule; their numbers unless a task knows better."""
+        """Names of the targets of a TargetModule; their indices by default."""
         return [str(number) for number in range(self.out_dim)]
 
     @property
     def training_targets(self) -> Tensor:
-        """Targets of the training set, (n, T) or (n,), by which Regression standardises.
+        """Targets of the training set, (n, T) or (n,), for the standardization in Regression.
 
         Raises:
             ValueError: the task has classes.
         """
         raise ValueError(
-            f"{type(self).__name__}: a task of classes has no targets to standardise; take the "
+            f"{type(self).__name__}: a classification task has no targets to standardize; use the "
             "module of its config instead of Regression"
         )
 
     @property
     def node_names(self) -> list[str] | None:
-        """Names of the node features where these are kinds of nodes and known, for pictures."""
+        """Names of the node features, if these are known node kinds, for plots."""
         return None
 
     @property
     def net_args(self) -> dict[str, int | bool]:
-        """Further sizes and choices the net is built with, by keyword."""
+        """Other keyword arguments of the net that depend on the data."""
         return {}
 
     @property
@@ -86,57 +86,57 @@ class DataModule(LightningDataModule, ABC):
 
     @property
     def sizes(self) -> list[int]:
-        """What tells the sets of `eval_names` apart, for a picture; the first one is trained at."""
+        """Sizes of the sets of `eval_names`, for plots; the first is the training size."""
         return []
 
     @property
     def size_name(self) -> str:
-        """What `sizes` are."""
+        """Name of the quantity in `sizes`."""
         return "size"
 
     @property
     def checksums(self) -> dict[str, str]:
-        """Checksum of every file the data are read from, by its name; none of data that are drawn.
+        """Checksum of every data file, by name; empty for generated data.
 
-        A run goes on with the same files only, wherever they are.
+        A run resumes only with the same files, at any path.
         """
         return {}
 
     @property
     def checkpoint_arguments(self) -> dict[str, object]:
-        """Arguments of the data that a trained net goes with, by name; its checkpoints keep them.
+        """Data arguments that a trained net depends on, by name; stored in its checkpoints.
 
-        The command line gives them to the data that the net of a checkpoint is tested on.
+        The command line passes them to the data when it tests a checkpoint.
         """
         return {}
 
     def prediction_tables(self, predictions: dict[str, Tensor]) -> dict[str, Iterable[Row]]:
-        """Tables of what was predicted, heading first, by the name of their CSV file.
+        """Tables of predictions, header first, by the name of their CSV file.
 
         Args:
-            predictions: As for `prediction_pictures`.
+            predictions: See `prediction_pictures`.
         """
         return {}
 
     def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
-        """Further pictures of what was predicted, by name; a task may have some.
+        """Task-specific plots of predictions, by name.
 
         Args:
-            predictions: What the module predicts (class probabilities, targets) of the first
-                samples of every test set, in the order of the data, by its entry of `eval_names`.
+            predictions: Predictions of the module (class probabilities, targets) for the first
+                samples of every test set, in the order of the data, by entry of `eval_names`.
         """
         return {}
 
     def predict_dataloader(self) -> EVAL_DATALOADERS:
-        """Predictions are made for the test sets."""
+        """The test sets."""
         return self.test_dataloader()
 
     def train_epoch(self) -> int:
-        """The epoch the trainer is in, 0 without a trainer; seeds the order of the samples."""
+        """Current epoch of the trainer, or 0; part of the seed of the sample order."""
         return self.trainer.current_epoch if self.trainer is not None else 0
 
     def trained_batches(self) -> int:
-        """Batches of the epoch that a resumed run has trained on already, 0 for other runs."""
+        """Batches of the epoch that a resumed run has already processed, otherwise 0."""
         if self.trainer is None:
             return 0
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
@@ -144,21 +144,21 @@ class DataModule(LightningDataModule, ABC):
 
     @property
     def shard(self) -> Shard:
-        """The share of this process; all samples without a trainer."""
+        """Shard of this process; all samples without a trainer."""
         several = getattr(self.trainer, "distributed_sampler_kwargs", None)
         return Shard(several["rank"], several["num_replicas"]) if several else Shard()
 
     def train_batches(self, sampler: Sampler[int], drop_last: bool = False) -> "ShardedBatches":
-        """Batches of this process for training; the sampler gives the order of all samples."""
+        """Training batches of this process; the sampler defines the order of all samples."""
         size, skip = self.hparams.batch_size, self.trained_batches
         if self.trainer is not None and self.trainer.overfit_batches > 0:
             sampler = range(len(sampler))  # the same batches in every epoch
         return ShardedBatches(sampler, size, self.shard, drop_last=drop_last, skip=skip)
 
     def eval_batches(self, size: int, batch_size: int | None = None) -> "ShardedBatches":
-        """Batches of this process for evaluation: every sample once, in order, of `size`.
+        """Evaluation batches of this process for `size` samples: each once, in order.
 
-        Every process has as many batches, for a net may exchange numbers in each of them.
+        All processes have equally many batches, since a net may synchronize in each.
         """
         return ShardedBatches(range(size), batch_size or self.hparams.batch_size, self.shard)
 
@@ -170,18 +170,18 @@ def checksum(path: Path) -> str:
 
 
 def checksums_of(data: LightningDataModule | None) -> dict[str, str]:
-    """`DataModule.checksums` of data that have them."""
+    """`DataModule.checksums` of any data module."""
     return getattr(data, "checksums", {})
 
 
 class ShuffledSampler(Sampler[int]):
-    """Indices in an order that depends on (seed, epoch) only, none of them twice.
+    """Distinct indices in an order that depends only on (seed, epoch).
 
     Args:
-        size: Number of samples to choose from.
+        size: Number of samples.
         seed: Seed of the run.
         epoch: First epoch; later ones come from `set_epoch`, which Lightning calls.
-        count: Samples of an epoch, all of them if None.
+        count: Samples per epoch, all if None.
     """
 
     def __init__(self, size: int, seed: int = 0, epoch: int = 0, count: int | None = None) -> None:
@@ -189,7 +189,7 @@ class ShuffledSampler(Sampler[int]):
         self.count = size if count is None else min(count, size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
+        """Set the epoch, which determines the order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -198,12 +198,12 @@ class ShuffledSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) & (2**63 - 1))
         order = torch.randperm(self.size, generator=generator)[: self.count]
-        for part in order.split(LISTED):  # a list of all of them takes four times the memory
+        for part in order.split(LISTED):  # one list of all takes four times the memory
             yield from part.tolist()
 
 
 class EpochSampler(ShuffledSampler):
-    """Indices that run on from epoch to epoch, so that a sample also says which epoch it is in."""
+    """Indices that continue from epoch to epoch, so that an index also determines the epoch."""
 
     def __iter__(self) -> Iterator[int]:
         for index in super().__iter__():
@@ -211,28 +211,28 @@ class EpochSampler(ShuffledSampler):
 
 
 class FreshSampler(ShuffledSampler):
-    """The next `size` indices in every epoch, so that no sample comes twice."""
+    """The next `size` indices in every epoch, so that no sample repeats."""
 
     def __iter__(self) -> Iterator[int]:
         yield from range(self.epoch * self.size, (self.epoch + 1) * self.size)
 
 
 class ShardedBatches(Sampler[list[int]]):
-    """Batches of one of several processes: together they are those of one process, larger ones.
+    """Batches of one of several processes; together they form larger batches.
 
     With batches of 2 on 2 processes, samples a b c d e f g become ac, eg and bd, f. Every sample
-    comes once, in as many batches on every process, and processes differ by a sample at most. Fewer
-    samples than processes at the end join the batch before.
+    occurs once, all processes have equally many batches, and their numbers of samples differ by at
+    most 1. If the last batch has fewer samples than processes, they join the previous batch.
 
     Args:
-        sampler: Order of all samples, anything that can be iterated and has a length.
-        batch_size: Samples of a batch of one process.
-        shard: Which process this is, and of how many.
-        drop_last: Leave out the last batch if it is not full.
-        skip: Batches to leave out at the beginning; asked for whenever an epoch begins.
+        sampler: Order of all samples, any iterable with a length.
+        batch_size: Batch size per process.
+        shard: Rank and number of processes.
+        drop_last: Drop the last batch if it is not full.
+        skip: Returns the number of batches to skip; called at the start of every epoch.
 
     Raises:
-        ValueError: batch_size below 1; not one batch in an epoch.
+        ValueError: batch_size is below 1; an epoch has no batch.
     """
 
     def __init__(
@@ -255,7 +255,7 @@ class ShardedBatches(Sampler[list[int]]):
         if len(self.bounds) < 2 or size < shard.count:
             raise ValueError(
                 f"ShardedBatches: an epoch needs a batch of {together if drop_last else 1} samples "
-                f"for {shard.count} processes, got {size} samples; take more data or fewer devices"
+                f"for {shard.count} processes, got {size} samples; use more data or fewer devices"
                 f"{', or smaller batches' if drop_last else ''}"
             )
 
@@ -271,10 +271,10 @@ class ShardedBatches(Sampler[list[int]]):
 
 
 def chosen_seed(seed: int | None) -> int:
-    """The seed of data: if None that of Lightning's `seed_everything`, and 0 without one."""
+    """The seed of the data: if None, that of Lightning's `seed_everything`, or 0."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
 
 
 def as_is(batch: T) -> T:
-    """Collates what `__getitems__` of a data set returns as whole batches."""
+    """Passes on batches that `__getitems__` of a data set returns."""
     return batch

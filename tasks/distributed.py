@@ -1,4 +1,4 @@
-"""What training on several processes needs beyond Lightning."""
+"""Distributed training: gathering objects, and synchronized batch norm on any device."""
 
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def gather(own: T) -> list[T]:
-    """What every process hands in, by rank; all of them must call it."""
+    """Gather an object from every process, by rank; all processes must call it."""
     if not distributed.is_initialized():
         return [own]
     parts = [own] * distributed.get_world_size()
@@ -21,21 +21,21 @@ def gather(own: T) -> list[T]:
 
 
 class SyncBatchNorm(LayerSync):
-    """Batch norms with the statistics of the batches of all processes together.
+    """Batch norms with statistics over the batches of all processes.
 
-    Unlike torch.nn.SyncBatchNorm they run on CPUs too.
+    Unlike torch.nn.SyncBatchNorm, it supports CPUs.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Let all batch norms of a model share their statistics."""
+        """Synchronize the statistics of all batch norms of a model."""
         for module in model.modules():
             if isinstance(module, _BatchNorm):
-                # The same module, so that whoever holds it, and checkpoints, see no other one.
+                # In place, so that references and checkpoints are unaffected.
                 module.__class__ = type("Synced", (_Synced, type(module)), {})
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Take back `apply`."""
+        """Undo `apply`."""
         for module in model.modules():
             if isinstance(module, _Synced):
                 module.__class__ = type(module).__mro__[2]
@@ -54,14 +54,14 @@ class _Synced(_BatchNorm):
             return super().forward(x)
         self._check_input_dim(x)
         axes = [axis for axis in range(x.ndim) if axis != 1]
-        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]  # of numbers per channel
+        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]  # shape of values per channel
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         local = torch.cat([wide.sum(axes), wide.new_tensor([x.numel() // x.shape[1]])])
         sums, count = all_reduce(local).split([x.shape[1], 1])
         mean = sums / count
         centred = wide - mean.view(shape)
         var = all_reduce(centred.square().sum(axes)) / count
-        if count == 1 and self.running_mean is not None:  # of which there is no variance
+        if count == 1 and self.running_mean is not None:  # which has no variance
             centred, var = wide - self.running_mean.view(shape), self.running_var
         elif self.training and self.running_mean is not None:
             self._remember(mean.detach(), var.detach() * count / (count - 1))

@@ -1,4 +1,4 @@
-"""Data that are drawn: every sample is a function of seed and index, at several sizes."""
+"""Generated data: every sample is a function of seed and index, at several sizes."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -12,11 +12,11 @@ MAX_SIZE = 2**16 - 1
 
 
 class DrawnData(DataModule):
-    """Drawn samples: train at one size, validate and test there and at further ones.
+    """Generated samples: train at one size, validate and test there and at other sizes.
 
-    Hyperparameters of every such task: train_size, val_size and test_size (samples of an epoch, and
-    of every validation and test set), fresh, batch_size, and seed, below 2^32. Metrics of further
-    sizes end in @ and the size.
+    Hyperparameters of every such task: train_size, val_size and test_size (samples per epoch, and
+    per validation and test set), fresh, batch_size, and seed, below 2^32. Metrics of other sizes
+    have the suffix @ and the size.
     """
 
     seed: int
@@ -24,11 +24,11 @@ class DrawnData(DataModule):
     @property
     @abstractmethod
     def sizes(self) -> list[int]:
-        """Size of every set, at most `MAX_SIZE`; the first one is that of training."""
+        """Size of every set, at most `MAX_SIZE`; the first is the training size."""
 
     @abstractmethod
     def dataset(self, split: str, size: int) -> Dataset:
-        """Samples of a split at one size; `__getitems__` draws a batch at once."""
+        """Samples of a split at one size; `__getitems__` draws a batch at a time."""
 
     @property
     def fresh(self) -> bool:
@@ -36,7 +36,7 @@ class DrawnData(DataModule):
         return self.hparams.fresh
 
     def collate(self, batch: object) -> object:
-        """What training and evaluation get of a drawn batch."""
+        """Convert a drawn batch for training and evaluation."""
         return batch
 
     @property
@@ -44,13 +44,13 @@ class DrawnData(DataModule):
         return ["", *(f"@{size}" for size in self.sizes[1:])]
 
     def check_settings(self) -> None:
-        """Raise a ValueError unless seed and sizes make sets that can be told apart."""
+        """Raise a ValueError unless the seed is in range and sizes are distinct."""
         check_positive(
             type(self).__name__, val_size=self.hparams.val_size, test_size=self.hparams.test_size
         )
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError(
-                f"{type(self).__name__}: the sizes of the sets must differ, for they name the "
+                f"{type(self).__name__}: the sizes of the sets must differ, because they name the "
                 f"metrics, got {self.sizes}"
             )
         if not 0 <= self.seed < 2**32:
@@ -81,7 +81,7 @@ class DrawnData(DataModule):
         return self._eval_loaders("test", self.collate)
 
     def predict_dataloader(self) -> list[DataLoader]:
-        """Predictions are made for the test sets, in batches as they are drawn."""
+        """The test sets, in batches as drawn."""
         return self._eval_loaders("test", as_is)
 
     def _eval_loaders(self, split: str, collate: Callable[[object], object]) -> list[DataLoader]:

@@ -1,6 +1,6 @@
-"""Random numbers that depend on a seed and counters only, drawn for a whole batch at once.
+"""Random numbers that depend only on a seed and counters, drawn for a batch at a time.
 
-A counter-based generator: the finaliser of SplitMix64 over the counters, one after the other.
+A counter-based generator: the finalizer of SplitMix64 applied to each counter in turn.
 """
 
 import torch
@@ -8,25 +8,25 @@ from torch import Tensor
 
 
 def stream(seed: int, index: Tensor) -> Tensor:
-    """The stream of random numbers of every sample `index` (B,), as an integer (B,)."""
+    """The random stream of every sample `index` (B,), as an integer (B,)."""
     x = _mix(torch.full_like(index, seed) * GOLDEN + GOLDEN)
     return _mix(x + index * GOLDEN)
 
 
 def substream(streams: Tensor, number: Tensor) -> Tensor:
-    """A further stream by number, of the shape that both arguments broadcast to."""
+    """A substream by index, of the shape that both arguments broadcast to."""
     return _mix(streams + number * GOLDEN)
 
 
 def fraction(streams: Tensor) -> Tensor:
-    """A random number in [0, 1) of each stream, in float64 and of the same shape."""
+    """A random number in [0, 1) from each stream, float64 of the same shape."""
     return _shift(streams, 11).double() / 2**53
 
 
 def uniform(seed: int, index: Tensor, draws: int, first: int = 0) -> Tensor:
-    """Random numbers in [0, 1) that depend on (seed, index, draw) only, (B, draws) in float64.
+    """Random numbers in [0, 1) that depend only on (seed, index, draw), (B, draws) in float64.
 
-    The draws are number `first` and those after it.
+    The draws have the indices `first`, `first` + 1, ...
     """
     draw = torch.arange(first, first + draws, device=index.device)
     return fraction(substream(stream(seed, index)[:, None], draw))

@@ -1,4 +1,4 @@
-"""What tasks of graphs have in common: DAGs, position codes, packed batches, loaders."""
+"""Shared parts of graph tasks: DAGs, position encodings, packed batches, loaders."""
 
 import sys
 from abc import abstractmethod
@@ -18,13 +18,13 @@ from tasks.data import DataModule, EpochSampler, chosen_seed
 
 
 class TrainingBatcher:
-    """Packs training graphs by indices that run on, each access with random numbers of its own.
+    """Packs training graphs by continuing indices, with new random numbers at every access.
 
     Args:
-        batcher: Packs graphs by their numbers.
-        numbers: Which graphs to train on; index i is graph numbers[i % len(numbers)].
+        batcher: Packs graphs by their indices.
+        numbers: Indices of the training graphs; index i is graph numbers[i % len(numbers)].
         seed: Seed of the random numbers.
-        new_orders: Draw a node order in every access; otherwise keep the stored DAGs.
+        new_orders: Draw a new node order at every access; otherwise keep the stored DAGs.
     """
 
     def __init__(
@@ -44,23 +44,23 @@ class TrainingBatcher:
 
 
 class GraphData(DataModule):
-    """Graphs packed into batches; training meets all graphs in an epoch, in random order.
+    """Graphs packed into batches; an epoch has all training graphs in random order.
 
     Args:
-        batch_size: Graphs of a batch.
-        order: Node order that makes DAGs of the graphs: "bfs", "given" or "random"; with "random"
-            training graphs get a new order at every access, evaluation keeps one fixed order.
-        random_walk: Give nodes a code of their place: the probabilities that a random walk is back
-            after 1, 2, ... of this many steps.
-        laplacian: Give nodes a code of their place: entries of this many eigenvectors of the graph
-            Laplacian, in training with signs drawn at every access.
-        seed: Seed of the splits, of the order of the samples, of random node orders and signs; None
-            takes that of `seed_everything`.
-        num_workers: Processes that batch.
-        plans: Let batches carry the plans of plstm_dag, for nets that run it.
+        batch_size: Graphs per batch.
+        order: Node order that turns the graphs into DAGs: "bfs", "given" or "random"; with "random"
+            training graphs get a new order at every access, evaluation uses one fixed order.
+        random_walk: Number of random-walk position encodings: the return probabilities after 1, 2,
+            ... steps.
+        laplacian: Number of Laplacian position encodings: eigenvectors of the graph Laplacian, with
+            random signs at every access in training.
+        seed: Seed of the splits, of the sample order, of random node orders and signs; if None,
+            that of `seed_everything`.
+        num_workers: Number of processes that load batches.
+        plans: Add the plans of plstm_dag to batches, for nets that use it.
 
     Raises:
-        ValueError: unknown order; a negative number of steps or eigenvectors.
+        ValueError: order is unknown; random_walk or laplacian is negative.
     """
 
     def __init__(
@@ -87,21 +87,21 @@ class GraphData(DataModule):
     @property
     @abstractmethod
     def splits(self) -> dict[str, np.ndarray]:
-        """Numbers of the graphs in train, val and test, each ascending."""
+        """Indices of the graphs in train, val and test, each ascending."""
 
     def prepared(self, graphs: Sequence[Data]) -> StoredGraphs:
-        """Graphs of x, edge_index and y with DAGs and position codes, kept in memory."""
+        """Graphs with x, edge_index, y, DAGs and position encodings, kept in memory."""
         dags = prepare_together(graphs, self.to_dag)
         return StoredGraphs([self.codes(dag) if self.codes.width else dag for dag in dags])
 
     @property
     def pre_transform(self) -> BaseTransform:
-        """What prepares a graph once; its text names every option, for caches."""
+        """Transform that prepares a graph once; its repr has every option, for caches."""
         return Compose([self.to_dag, self.codes]) if self.codes.width else self.to_dag
 
     @property
     def in_dim(self) -> int:
-        return max(1, self.dataset.num_node_features)  # graphs without features get ones
+        return max(1, self.dataset.num_node_features)  # without features they get ones
 
     @property
     def net_args(self) -> dict[str, int | bool]:
@@ -113,7 +113,7 @@ class GraphData(DataModule):
         sampler = EpochSampler(len(graphs), self.seed, self.train_epoch())
         new_orders = self.to_dag.order == "random"
         batcher = TrainingBatcher(self._batcher(), graphs, self.seed, new_orders)
-        numbers = range(sys.maxsize)  # sample i is number i
+        numbers = range(sys.maxsize)  # sample i is index i
         return self._loader(numbers, batcher, batch_sampler=self.train_batches(sampler))
 
     def val_dataloader(self) -> DataLoader:
@@ -130,7 +130,7 @@ class GraphData(DataModule):
     def transfer_batch_to_device(
         self, batch: DagData, device: torch.device, dataloader_idx: int
     ) -> DagData:
-        """Pinned batches are copied while the host goes on."""
+        """Copy pinned batches asynchronously."""
         return batch.to(device, non_blocking=True)
 
     def _batcher(self) -> GraphBatcher:

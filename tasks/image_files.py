@@ -1,4 +1,4 @@
-"""Pictures in files: how they are found, decoded and examined."""
+"""Image files: finding, decoding and checking them."""
 
 import hashlib
 import io
@@ -16,24 +16,24 @@ from torch.utils.data import DataLoader, Dataset
 from tasks.data import as_is
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-GREY = ("1", "L", "LA", "La")  # modes of Pillow with 8 bits at most
+GREY = ("1", "L", "LA", "La")  # modes of Pillow with at most 8 bits
 DEEP = ("I", "I;16", "I;16B", "I;16L")  # with 16 bits
 DEEPEST = 2**16 - 1
-SHOWN = 5  # files in a message, at most
+SHOWN = 5  # maximum files listed in a message
 
 
 class Facts(NamedTuple):
-    """What is known of a picture without having it in memory."""
+    """Properties of an image that stay in memory."""
 
     checksum: str
     shape: tuple[int, int]  # rows, columns
     channels: int
-    mean: list[float]  # of the values of red, green and blue, in [0, 1]
+    mean: list[float]  # of red, green and blue, in [0, 1]
     square: list[float]  # mean of their squares
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """Pictures in a folder and in the folders in it, in the order of their names.
+    """Image files in a folder and its subfolders, sorted by name.
 
     Other files that are not hidden are left out with a warning.
     """
@@ -43,35 +43,35 @@ def find_pictures(folder: Path) -> list[Path]:
     if len(pictures) < len(files):
         others = [str(file.relative_to(folder)) for file in files if file not in set(pictures)]
         rank_zero_warn(
-            f"ImageData: {len(others)} files in {folder} are left out, as their names do not end "
-            f"in that of a picture ({', '.join(sorted(ENDINGS))}): {some(others)}"
+            f"ImageData: {len(others)} files in {folder} are left out, because their names do not "
+            f"end like those of images ({', '.join(sorted(ENDINGS))}): {some(others)}"
         )
     return pictures
 
 
 def is_hidden(place: Path) -> bool:
-    """Whether a file or a folder it is in is one that file managers and tools leave behind."""
+    """Whether a file, or a folder above it, is a hidden file of file managers or tools."""
     return any(part.startswith(".") for part in place.parts) or place.name == "Thumbs.db"
 
 
 def read_picture(file: Path | io.BytesIO, channels: int | None = None) -> Tensor:
-    """Decode a picture, (channels, rows, columns), turned as its camera was held.
+    """Decode an image, (channels, rows, columns), rotated according to its EXIF orientation.
 
-    Transparency is dropped, palettes are resolved. Of an animation the first picture is taken.
+    Transparency is dropped, palettes are resolved; of an animation, the first frame is used.
 
     Args:
         file: The file.
-        channels: 1 for grey, 3 for red, green and blue; those of the picture if None.
+        channels: 1 for grey, 3 for RGB; those of the file if None.
 
     Returns:
-        uint8, or float32 in [0, 1] for a picture of 16 bits.
+        uint8, or float32 in [0, 1] for 16-bit images.
     """
     with Image.open(file) as opened:
         picture = ImageOps.exif_transpose(opened)
         if picture.mode in DEEP:
             return _deep(np.array(picture), channels or 1)
         if picture.mode == "F":
-            raise ValueError("its pixels are floats, of which the greatest is unknown")
+            raise ValueError("its pixels are floats with unknown range")
         if picture.mode in ("P", "PA"):
             picture = picture.convert("RGBA")
         own = 1 if picture.mode in GREY else 3
@@ -87,14 +87,14 @@ def _deep(pixels: np.ndarray, channels: int) -> Tensor:
 
 
 def as_float(picture: Tensor) -> Tensor:
-    """Values in [0, 1], float32, of bytes or of such values."""
+    """Convert bytes to float32 in [0, 1]; floats stay unchanged."""
     return picture.float() / 255 if picture.dtype == torch.uint8 else picture
 
 
 def resized(picture: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A picture (C, rows, columns), or several (B, C, rows, columns), with other rows and columns.
+    """Resize images (C, rows, columns) or (B, C, rows, columns).
 
-    Bilinear, with an average over what falls on a pixel of a smaller picture (antialias).
+    Bilinear, with antialiasing when the size decreases.
     """
     if tuple(picture.shape[-2:]) == shape:
         return picture
@@ -104,9 +104,9 @@ def resized(picture: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of the values in [0, 1] and of their squares, (C,) in float64, of pixels (C, ...).
+    """Mean of pixels (C, ...), as values in [0, 1], and of their squares, (C,) in float64.
 
-    Bytes are counted, which takes no memory for a copy of them.
+    For bytes, uses a histogram, which avoids a copy.
     """
     if pixels.dtype != torch.uint8:
         values = pixels.flatten(1).double()
@@ -118,17 +118,17 @@ def moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def examine(files: Sequence[Path], folder: Path, num_workers: int) -> list[Facts]:
-    """Decode every picture once.
+    """Decode every image once.
 
     Args:
-        files: The pictures.
-        folder: What they are in, for messages.
-        num_workers: Processes that decode.
+        files: The image files.
+        folder: Their folder, for messages.
+        num_workers: Number of processes that decode.
 
     Raises:
-        ValueError: pictures that cannot be read; some of them are named, all counted.
+        ValueError: images cannot be read; the message lists some and counts all.
     """
-    rank_zero_info(f"ImageData: reading {len(files):,} pictures of {folder}, to know all of them")
+    rank_zero_info(f"ImageData: reading {len(files):,} images of {folder} to check them")
     loader = DataLoader(
         _Examined(files), batch_size=None, collate_fn=as_is, num_workers=num_workers
     )
@@ -140,14 +140,14 @@ def examine(files: Sequence[Path], folder: Path, num_workers: int) -> list[Facts
     ]
     if broken:
         raise ValueError(
-            f"ImageData: {len(broken)} of the {len(files)} pictures in {folder} cannot be read: "
-            f"{some(broken)}; mend or remove them"
+            f"ImageData: {len(broken)} of the {len(files)} images in {folder} cannot be read: "
+            f"{some(broken)}; repair or remove them"
         )
     return facts
 
 
 class _Examined(Dataset):
-    """Facts of pictures, or what is wrong with them."""
+    """Facts of images, or error messages."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
@@ -160,8 +160,8 @@ class _Examined(Dataset):
             content = self.files[number].read_bytes()
             picture = read_picture(io.BytesIO(content))
         except UnidentifiedImageError:
-            return "no picture of a known format"
-        except Exception as error:  # every decoder has errors of its own
+            return "not an image in a known format"
+        except Exception as error:  # decoders raise various errors
             return str(error).splitlines()[0] if str(error) else type(error).__name__
         mean, square = (x.expand(3).tolist() for x in moments(picture))
         checksum = hashlib.sha256(content).hexdigest()
@@ -169,6 +169,6 @@ class _Examined(Dataset):
 
 
 def some(names: Sequence[str]) -> str:
-    """The first of some names, and how many there are beyond."""
+    """The first names, and the number of others."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + rest

@@ -1,4 +1,4 @@
-"""Pictures that a net takes for something else."""
+"""Plot of misclassified images."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from tasks.data import UNLABELLED
 
-SHOWN, COLUMNS = 24, 8  # pictures, at most, and how many in a row
-LONG = 18  # characters of a name that have room above a picture
+SHOWN, COLUMNS = 24, 8  # maximum images, and images per row
+LONG = 18  # maximum characters of a name above an image
 
 
 def worst(probabilities: Tensor, labels: Tensor) -> list[int]:
-    """Numbers of the pictures that are taken for another class with the greatest probability.
+    """Indices of the misclassified images with the highest predicted probability.
 
     Args:
-        probabilities: Of every class, (n, C).
+        probabilities: Class probabilities, (n, C).
         labels: Classes, (n,), or `UNLABELLED`.
     """
     sure, predicted = probabilities.max(1)
@@ -26,17 +26,17 @@ def worst(probabilities: Tensor, labels: Tensor) -> list[int]:
 def mistakes(
     images: Tensor, probabilities: Tensor, labels: Tensor, classes: Sequence[str]
 ) -> Figure:
-    """Pictures with their class and, below it, the predicted one and its probability.
+    """Images with their class and, below, the predicted class and its probability.
 
     Args:
         images: Values in [0, 1], (n, C, Y, X).
-        probabilities: Of every class, (n, classes).
+        probabilities: Class probabilities, (n, classes).
         labels: True classes, (n,).
         classes: Names of the classes.
     """
     rows = -(-len(images) // COLUMNS)
     figure = Figure(figsize=(1.5 * COLUMNS, 1.9 * rows + 0.4), layout="constrained")
-    figure.suptitle("Mistakes the net is surest of: the class, and what it is taken for")
+    figure.suptitle("Most confident mistakes: true class, predicted class")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()

@@ -1,4 +1,4 @@
-"""Labelled pictures: of IDX files, which are in memory, or of a folder, decoded when asked for."""
+"""Labelled images: from IDX files in memory, or from a folder, decoded on access."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -31,9 +31,9 @@ FOLDERS |= {"validation": "val", "test": "test", "testing": "test"}
 
 
 class PictureSet(ABC):
-    """Pictures with their labels (n,), their names, and the names of the classes.
+    """Images with labels (n,), their names, and class names.
 
-    Labels of pictures without a class are `UNLABELLED`.
+    Labels of images without a class are `UNLABELLED`.
     """
 
     labels: Tensor
@@ -46,17 +46,17 @@ class PictureSet(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of every picture; a ValueError if there are several sizes."""
+        """Rows and columns of all images; a ValueError if sizes differ."""
 
     @property
     @abstractmethod
     def channels(self) -> int:
-        """1 if all pictures are grey, else 3."""
+        """1 if all images are grey, else 3."""
 
     @property
     @abstractmethod
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean of the values in [0, 1] and of their squares, (channels,); pictures count alike."""
+        """Mean of the values in [0, 1] and of their squares, (channels,); images count equally."""
 
     @property
     @abstractmethod
@@ -65,27 +65,27 @@ class PictureSet(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise a ValueError if there is a picture that cannot be read."""
+        """Raise a ValueError if an image cannot be read."""
 
     @abstractmethod
     def subset(self, numbers: Tensor) -> Self:
-        """The pictures `numbers` (n,)."""
+        """Select the images with indices `numbers` (n,)."""
 
     @abstractmethod
     def read(self, numbers: Sequence[int], shape: tuple[int, int], channels: int) -> Tensor:
-        """The pictures `numbers` at a size, (B, channels, *shape), values in [0, 1]."""
+        """The images with indices `numbers` at a size, (B, channels, *shape), values in [0, 1]."""
 
 
 class IdxPictures(PictureSet):
-    """Grey pictures of an IDX file, uint8 in memory; their names are their numbers.
+    """Grey images of an IDX file, uint8 in memory; their names are their indices.
 
     Args:
-        images: File of the pictures.
-        labels: File of their labels, None for pictures without.
-        classes: Names of the classes; the numbers up to the greatest label if None.
+        images: File of the images.
+        labels: File of their labels, None for unlabelled images.
+        classes: Names of the classes; the indices up to the largest label if None.
 
     Raises:
-        ValueError: files of other shapes; a label that is no class.
+        ValueError: file shapes do not match; a label is out of range.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class IdxPictures(PictureSet):
         self.images = read_idx(images)
         if self.images.ndim != 3 or not self.images.numel():
             raise ValueError(
-                f"ImageData: {images} must hold pictures (number, rows, columns), got "
-                f"{tuple(self.images.shape)}; name the file of the images"
+                f"ImageData: {images} must have shape (number, rows, columns), got "
+                f"{tuple(self.images.shape)}; pass the file of the images"
             )
         self.names = [str(number) for number in range(len(self.images))]
         self.labels = torch.full((len(self.images),), UNLABELLED)
@@ -105,14 +105,14 @@ class IdxPictures(PictureSet):
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(
                 f"ImageData: {labels} must have a label for each of the {len(self.images)} "
-                f"pictures of {images.name}, got {tuple(self.labels.shape)}"
+                f"images of {images.name}, got {tuple(self.labels.shape)}"
             )
         greatest = int(self.labels.max())
         self.classes = classes or [str(number) for number in range(greatest + 1)]
         if greatest >= len(self.classes):
             raise ValueError(
                 f"ImageData: labels must be classes 0..{len(self.classes) - 1}, got {greatest} in "
-                f"{labels}; give all of them in classes"
+                f"{labels}; list all of them in classes"
             )
 
     @property
@@ -132,7 +132,7 @@ class IdxPictures(PictureSet):
         return {file.name: checksum(file) for file in self.files}
 
     def check(self) -> None:
-        """All of them have been read."""
+        """All images are already in memory."""
 
     def subset(self, numbers: Tensor) -> Self:
         part = object.__new__(type(self))
@@ -147,19 +147,19 @@ class IdxPictures(PictureSet):
 
 
 class FilePictures(PictureSet):
-    """Pictures of a folder with a folder for every class, or of one without classes.
+    """Images of a folder with one subfolder per class, or without classes.
 
-    Files stay where they are; a picture is decoded whenever it is asked for.
+    Files stay in place; an image is decoded on every access.
 
     Args:
-        folder: The folder; or the file of one picture.
-        classes: Names of the classes; those of the folders in it if None.
-        num_workers: Processes that decode all pictures once, to know them.
-        split: What the pictures are for.
+        folder: The folder, or a single image file.
+        classes: Names of the classes; those of the subfolders if None.
+        num_workers: Number of processes that check all images once.
+        split: Name of the split, for messages.
 
     Raises:
-        ValueError: no pictures; some in a class and some in none; another class; a class without
-            pictures.
+        ValueError: no images; some images are in class folders and some are not; an unknown class;
+            a class without images.
     """
 
     def __init__(
@@ -183,34 +183,34 @@ class FilePictures(PictureSet):
     def _check_classes(self, found: list[str]) -> None:
         if unknown := [name for name in found if name not in self.classes]:
             raise ValueError(
-                f"ImageData: the folders in {self.folder} must be classes, of which there are "
-                f"{some(self.classes)}, got {some(unknown)}; put pictures without a class into "
+                f"ImageData: the folders in {self.folder} must be among the classes "
+                f"{some(self.classes)}, got {some(unknown)}; put images without a class into "
                 "no folder"
             )
         missing = [name for name in self.classes if name not in found]
         if missing and self.split == "train":
             raise ValueError(
-                f"ImageData: every class must have pictures to train on, {self.folder} has none of "
+                f"ImageData: every class must have training images, {self.folder} has none of "
                 f"{some(missing)}; add some, or remove the class"
             )
 
     def _check(self, owners: list[str | None]) -> None:
         if not owners:
             raise ValueError(
-                f"ImageData: {self.folder} must have pictures, got none; name a folder with a "
-                "folder for every class, or IDX files as those of MNIST"
+                f"ImageData: {self.folder} must have images, got none; pass a folder with one "
+                "folder per class, or with IDX files like those of MNIST"
             )
         loose = [name for name, owner in zip(self.names, owners, strict=True) if owner is None]
         if 0 < len(loose) < len(owners):
             raise ValueError(
-                f"ImageData: pictures of {self.folder} must all be in the folder of a class, or "
-                f"none, got {len(loose)} beside {len(owners) - len(loose)} of classes: "
+                f"ImageData: images of {self.folder} must all be in class folders, or none of "
+                f"them, got {len(loose)} beside {len(owners) - len(loose)} of classes: "
                 f"{some(loose)}"
             )
 
     @cached_property
     def facts(self) -> list[Facts]:
-        """What is known of every picture, after all of the folder have been read once."""
+        """Facts of every image; the first access reads all images once."""
         if self.whole is not None:
             return [self.whole.facts[number] for number in self.numbers]
         return examine(self.files, self.folder, self.num_workers)
@@ -223,9 +223,9 @@ class FilePictures(PictureSet):
         if len(first) > 1:
             shown = [f"{y} x {x} ({name})" for (y, x), name in list(first.items())[:SHOWN]]
             raise ValueError(
-                f"ImageData: the pictures of {self.folder} have {len(first)} sizes: "
+                f"ImageData: the images of {self.folder} have {len(first)} sizes: "
                 f"{', '.join(shown)}{' and more' if len(first) > SHOWN else ''}; set data.size, as "
-                "in --data.size 64, to which all of them are resized"
+                "in --data.size 64, to resize all of them"
             )
         return next(iter(first))
 
@@ -243,10 +243,10 @@ class FilePictures(PictureSet):
         digest = hashlib.sha256()
         for name, fact in zip(self.names, self.facts, strict=True):
             digest.update(f"{name} {fact.checksum}\n".encode())
-        return {f"the folder of {self.split} pictures": digest.hexdigest()}
+        return {f"the folder of {self.split} images": digest.hexdigest()}
 
     def check(self) -> None:
-        _ = self.facts  # found by reading
+        _ = self.facts  # reads all images
 
     def subset(self, numbers: Tensor) -> Self:
         part = object.__new__(type(self))
@@ -263,22 +263,22 @@ class FilePictures(PictureSet):
 
 
 def read_sets(path: Path, num_workers: int, classes: list[str] | None) -> dict[str, PictureSet]:
-    """The sets of a folder by split (train, val, test): of its IDX files, or of its pictures.
+    """The sets of a folder by split (train, val, test), from IDX files or image files.
 
-    IDX files name their split, and so do folders train, val and test. If there is no folder train,
-    all pictures are for training. The classes are those of the training set.
+    IDX file names contain their split; image folders may have subfolders train, val and test.
+    Without a folder train, all images are training images. The training set defines the classes.
 
     Args:
         path: The folder.
-        num_workers: Processes that decode pictures.
-        classes: Names of the classes, if they are known.
+        num_workers: Number of processes that decode images.
+        classes: Names of the classes, if known.
 
     Raises:
-        ValueError: no such folder; no training set; what the sets refuse.
+        ValueError: no such folder, no training set, or an invalid set.
     """
     if not path.is_dir():
         raise ValueError(
-            f"ImageData: path must be a folder of pictures or of IDX files, got {str(path)!r}; "
+            f"ImageData: path must be a folder of images or of IDX files, got {str(path)!r}; "
             "there is none"
         )
     files = idx_files(path)
@@ -293,27 +293,27 @@ def read_sets(path: Path, num_workers: int, classes: list[str] | None) -> dict[s
             sets[split] = FilePictures(folders[split], classes, num_workers, split)
         elif split == "train":
             raise ValueError(
-                f"ImageData: {path} must have training pictures, got IDX files of "
-                f"{', '.join(files)} only; name test pictures as test_path"
+                f"ImageData: {path} must have training images, got IDX files of "
+                f"{', '.join(files)} only; pass test images as test_path"
             )
         classes = sets["train"].classes
     return sets
 
 
 def read_test_set(path: Path, num_workers: int, classes: list[str] | None) -> PictureSet:
-    """Pictures to test on, or without classes to predict those.
+    """Images to test on, or without classes to predict.
 
     Args:
-        path: A folder with the IDX files of a test set; another folder of pictures; a file.
-        num_workers: Processes that decode pictures.
-        classes: Names of the classes of the net.
+        path: A folder with the IDX files of a test set, a folder of images, or an image file.
+        num_workers: Number of processes that decode images.
+        classes: Class names of the net.
 
     Raises:
-        ValueError: no such file or folder; what the sets refuse.
+        ValueError: no such file or folder, or an invalid set.
     """
     if not path.exists():
         raise ValueError(
-            f"ImageData: test_path must be a folder of pictures or of IDX files, or one file, got "
+            f"ImageData: test_path must be a folder of images or of IDX files, or one file, got "
             f"{str(path)!r}; there is none"
         )
     if path.is_file() and path.suffix.lower() not in ENDINGS:
@@ -325,7 +325,7 @@ def read_test_set(path: Path, num_workers: int, classes: list[str] | None) -> Pi
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """Names that are not hidden, sorted, as numbers if all of them are."""
+    """Names that are not hidden, sorted; numerically if all are numbers."""
     names = [name for name in names if not is_hidden(Path(name))]
     numbers = all(name.isdecimal() for name in names)
     return sorted(names, key=lambda name: (int(name) if numbers else 0, name))

@@ -1,6 +1,6 @@
-"""Classification of pictures: IDX files such as those of MNIST, or folders of files.
+"""Image classification: IDX files such as those of MNIST, or folders of image files.
 
-Example: a picture of 28 x 28 grey pixels shows the digit 7, and its class is 7.
+Example: a grey image of 28 x 28 pixels shows the digit 7, and its class is 7.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,22 +26,22 @@ from tasks.data import (
 from tasks.image_mistakes import mistakes, worst
 from tasks.image_sets import PictureSet, read_sets, read_test_set
 
-LEVELS = 256  # of a value in a sequence of pixels
-ROUNDING = 1e-6  # standard deviation of a channel that has one value everywhere, at most
+LEVELS = 256  # vocabulary size of pixel sequences
+ROUNDING = 1e-6  # largest standard deviation that counts as 0, a constant channel
 VERBS = {"train": "train on", "val": "validate on", "test": "test on"}
 
 Inputs = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class ImageDataset(Dataset):
-    """Inputs and targets of pictures at one size, a whole batch at once.
+    """Inputs and targets of images at one size, a batch at a time.
 
     Args:
-        pictures: The pictures; index n is picture n % their number.
+        pictures: The images; index n is image n % their number.
         shape: Rows and columns.
-        channels: 1 for grey, 3 for colours.
-        finish: Makes inputs and targets of images (B, C, Y, X) in [0, 1] and labels (B,).
-        augment: Changes images by their indices (B,).
+        channels: 1 for grey, 3 for RGB.
+        finish: Computes inputs and targets from images (B, C, Y, X) in [0, 1] and labels (B,).
+        augment: Augments images, given their indices (B,).
     """
 
     def __init__(
@@ -67,45 +67,46 @@ class ImageDataset(Dataset):
 
 
 class ImageData(DataModule):
-    """Pictures of IDX files or folders, as images or as sequences of pixels.
+    """Images of IDX files or folders, as images or as sequences of pixels.
 
-    A folder has a folder for every class in it, or folders train, val and test that do; IDX files
-    have the names of those of MNIST and may be packed (.gz, .xz). A set that is not there is a
-    share of the training set, with as much of every class. All pictures of a folder are decoded
-    once when a command begins, to find broken ones, sizes, channels, mean and checksums.
+    A folder has one subfolder per class, or subfolders train, val and test that do; IDX files are
+    named like those of MNIST and may be compressed (.gz, .xz). A missing set is a stratified random
+    fraction of the training set. All images of a folder are decoded once when a command starts, to
+    find broken files, sizes, channels, mean and checksums.
 
-    Images have channel means 0 and standard deviations 1 over the training set. A sequence has the
-    values of all pixels as tokens 0..255, row by row, those of a pixel one after another; its label
-    is asked for at the last one.
+    Image channels have mean 0 and standard deviation 1 over the training set. A sequence has the
+    values of all pixels as tokens 0..255, row by row, with the channels of a pixel adjacent; its
+    label is at the last token.
 
     Args:
         path: The folder.
-        size: Side of a square, or rows and columns, that all pictures are resized to; None for
-            pictures that have one size.
-        extrapolation_sizes: Rows of further validation and test sets, which have the same pictures
-            resized, with columns in the same proportion.
-        val_share: Share of the training pictures to validate on, if there is no set for it.
-        test_share: Share to test on, if there is no set; with 0 the validation set is the test set.
-        test_path: Other pictures to test on and to predict: a folder as above with or without
+        size: Side of a square, or rows and columns, to which all images are resized; None if all
+            images have one size.
+        extrapolation_sizes: Rows of additional validation and test sets, which have the same images
+            resized, with the same aspect ratio.
+        val_share: Fraction of the training images for validation, if there is no validation set.
+        test_share: Fraction for testing, if there is no test set; with 0, the validation set is the
+            test set.
+        test_path: Other images to test on and to predict: a folder as above, with or without
             classes, or a file.
-        as_sequence: Give sequences of tokens (B, L) and targets (B, L) instead of images.
-        permutation_seed: Seed of an order in which the tokens of all sequences come; None for the
+        as_sequence: Return sequences of tokens (B, L) and targets (B, L) instead of images.
+        permutation_seed: Seed of a fixed permutation of the tokens of all sequences; None for the
             order of the pixels.
-        flip: Mirror training pictures, left for right, every other time.
-        max_shift: Move training pictures by up to so many pixels; their border is repeated.
-        erase: Probability to fill a rectangle of a training picture with the mean.
-        classes: Names of the classes; those of the folders, or numbers, if None. A checkpoint
-            brings its own, as well as mean and std.
+        flip: Flip training images horizontally with probability 1/2.
+        max_shift: Shift training images by up to this many pixels, replicating the border.
+        erase: Probability to fill a rectangle of a training image with the mean.
+        classes: Names of the classes; those of the folders, or indices, if None. Checkpoints store
+            them, as well as mean and std.
         mean: Mean of every channel, of values in [0, 1]; that of the training set if None.
         std: Standard deviation of every channel; that of the training set if None.
-        batch_size: Pictures of a batch.
-        seed: Seed of the shares, of the order of the samples and of random changes; None takes that
-            of `seed_everything`.
-        num_workers: Processes that decode.
+        batch_size: Images per batch.
+        seed: Seed of the splits, of the sample order and of augmentation; if None, that of
+            `seed_everything`.
+        num_workers: Number of processes that decode.
 
     Raises:
-        ValueError: no such folder; pictures that cannot be read or have several sizes; another
-            class; an empty set; numbers that make no sense.
+        ValueError: no such folder; images cannot be read or have several sizes; an unknown class;
+            an empty set; an argument is out of range.
     """
 
     def __init__(
@@ -139,8 +140,8 @@ class ImageData(DataModule):
         )
         if not (val_share > 0 and test_share >= 0 and val_share + test_share < 1):
             raise ValueError(
-                "ImageData: val_share must be above 0, test_share 0 or more, and something must be "
-                f"left to train on, got {val_share} and {test_share}"
+                "ImageData: val_share must be above 0, test_share 0 or more, and some images must "
+                f"be left for training, got {val_share} and {test_share}"
             )
         if max_shift < 0 or not 0 <= erase <= 1:
             raise ValueError(
@@ -151,23 +152,23 @@ class ImageData(DataModule):
             raise ValueError(
                 "ImageData: permutation_seed is for sequences of pixels, got "
                 f"permutation_seed={permutation_seed} and as_sequence=False; set as_sequence to "
-                "true or leave it out"
+                "true or omit it"
             )
         channels = [None if numbers is None else len(numbers) for numbers in (mean, std)]
         if channels not in ([None, None], [1, 1], [3, 3]):
             raise ValueError(
-                "ImageData: mean and std must have a number for each of 1 or 3 channels, got "
-                f"{mean} and {std}; leave out both to take those of the training set"
+                "ImageData: mean and std must have a value for each of 1 or 3 channels, got "
+                f"{mean} and {std}; omit both to use those of the training set"
             )
 
     @cached_property
     def sets(self) -> dict[str, PictureSet]:
-        """The sets that are in `path`, by split."""
+        """The sets in `path`, by split."""
         return read_sets(Path(self.hparams.path), self.hparams.num_workers, self.hparams.classes)
 
     @cached_property
     def parts(self) -> dict[str, PictureSet]:
-        """What is trained, validated and tested on of the pictures in `path`."""
+        """Images of `path` for training, validation and testing."""
         h, parts = self.hparams, dict(self.sets)
         missing = {"test": h.test_share, "val": h.val_share}
         shares = {split: share for split, share in missing.items() if split not in parts}
@@ -180,7 +181,7 @@ class ImageData(DataModule):
         for split, part in parts.items():
             if not len(part):
                 raise ValueError(
-                    f"ImageData: every set needs pictures, got none for {split} of the "
+                    f"ImageData: every set needs images, got none for {split} of the "
                     f"{sum(map(len, self.sets.values()))} of {h.path}; raise {split}_share, or "
                     "add pictures"
                 )
@@ -190,7 +191,7 @@ class ImageData(DataModule):
 
     @cached_property
     def test_set(self) -> PictureSet:
-        """Pictures to test on and to predict."""
+        """Images to test on and to predict."""
         h = self.hparams
         if h.test_path is None:
             return self.parts["test"]
@@ -228,9 +229,9 @@ class ImageData(DataModule):
 
     @cached_property
     def shapes(self) -> list[tuple[int, int]]:
-        """Rows and columns in training and in every further evaluation."""
+        """Rows and columns in training and in each additional evaluation."""
         h, size = self.hparams, self.hparams.size
-        if size is None:  # new pictures are predicted without those that were trained on
+        if size is None:  # prediction does not need the training images
             alone = h.test_path is not None and h.mean is not None
             size = (self.test_set if alone else self.parts["train"]).shape
         rows, columns = (size, size) if isinstance(size, int) else size
@@ -238,7 +239,7 @@ class ImageData(DataModule):
         shapes += [(n, max(1, round(n * columns / rows))) for n in h.extrapolation_sizes]
         if len({n for n, _ in shapes}) < len(shapes):
             raise ValueError(
-                "ImageData: the sizes of the sets must differ, for they name the metrics, got "
+                "ImageData: the sizes of the sets must differ, because they name the metrics, got "
                 f"{[n for n, _ in shapes]}"
             )
         return shapes
@@ -256,12 +257,12 @@ class ImageData(DataModule):
         return ["", *(f"@{rows}" for rows in self.sizes[1:])]
 
     def dataset(self, pictures: PictureSet, shape: tuple[int, int], train: bool) -> ImageDataset:
-        """Inputs and targets of pictures at a size; changed at random to train on."""
+        """Inputs and targets of images at a size; augmented for training."""
         h, (mean, std) = self.hparams, self.mean_and_std
         pictures.check()
         if h.size is None and pictures.shape != self.shapes[0]:
             raise ValueError(
-                f"ImageData: pictures of {pictures.shape} do not go with those to train on, of "
+                f"ImageData: images of {pictures.shape} do not match the training images of "
                 f"{self.shapes[0]} rows and columns; set data.size, as in --data.size 64"
             )
         finish = partial(as_images, mean=mean, std=std)
@@ -285,7 +286,7 @@ class ImageData(DataModule):
         return self._eval_loaders(self.test_set)
 
     def predict_dataloader(self) -> list[DataLoader]:
-        """Predictions are made for the test set, whether it has classes or not."""
+        """The test set, with or without classes."""
         return self._eval_loaders(self.test_set)
 
     def _eval_loaders(self, pictures: PictureSet) -> list[DataLoader]:
@@ -303,7 +304,7 @@ class ImageData(DataModule):
         )
 
     def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
-        """`mistakes`: pictures of the test set that are surest taken for something else."""
+        """The plot `mistakes`: misclassified test images with the highest confidence."""
         probabilities = self._of_pictures(predictions[""])
         labels = self.test_set.labels[: len(probabilities)]
         numbers = worst(probabilities, labels)
@@ -314,14 +315,14 @@ class ImageData(DataModule):
         return {"mistakes": figure}
 
     def prediction_tables(self, predictions: dict[str, Tensor]) -> dict[str, Iterable[Row]]:
-        """`predictions`: name, class, predicted class and all probabilities of every picture."""
+        """The table `predictions`: name, class, predicted class and probabilities per image."""
         return {
             f"predictions{name}": self._table(self._of_pictures(probabilities))
             for name, probabilities in predictions.items()
         }
 
     def _of_pictures(self, probabilities: Tensor) -> Tensor:
-        """Probabilities of the classes, (n, C), which sequences have at their last token."""
+        """Class probabilities, (n, C); those of sequences are at their last token."""
         return probabilities[:, -1] if self.hparams.as_sequence else probabilities
 
     def _table(self, probabilities: Tensor) -> Iterable[Row]:
@@ -335,19 +336,19 @@ class ImageData(DataModule):
 
 
 def as_images(images: Tensor, labels: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (B, C, Y, X) with other mean and standard deviation (C,), and their labels."""
+    """Normalize images (B, C, Y, X) with mean and standard deviation (C,)."""
     return (images - mean[:, None, None]) / std[:, None, None], labels
 
 
 def as_sequences(
     images: Tensor, labels: Tensor, permutation_seed: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Tokens (B, Y X C) of images (B, C, Y, X) in [0, 1], and targets: the label at the last one.
+    """Tokens (B, Y X C) of images (B, C, Y, X) in [0, 1], and targets: the label at the last.
 
     Args:
         images: The images.
         labels: Their labels, (B,).
-        permutation_seed: Seed of another order of the tokens.
+        permutation_seed: Seed of a permutation of the tokens.
     """
     tokens = (images * (LEVELS - 1)).round().long().movedim(1, -1).flatten(1)
     if permutation_seed is not None:
@@ -359,10 +360,10 @@ def as_sequences(
 
 
 def _split(pictures: PictureSet, share: float, seed: int) -> tuple[PictureSet, PictureSet]:
-    """Pictures without a share of every class drawn at random, and that share."""
+    """Split off a random fraction of every class: the other images, and that fraction."""
     size = len(pictures)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-    order = order[pictures.labels[order].argsort(stable=True)]  # one class after another
+    order = order[pictures.labels[order].argsort(stable=True)]  # sorted by class
     count = round(size * share)
     taken = torch.zeros(size, dtype=torch.bool)
     taken[order[((torch.arange(count) + 0.5) * size / max(count, 1)).long()]] = True
@@ -372,7 +373,7 @@ def _split(pictures: PictureSet, share: float, seed: int) -> tuple[PictureSet, P
 def _check_labelled(pictures: PictureSet, split: str) -> None:
     if (pictures.labels == UNLABELLED).any():
         raise ValueError(
-            f"ImageData: pictures to {VERBS[split]} must have classes; put those of each class "
-            "into a folder of its name, or bring the IDX file of the labels; without classes they "
-            "can be predicted"
+            f"ImageData: images to {VERBS[split]} must have classes; put those of each class "
+            "into a folder with its name, or add the IDX file of the labels; images without "
+            "classes can be predicted"
         )

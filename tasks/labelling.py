@@ -1,4 +1,4 @@
-"""The LightningModule of sequences of which some positions have a label."""
+"""LightningModule for sequence labelling, where some positions have a label."""
 
 import torch
 from torch import Tensor
@@ -10,18 +10,18 @@ from tasks.packing import Packed, packed_logits
 
 
 class SequenceLabelling(Classification):
-    """Learns the labels of positions: accuracy per label, and of sequences without any error.
+    """Predicts the labels of positions; logs accuracy per label and per sequence.
 
-    Batches are tokens (B, L), or the same `Packed`, and targets (B, L); targets `UNLABELLED` count
-    neither in the loss nor in a metric. Metrics: `loss`, `accuracy` over labels,
-    `sequence_accuracy` over sequences, which is 1 for a sequence with every label right.
+    Batches are tokens (B, L), or the same `Packed`, and targets (B, L); targets `UNLABELLED` are
+    ignored by loss and metrics. Metrics: `loss`, `accuracy` over labels, and `sequence_accuracy`,
+    the fraction of sequences with all labels correct.
 
     Args:
-        until_error: Train on the labels of a sequence up to the first one that the net gets wrong.
-            Where an error spoils all that follow, as in word problems, the later labels teach
-            nothing yet; so the net learns short beginnings first, and longer ones as it can.
-        args: As `Classification`.
-        kwargs: As `Classification`.
+        until_error: Train only on the labels of a sequence up to the first error. If an error
+            spoils all later labels, as in word problems, these carry no signal; so the net learns
+            short prefixes first, then longer ones.
+        args: See `Classification`.
+        kwargs: See `Classification`.
     """
 
     def __init__(self, *args: object, until_error: bool = False, **kwargs: object) -> None:
@@ -38,11 +38,11 @@ class SequenceLabelling(Classification):
         return super()._predict(batch)
 
     def labelled(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, C) and targets (n,) of the positions that have a label and count."""
+        """Logits (n, C) and targets (n,) of the labelled positions that count."""
         keep = targets != UNLABELLED
         if self.until_error and self.training:
             wrong = keep & (logits.argmax(-1) != targets)
-            keep &= wrong.cumsum(1) - wrong.long() == 0  # no error before
+            keep &= wrong.cumsum(1) - wrong.long() == 0  # no error at earlier positions
         return logits[keep], targets[keep]
 
     def measure(self, logits: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, ...]]:

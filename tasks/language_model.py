@@ -1,4 +1,4 @@
-"""The LightningModule of character language modelling."""
+"""LightningModule for character-level language modelling."""
 
 import math
 
@@ -17,18 +17,18 @@ from tasks.runs import log_text, run_folder
 
 
 class LanguageModel(Classification):
-    """Next-token prediction: loss in nats, bits per character, a sample when training ends.
+    """Next-token prediction: loss in nats, bits per character, a sample after training.
 
-    On streams it carries the state of the net from batch to batch, without gradients. That of
-    training is part of the checkpoints, and evaluation has one of its own. The alphabet of the
-    data belongs to the checkpoints too.
+    On streams it carries the state of the net from batch to batch, without gradients. The training
+    state is stored in checkpoints; evaluation has its own state. Checkpoints also store the
+    alphabet of the data.
 
     Args:
-        sample_length: Characters of the sample; 0 for none.
+        sample_length: Length of the sample in characters; 0 for none.
         temperature: Temperature of the sample.
 
     Raises:
-        ValueError: negative sample_length or temperature.
+        ValueError: sample_length or temperature is negative.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class LanguageModel(Classification):
         if not (sample_length >= 0 and 0 <= temperature < float("inf")):
             raise ValueError(
                 "LanguageModel: sample_length and temperature must be 0 or more, got "
-                f"{sample_length} and {temperature}; temperature 0 takes the likeliest character"
+                f"{sample_length} and {temperature}; temperature 0 is greedy decoding"
             )
         self.sample_length, self.temperature = sample_length, temperature
         self.alphabet: Alphabet | None = None
-        self._entering: SequenceState | None = None  # state that the current batch begins with
-        self._train_state: SequenceState | None = None  # after the last training batch
+        self._entering: SequenceState | None = None  # initial state of the current batch
+        self._train_state: SequenceState | None = None  # state after the last training batch
         self._eval_state: SequenceState | None = None
-        self._batch: int | None = None  # number of the current training batch
+        self._batch: int | None = None  # index of the current training batch
         self._saved_states: list | None = None  # of a checkpoint, for every process
 
     def configure_model(self) -> None:
@@ -66,12 +66,12 @@ class LanguageModel(Classification):
             self._train_state = state_of(tensors, self.net, batch[0])
             self._saved_states = None
         number = self.trainer.fit_loop.total_batch_idx
-        if number != self._batch:  # StopIfNotFinite computes a batch a second time
+        if number != self._batch:  # StopIfNotFinite may compute a batch twice
             jumps = batch_idx == 0 and self._epochs_are_parts()
             self._entering, self._batch = None if jumps else self._train_state, number
 
     def _epochs_are_parts(self) -> bool:
-        """Whether an epoch does not begin where the streams ended in the one before."""
+        """Whether an epoch does not continue the streams of the previous one."""
         trainer = self.trainer
         limited = trainer.num_training_batches < len(trainer.train_dataloader)
         return limited or trainer.overfit_batches > 0
@@ -108,24 +108,24 @@ class LanguageModel(Classification):
         checkpoint["data_arguments"] = {"vocabulary": self.alphabet.characters}
         if self._train_state is not None:
             checkpoint["streams"] = gather(tensors_of(self._train_state))
-        elif self._saved_states is not None:  # of a resumed run before its first batch
+        elif self._saved_states is not None:  # resumed run before its first batch
             checkpoint["streams"] = self._saved_states
 
     def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Take the alphabet and the states of the streams; refuse another alphabet.
+        """Load the alphabet and the states of the streams; reject a different alphabet.
 
         Raises:
-            ValueError: the data have another alphabet; the weights are of another net.
+            ValueError: the alphabet differs; the weights are from another net.
         """
         known = checkpoint.get("data_arguments", {}).get("vocabulary")
         if known and self.alphabet is not None and self.alphabet.characters != known:
             raise ValueError(
-                f"LanguageModel: the net of the checkpoint knows the characters {known!r}, got "
-                f"data with {self.alphabet.characters!r}; give TextData the former as vocabulary"
+                f"LanguageModel: the checkpoint has the characters {known!r}, got "
+                f"data with {self.alphabet.characters!r}; pass the former to TextData as vocabulary"
             )
         super().on_load_checkpoint(checkpoint)
         if known:
-            self.alphabet = Alphabet(known)  # of a net without data, too
+            self.alphabet = Alphabet(known)  # also for a net without data
         self._saved_states = checkpoint.get("streams")
         self._entering = self._train_state = self._batch = None
 
@@ -152,10 +152,10 @@ class LanguageModel(Classification):
         rank_zero_info(f"Sample after {self.trainer.global_step} steps:\n{text}\n")
 
     def sample(self) -> str:
-        """What the net writes after the first character of the validation part."""
+        """Sample text that continues the first character of the validation part."""
         data = self.trainer.datamodule
         prompt = data.parts["val"][None, :1].to(self.device).long()
-        limit = self.net.max_length  # positions a learned code can name
+        limit = self.net.max_length  # limit of learned position encodings
         length = self.sample_length if limit is None else min(self.sample_length, limit)
         generator = torch.Generator(self.device).manual_seed(0)
         tokens = self.net.generate(

@@ -1,6 +1,6 @@
 """ListOps: the value of nested lists of digits.
 
-It needs a memory of the lists that are still open, and of what their arguments came to.
+The task needs a memory of the open lists and of their arguments.
 """
 
 import gzip
@@ -22,29 +22,30 @@ from tasks.listops_expressions import (
 )
 from tasks.sequences import SequenceData, at_the_end
 
-NAMES = {"train": ("train",), "val": ("val", "dev"), "test": ("test",)}  # in those of files
-SHARE = 10  # of one file, one in so many expressions validates, and as many test
+NAMES = {"train": ("train",), "val": ("val", "dev"), "test": ("test",)}  # in file names
+SHARE = 10  # of one file, 1 in 10 expressions is for validation, 1 in 10 for testing
 
 
 class ListOpsData(SequenceData):
-    """Nested lists of digits, drawn or from files; the value is asked for at the last token.
+    """Nested lists of digits, generated or from files; the value is the target at the last token.
 
-    Example: [ MAX 2 9 [ MIN 4 7 ] 0 ] is 9, so it is the target of the last bracket. Lists that are
-    drawn have 2 arguments or more, a quarter of which are lists; their lengths are as likely as
-    they are among all such lists. arXiv 2011.04006 takes lengths 500..2000, depth 10 and up to 10
-    arguments.
+    Example: [ MAX 2 9 [ MIN 4 7 ] 0 ] is 9, the target of the last bracket. Generated lists have 2
+    or more arguments, a quarter of which are lists; lengths have their natural distribution among
+    such lists, restricted to the requested range. arXiv 2011.04006 uses lengths 500..2000, depth 10
+    and up to 10 arguments.
 
     Args:
-        path: A folder with a file of training, of validation and of test expressions, whose names
-            hold train, val or dev, and test; or one file, whose last two tenths validate and test;
-            None draws expressions. Of a file, expressions of the lengths asked for are taken, all
-            of them. A line has an expression and its value with a tab between them, in any order.
-        max_depth: Greatest number of lists around a digit.
+        path: A folder with files of training, validation and test expressions, whose names contain
+            train, val or dev, and test; or one file, whose last two tenths are for validation and
+            testing; None generates expressions. All expressions with the requested lengths are
+            used. A line has an expression and its value, separated by a tab, in any order.
+        max_depth: Largest number of lists around a digit.
+        max_args: Largest number of arguments of a list.
         max_args: Greatest number of arguments of a list.
 
     Raises:
-        ValueError: no such file, or none of a split; another line in it; no expression of such a
-            length; max_depth below 1, or max_args below 2.
+        ValueError: a file is missing or has an invalid line; no expression has such a length;
+            max_depth is below 1 or max_args below 2.
 
     Source: arXiv 1804.06028.
     """
@@ -85,7 +86,7 @@ class ListOpsData(SequenceData):
         return tokens, labelled(tokens, evaluate(tokens))
 
     def dataset(self, split: str, size: int) -> Dataset:
-        """Expressions of a split, in the set whose greatest length is `size`."""
+        """Expressions of a split, in the set whose maximum length is `size`."""
         if self.hparams.path is None:
             return super().dataset(split, size)
         low, high = self.ranges[self.sizes.index(size)]
@@ -122,12 +123,12 @@ class ListOpsData(SequenceData):
 
 
 class ExpressionDataset(Dataset):
-    """Those expressions that have lengths in a range, padded.
+    """Padded expressions with lengths in a range.
 
     Args:
         tokens: Expressions.
         values: Their values.
-        lengths: Least and greatest length.
+        lengths: Minimum and maximum length.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class ExpressionDataset(Dataset):
 
 
 def labelled(tokens: Tensor, values: Tensor) -> Tensor:
-    """Targets (B, L) of expressions (B, L) with values (B,): these at the last tokens."""
+    """Targets (B, L) of expressions (B, L): their values (B,) at the last tokens."""
     lengths = (tokens != PADDING).sum(1)
     return at_the_end(values[:, None].expand_as(tokens), lengths)
 
@@ -165,12 +166,12 @@ def _file_of(folder: Path, split: str) -> Path:
 
 
 def read_expressions(file: Path) -> tuple[list[list[int]], list[int]]:
-    """Tokens and values of the expressions in a file, which may be packed by gzip.
+    """Tokens and values of the expressions in a file, which may be compressed by gzip.
 
-    A first line with the names of the columns, Source and Target, is left out.
+    A header line, Source and Target, is skipped.
 
     Raises:
-        ValueError: a line is no expression and its value.
+        ValueError: a line is not an expression and its value.
     """
     tokens, values = [], []
     with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:

@@ -1,6 +1,6 @@
-"""Expressions of ListOps: drawn as trees, written as tokens, evaluated.
+"""ListOps expressions: sampled as trees, written as tokens, evaluated.
 
-Everything is done for a whole batch, one level of the trees after the other.
+Everything runs on a batch, level by level of the trees.
 """
 
 from functools import cache
@@ -15,29 +15,29 @@ from tasks.draws import fraction, stream, substream
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 VOCABULARY = (*"0123456789", *OPERATORS, "]", "padding")
 FIRST_OPERATOR, CLOSE, PADDING = 10, 14, 15
-LIST_SHARE = 0.25  # of the arguments above the greatest depth
+LIST_SHARE = 0.25  # of the arguments above the maximum depth
 
 
 class Pending(NamedTuple):
-    """Arguments that follow one another in a list and are still to be drawn, n times."""
+    """Groups of consecutive arguments of a list that are not sampled yet, n of them."""
 
-    start: Tensor  # position of the first argument among those of the batch, (n,)
-    forest: Tensor  # row of `forests`: lists around them, number of arguments, (n,)
+    start: Tensor  # position of the first argument in the batch, (n,)
+    forest: Tensor  # row of `forests`: depth and number of arguments, (n,)
     count: Tensor  # number of arguments, (n,)
-    tokens: Tensor  # of all of them together, (n,)
-    streams: Tensor  # of random numbers, (n,)
+    tokens: Tensor  # total number of tokens, (n,)
+    streams: Tensor  # random streams, (n,)
 
 
 @cache
 def forests(longest: int, max_depth: int, max_args: int) -> Tensor:
-    """How likely k arguments inside d lists have n tokens together.
+    """Probabilities that k arguments inside d lists have n tokens in total.
 
     Returns:
         Probabilities (rows, 2 longest + 2): row d (max_args + 1) + k, column longest + 1 + n, with
         0 for n below 0.
     """
     length, entries = longest + 1, []
-    size = np.eye(1, length, 1)[0]  # of one argument; inside max_depth lists it is a digit
+    size = np.eye(1, length, 1)[0]  # of one argument; at depth max_depth it is a digit
     for _ in range(max_depth + 1):
         forest = [np.eye(1, length)[0]]
         for _ in range(max_args):
@@ -50,7 +50,7 @@ def forests(longest: int, max_depth: int, max_args: int) -> Tensor:
 
 
 def length_weights(lengths: tuple[int, int], max_depth: int, max_args: int) -> Tensor:
-    """How likely expressions of each length of a range are, (greatest - least + 1,).
+    """Probabilities of the expression lengths in a range, (maximum - minimum + 1,).
 
     Raises:
         ValueError: no expression has such a length.
@@ -60,7 +60,7 @@ def length_weights(lengths: tuple[int, int], max_depth: int, max_args: int) -> T
     if not weights.any():
         raise ValueError(
             f"ListOpsData: no expression has {low}..{high} tokens with max_depth={max_depth} and "
-            f"max_args={max_args}; take other lengths, or more depth or arguments"
+            f"max_args={max_args}; change the lengths, or raise max_depth or max_args"
         )
     return weights
 
@@ -68,20 +68,19 @@ def length_weights(lengths: tuple[int, int], max_depth: int, max_args: int) -> T
 def draw_expressions(
     seed: int, index: Tensor, lengths: tuple[int, int], *, max_depth: int, max_args: int
 ) -> Tensor:
-    """Draw expressions of at least and at most so many tokens, (B, greatest length), padded.
+    """Sample expressions with lengths in a range, (B, maximum length), padded.
 
-    A quarter of all expressions and arguments are lists of 2..max_args arguments, each number as
-    likely, and the others digits; inside max_depth lists there are digits only. Of all these
-    expressions those with a length in the range are drawn: first the length, then from the left to
-    the right how many tokens an argument takes, as likely as that is among expressions which agree
-    so far. So none is thrown away.
+    A quarter of all expressions and arguments are lists of 2..max_args arguments, with a uniform
+    number of arguments; the others are digits, as are all at depth max_depth. This distribution is
+    conditioned on lengths in the range without rejection: sample the length, then from left to
+    right the number of tokens of each argument, given the previous ones.
 
     Args:
         seed: Seed of the split.
-        index: Which expressions, (B,) integers.
-        lengths: Least and greatest length; an expression has 1 token, or 4 and more.
-        max_depth: Greatest number of lists around a digit.
-        max_args: Greatest number of arguments.
+        index: Indices of the expressions, (B,) integers.
+        lengths: Minimum and maximum length; an expression has 1 token, or 4 or more.
+        max_depth: Largest number of lists around a digit.
+        max_args: Largest number of arguments.
 
     Raises:
         ValueError: no expression has such a length.
@@ -101,7 +100,7 @@ def draw_expressions(
 
 
 def _draw_first(pending: Pending, table: Tensor, tokens: Tensor, max_args: int) -> Pending:
-    """Write the first arguments to all tokens; what is inside and what follows is pending."""
+    """Write the first arguments to the tokens; their contents and the rest stay pending."""
     start, forest, count, together, streams = pending
     drawn = substream(streams, torch.arange(6)[:, None])
     u_digit, u_size, u_symbol, u_count = fraction(drawn[2:])
@@ -111,7 +110,7 @@ def _draw_first(pending: Pending, table: Tensor, tokens: Tensor, max_args: int) 
     tokens[start] = symbols.long()
     tokens[(start + size)[lists] - 1] = CLOSE
 
-    left, deeper = size[lists] - 2, (forest - count)[lists] + max_args + 1  # row of no argument
+    left, deeper = size[lists] - 2, (forest - count)[lists] + max_args + 1  # row of 0 arguments
     kinds = deeper[:, None] + torch.arange(2, max_args + 1)
     number = 2 + _choose(_entry(table, kinds, left[:, None]), u_count[lists])
     inside = Pending(start[lists] + 1, deeper + number, number, left, drawn[0, lists])
@@ -120,10 +119,10 @@ def _draw_first(pending: Pending, table: Tensor, tokens: Tensor, max_args: int) 
 
 
 def _first_size(pending: Pending, table: Tensor, u_digit: Tensor, u_size: Tensor) -> Tensor:
-    """Tokens of the first of the arguments by two random numbers, (n,)."""
+    """Sample the number of tokens of the first argument from two random numbers, (n,)."""
     _, forest, count, together, _ = pending
-    size, one = torch.where(count == 1, together, 1), forest - count + 1  # row of one argument
-    # Most are digits, and to draw whether they are spares to look at all sizes.
+    size, one = torch.where(count == 1, together, 1), forest - count + 1  # row of 1 argument
+    # Most are digits; deciding this first avoids the distribution over all sizes.
     digit = _entry(table, one, torch.ones_like(one)) * _entry(table, forest - 1, together - 1)
     longer = (count > 1) & (u_digit * _entry(table, forest, together) >= digit)
     longer = longer.nonzero()[:, 0]
@@ -137,12 +136,12 @@ def _first_size(pending: Pending, table: Tensor, u_digit: Tensor, u_size: Tensor
 
 
 def _entry(table: Tensor, row: Tensor, tokens: Tensor) -> Tensor:
-    """Entries of `forests`, of the shape that both indices broadcast to."""
+    """Entries of `forests`, in the shape that both indices broadcast to."""
     return table.view(-1).take(row * table.shape[1] + tokens + table.shape[1] // 2)
 
 
 def _choose(weights: Tensor, u: Tensor) -> Tensor:
-    """Columns of weights (n, m), each as likely as its weight, by random numbers u (n,)."""
+    """Sample columns of weights (n, m), in proportion to the weights, from u (n,)."""
     sums = weights.cumsum(1)
     return torch.searchsorted(sums, u[:, None] * sums[:, -1:], right=True)[:, 0]
 
@@ -160,18 +159,18 @@ def evaluate(tokens: Tensor) -> Tensor:
     values = tokens.flatten().clone()
     for above, args in zip(levels[-2::-1], levels[:0:-1], strict=True):
         parents = above[values[above] >= FIRST_OPERATOR]
-        owner = torch.searchsorted(parents, args) - 1  # the last one before
+        owner = torch.searchsorted(parents, args) - 1  # the last parent before
         values[parents] = _apply(values[parents] - FIRST_OPERATOR, values[args], owner)
     return values.view_as(tokens)[:, 0].clone()
 
 
 def _apply(operator: Tensor, args: Tensor, owner: Tensor) -> Tensor:
-    """Values of operators (n,) by number; owner says whose each argument is."""
+    """Values of operators (n,), given as indices; owner is the operator of each argument."""
     digits, n = torch.arange(10), len(operator)
     counts = torch.bincount(10 * owner + args, minlength=10 * n).view(n, 10)
     up_to = counts.cumsum(1)
     last = up_to[:, -1] - 1
-    least, low, high, greatest = (  # of the sorted arguments, by their place
+    least, low, high, greatest = (  # of the sorted arguments, by position
         (up_to <= place[:, None]).sum(1)
         for place in (torch.zeros_like(last), last // 2, (last + 1) // 2, last)
     )
@@ -181,10 +180,10 @@ def _apply(operator: Tensor, args: Tensor, owner: Tensor) -> Tensor:
 
 
 def encode(expression: str) -> list[int]:
-    """Tokens of an expression; parentheses, which tell nothing, are left out.
+    """Tokens of an expression; redundant parentheses are skipped.
 
     Raises:
-        ValueError: a word that is no token; brackets that do not match, or no argument in them.
+        ValueError: a word is not a token; brackets do not match or are empty.
     """
     words = [word for word in expression.split() if word not in ("(", ")")]
     number = {word: i for i, word in enumerate(VOCABULARY[:PADDING])}
@@ -204,6 +203,6 @@ def encode(expression: str) -> list[int]:
         if tokens and open_lists == 0:
             return tokens
     raise ValueError(
-        "ListOpsData: an expression is a digit or a list whose brackets match and hold something, "
+        "ListOpsData: an expression is a digit or a list with matching brackets and arguments, "
         f"got {' '.join(words)[:80]!r}"
     )

@@ -1,4 +1,4 @@
-"""Graphs of SMILES, prepared once and kept on disk."""
+"""Graphs of SMILES, prepared once and cached on disk."""
 
 import hashlib
 import json
@@ -19,30 +19,30 @@ from plstm.graph.pyg import VERSION, DagData
 from tasks.prepared_files import make_once, user_cache
 from tasks.smiles import read_molecule, require_rdkit
 
-FORMAT = 1  # raise whenever other files are written
+FORMAT = 1  # increment when the file format changes
 GRAPHS, MOLECULES = "graphs.pt", "molecules.json"
 
 
 class Read(NamedTuple):
-    """What became of a row."""
+    """Result of reading a row."""
 
     canonical: str = ""  # canonical SMILES
     scaffold: str = ""
-    reason: str = ""  # why there is no graph
+    reason: str = ""  # error, if there is no graph
 
 
 class MoleculeGraphs(InMemoryDataset):
-    """Graphs of the SMILES that can be read, in their order; prepared once for any processes.
+    """Graphs of all readable SMILES, in order; prepared once for all processes.
 
-    They are kept in the cache of the user, under a name that follows from the SMILES, the transform
-    and the versions of what makes them.
+    They are stored in the user's cache folder, under a name that depends on the SMILES, the
+    transform and the versions of the code that makes them.
 
     Args:
         smiles: SMILES of all rows.
         pre_transform: Prepares every graph.
 
     Raises:
-        ValueError: rdkit is not installed, or reads none of the SMILES.
+        ValueError: rdkit is not installed, or cannot read any of the SMILES.
     """
 
     def __init__(self, smiles: Sequence[str], pre_transform: BaseTransform) -> None:
@@ -54,7 +54,7 @@ class MoleculeGraphs(InMemoryDataset):
         folder = user_cache("molecules") / key
         make_once(folder, lambda new: prepare(new, smiles, pre_transform))
         rows = json.loads((folder / MOLECULES).read_text("utf-8"))
-        self.read = [Read(*row) for row in rows]  # of every row
+        self.read = [Read(*row) for row in rows]  # for every row
         fields, self.slices = torch.load(folder / GRAPHS, weights_only=True)
         self._data = DagData.from_dict(fields)
 
@@ -64,13 +64,13 @@ class MoleculeGraphs(InMemoryDataset):
         return np.array([i for i, row in enumerate(self.read) if not row.reason], dtype=np.int64)
 
     def set_targets(self, targets: Tensor) -> None:
-        """Give graphs their targets, (graphs, T)."""
+        """Set the targets of the graphs, (graphs, T)."""
         self._data.y = targets
         self.slices["y"] = torch.arange(len(targets) + 1)
 
 
 def prepare(folder: Path, smiles: Sequence[str], pre_transform: BaseTransform) -> None:
-    """Write the graphs of all SMILES, and what is known of every row."""
+    """Write the graphs of all SMILES, and the result of every row."""
     rank_zero_info(f"MoleculesData: preparing {len(smiles):,} molecules, once")
     graphs, rows = [], []
     for text in smiles:
@@ -83,8 +83,8 @@ def prepare(folder: Path, smiles: Sequence[str], pre_transform: BaseTransform) -
         rows.append(Read(molecule.canonical, molecule.scaffold))
     if not graphs:
         raise ValueError(
-            f"MoleculesData: rdkit reads none of the {len(smiles)} SMILES, the first is "
-            f"{smiles[0]!r} ({rows[0].reason}); data.smiles names their column"
+            f"MoleculesData: rdkit cannot read any of the {len(smiles)} SMILES, the first is "
+            f"{smiles[0]!r} ({rows[0].reason}); set data.smiles to their column"
         )
     data, slices, _ = collate(DagData, graphs, increment=False, add_batch=False)
     torch.save((data.to_dict(), dict(slices)), folder / GRAPHS)

@@ -1,4 +1,4 @@
-"""What is said of the rows of a table of molecules: left out, repeated, predicted."""
+"""Reports on the rows of a table of molecules: left out, repeated, predicted."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ class Refused(NamedTuple):
 def refused_rows(
     table: Table, smiles: str, dataset: MoleculeGraphs, targets: Tensor
 ) -> list[Refused]:
-    """Rows with SMILES that cannot be read, or without any target.
+    """Rows with unreadable SMILES, or without any target.
 
     Args:
         table: The rows.
-        smiles: Column of the SMILES.
+        smiles: Column with SMILES.
         dataset: Molecules of the rows.
         targets: Targets of the molecules, (molecules, T).
     """
@@ -43,7 +43,7 @@ def refused_rows(
 def summary(
     dataset: MoleculeGraphs, splits: Splits, targets: Tensor, refused: Sequence[Refused]
 ) -> str:
-    """A line on the rows of a table: used, left out, repeated, with empty cells."""
+    """One line on the rows of a table: used, left out, repeated, with empty cells."""
     counts = ", ".join(f"{len(part):,} {name}" for name, part in splits.items())
     text = f"MoleculesData: {len(dataset.read):,} rows, {counts}"
     if refused:
@@ -59,7 +59,7 @@ def summary(
 
 
 def _in_several(molecules: Sequence[str], splits: Splits) -> int:
-    """Molecules of a split that are in an earlier split too."""
+    """Molecules of a split that are also in an earlier split."""
     seen: set[str] = set()
     count = 0
     for part in splits.values():
@@ -70,7 +70,7 @@ def _in_several(molecules: Sequence[str], splits: Splits) -> int:
 
 
 def write_refused(file: Path, refused: Sequence[Refused]) -> None:
-    """List rows that are left out, as CSV."""
+    """Write the rows that are left out, as CSV."""
     lines = [[x.row.file, x.row.line, x.smiles, x.reason] for x in refused]
     with file.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([["file", "line", "smiles", "reason"], *lines])
@@ -83,14 +83,14 @@ def prediction_rows(
     values: Mapping[int, Sequence[float]],
     reasons: Mapping[int, str],
 ) -> list[Sequence[object]]:
-    """Predictions beside the SMILES under a heading; bad rows have a reason instead.
+    """Predictions next to the SMILES, with a header; unreadable rows have a reason instead.
 
     Args:
         table: Rows.
-        smiles: Column of the SMILES.
+        smiles: Column with SMILES.
         names: Names of the T targets.
-        values: T predictions of rows, by their numbers in the table.
-        reasons: Why rows have none; rows that are in neither are left out.
+        values: T predictions per row, by row index in the table.
+        reasons: Errors by row index; rows in neither are omitted.
     """
     texts, none = table.column(smiles), [""] * len(names)
     made = {number: [f"{x:.7g}" for x in predicted] for number, predicted in values.items()}

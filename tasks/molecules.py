@@ -1,7 +1,7 @@
-"""Properties of molecules, from any table with SMILES.
+"""Molecular property prediction from any table with SMILES.
 
 Example: the row `CCO,-0.77` of a table with the columns smiles and logS is a graph of three atoms
-and two bonds (hydrogen is left out) with one target.
+and two bonds (without hydrogen) with one target.
 """
 
 from collections.abc import Iterable
@@ -25,33 +25,33 @@ from tasks.splits import Splits, named_split, random_split, scaffold_split
 from tasks.tables import Table, read_table
 
 REFUSED = "refused_rows.csv"
-FILES = "files"  # the split by file
+FILES = "files"  # split by file
 
 
 class MoleculesData(GraphData):
-    """Molecules of a CSV file with numbers, or zeros and ones, to be predicted.
+    """Molecules of a CSV file with real or binary targets.
 
-    Rows whose SMILES rdkit refuses, or without any target, are left out and listed in
-    refused_rows.csv in the folder of the run. Empty cells of targets were not measured.
+    Rows with SMILES that rdkit cannot read, or without any target, are left out and listed in
+    refused_rows.csv in the folder of the run. Empty target cells mean not measured.
 
     Args:
-        path: The file, CSV or CSV.gz, with a header and columns split by commas.
-        targets: Columns of the targets, or the only one.
-        smiles: Column of the SMILES.
-        split: "scaffold" (molecules with one Bemis-Murcko scaffold stay together, rare ones test),
-            "random", a column with train, val or test in every row, or "files" for files of their
-            own.
-        val_share: Share of the molecules that validate, of scaffold and random splits.
-        test_share: Share of the molecules that test.
-        val_path: File of the molecules that validate, with split "files".
-        test_path: File of the molecules that test.
-        predict_path: File whose molecules `predict` takes, in place of those that test; targets are
-            not needed. The predictions stand in predictions.csv in the folder of the run, with a
-            line for every row of the file.
-        kwargs: As `GraphData`.
+        path: The file, CSV or CSV.gz, with a header and comma-separated columns.
+        targets: Columns of the targets, or a single one.
+        smiles: Column with SMILES.
+        split: "scaffold" (molecules with the same Bemis-Murcko scaffold stay together, rare ones
+            are for testing), "random", a column with train, val or test in every row, or "files"
+            for separate files.
+        val_share: Fraction of molecules for validation, in scaffold and random splits.
+        test_share: Fraction of molecules for testing.
+        val_path: File of the validation molecules, with split "files".
+        test_path: File of the test molecules, with split "files".
+        predict_path: File of molecules for `predict`, instead of the test molecules; targets are
+            optional. The predictions are in predictions.csv in the folder of the run, with one line
+            per row of the file.
+        kwargs: See `GraphData`.
 
     Raises:
-        ValueError: no such file or column; cells that are no numbers; a split without measured
+        ValueError: no such file or column; cells are not numbers; a split has no measured
             molecules; rdkit is not installed.
     """
 
@@ -85,13 +85,13 @@ class MoleculesData(GraphData):
             split != FILES and (val_path or test_path)
         ):
             raise ValueError(
-                'MoleculesData: val_path and test_path belong to split "files", which needs both, '
+                'MoleculesData: val_path and test_path are for split "files", which needs both, '
                 f"got split={split!r}, val_path={val_path!r}, test_path={test_path!r}"
             )
 
     @property
     def paths(self) -> list[str]:
-        """Files of the molecules, in the order of the splits if each has one."""
+        """Files of the molecules, in the order of the splits with split "files"."""
         h = self.hparams
         return [h.path, *([h.val_path, h.test_path] if h.split == FILES else [])]
 
@@ -115,7 +115,7 @@ class MoleculesData(GraphData):
 
     @cached_property
     def node_names(self) -> list[str]:
-        """Symbols of the elements, the first categories of atoms."""
+        """Element symbols, the first categorical feature of atoms."""
         return element_symbols()
 
     @cached_property
@@ -125,7 +125,7 @@ class MoleculesData(GraphData):
 
     @cached_property
     def tables(self) -> list[Table]:
-        """Rows of every file, in the columns that are needed."""
+        """Rows of every file, with the columns in use."""
         h = self.hparams
         needed = [h.smiles, *self.columns]
         if h.split not in ("scaffold", "random", FILES, *needed):
@@ -139,7 +139,7 @@ class MoleculesData(GraphData):
 
     @cached_property
     def dataset(self) -> MoleculeGraphs:
-        """Molecules of all rows that can be read, prepared once and cached on disk."""
+        """Molecules of all readable rows, prepared once and cached on disk."""
         graphs = MoleculeGraphs(self.table.column(self.hparams.smiles), self.pre_transform)
         cells = self.table.numbers(self.columns)[graphs.rows]
         graphs.set_targets(torch.from_numpy(cells).float())
@@ -156,15 +156,15 @@ class MoleculesData(GraphData):
 
     @cached_property
     def splits(self) -> Splits:
-        """Numbers of the molecules in train, val and test that have a target, each ascending."""
+        """Indices of molecules with a target in train, val and test, each ascending."""
         measured = ~self.targets.isnan().all(1).numpy()
         splits = {name: part[measured[part]] for name, part in self._all_splits().items()}
         if empty := [name for name in SPLITS if len(splits[name]) == 0]:
             counts = ", ".join(f"{len(splits[name])} in {name}" for name in SPLITS)
             raise ValueError(
                 "MoleculesData: every split needs a molecule with a measured target, got none in "
-                f"{' and '.join(empty)} ({counts}) with split={self.hparams.split!r}; take another "
-                "split, as random, or more rows"
+                f"{' and '.join(empty)} ({counts}) with split={self.hparams.split!r}; use another "
+                "split, such as random, or more rows"
             )
         return splits
 
@@ -183,7 +183,7 @@ class MoleculesData(GraphData):
         return named_split(names[dataset.rows].tolist(), h.split)
 
     def setup(self, stage: str) -> None:
-        """Say what becomes of the rows, and list those that are left out."""
+        """Report on the rows, and list those that are left out."""
         if stage not in ("fit", "test"):
             return
         refused = refused_rows(self.table, self.hparams.smiles, self.dataset, self.targets)
@@ -215,7 +215,7 @@ class MoleculesData(GraphData):
         return self._loader(numbers, batcher, batch_sampler=self.eval_batches(len(numbers)))
 
     def prediction_tables(self, predictions: dict[str, Tensor]) -> dict[str, Iterable[Row]]:
-        """Predictions beside the SMILES, in the order of the rows."""
+        """Predictions next to the SMILES, in the order of the rows."""
         if self.hparams.predict_path is None:
             table, dataset, graphs = self.table, self.dataset, self.splits["test"]
             reasons = {}
@@ -224,7 +224,7 @@ class MoleculesData(GraphData):
             graphs = np.arange(len(dataset.rows))
             reasons = {row: x.reason for row, x in enumerate(dataset.read) if x.reason}
         rows, made = dataset.rows[graphs].tolist(), predictions[""].tolist()
-        values = dict(zip(rows, made, strict=False))  # a limited number may have been predicted
+        values = dict(zip(rows, made, strict=False))  # may be a limited number
         reasons |= dict.fromkeys(rows[len(made) :], "not predicted")
         smiles = self.hparams.smiles
         return {"predictions": prediction_rows(table, smiles, self.columns, values, reasons)}

@@ -1,4 +1,4 @@
-"""The LightningModule of yes-or-no targets: binary cross-entropy, ROC-AUC, average precision."""
+"""LightningModule for binary targets: cross-entropy, ROC-AUC, average precision."""
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +8,12 @@ from tasks.targets import Score, TargetModule, varies
 
 
 class MultiLabel(TargetModule):
-    """Learns the probabilities of one or more targets that are 0 or 1.
+    """Predicts the probabilities of one or more binary targets.
 
     Arguments as for `Supervised`; targets as in `TargetModule`.
 
     Raises:
-        ValueError: targets that are neither 0 nor 1; no target of which both are in the training
-            set.
+        ValueError: targets are neither 0 nor 1; no target has both values in the training set.
     """
 
     main_metric = "roc_auc"
@@ -30,8 +29,8 @@ class MultiLabel(TargetModule):
             self._check(targets[~targets.isnan()])
             if not any(varies(column) for column in targets.T):
                 raise ValueError(
-                    f"{type(self).__name__}: there must be zeros and ones to tell apart, no target "
-                    "has both in the training set; take another split or more rows"
+                    f"{type(self).__name__}: targets must have zeros and ones, no target "
+                    "has both in the training set; use another split or more rows"
                 )
 
     def predicted(self, outputs: Tensor) -> Tensor:
@@ -39,8 +38,8 @@ class MultiLabel(TargetModule):
         return torch.sigmoid(outputs)
 
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """Binary cross-entropy of logits; 0 for the mean of none."""
-        if targets.device.type == "cpu":  # only there, for looking takes time
+        """Binary cross-entropy of logits; the mean of none is 0."""
+        if targets.device.type == "cpu":  # only there, because checking costs time
             self._check(targets)
         losses = nn.functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
         return losses.sum() / max(1, len(losses)) if reduction == "mean" else losses
@@ -50,5 +49,5 @@ class MultiLabel(TargetModule):
             low, high = targets.aminmax()
             raise ValueError(
                 f"{type(self).__name__}: targets must be 0, 1 or NaN, got {float(low):g}.."
-                f"{float(high):g}; take --model Regression for other numbers"
+                f"{float(high):g}; use --model Regression for other values"
             )

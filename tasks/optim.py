@@ -1,4 +1,4 @@
-"""Optimiser groups and learning-rate schedule."""
+"""Parameter groups of the optimizer, and learning-rate schedule."""
 
 import inspect
 import math
@@ -14,7 +14,7 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, object]]:
-    """Two groups: matrices, which decay, and the rest, which does not: vectors, position codes."""
+    """Two groups: matrices, with weight decay, and vectors and position encodings, without."""
     codes = {
         parameter
         for part in module.modules()
@@ -28,7 +28,7 @@ def parameter_groups(module: nn.Module) -> list[dict[str, object]]:
 
 
 def describe(optimizer: Optimizer) -> str:
-    """Which parameters the optimiser makes smaller, in a line."""
+    """Describe the parameter groups and their weight decay in one line."""
     groups = [
         f"{sum(p.numel() for p in group['params']):,} parameters in {len(group['params'])} tensors "
         f"with weight decay {group.get('weight_decay', 0):g}"
@@ -38,24 +38,24 @@ def describe(optimizer: Optimizer) -> str:
 
 
 def wants_total_steps(factory: SchedulerFactory) -> bool:
-    """Whether a scheduler has an argument `total_steps` that nobody has set."""
-    given = getattr(factory, "keywords", {})  # of a partial; the command line lists defaults too
+    """Whether a scheduler has an argument `total_steps` that is not set."""
+    given = getattr(factory, "keywords", {})  # of a partial; the command line also sets defaults
     if "total_steps" in given:
         return given["total_steps"] is None
     return "total_steps" in inspect.signature(factory).parameters
 
 
 class WarmupCosine(LambdaLR):
-    """Learning rate that rises linearly, then falls along half a cosine.
+    """Linear warmup, then cosine decay of the learning rate.
 
     Args:
-        optimizer: Its learning rate is the highest one.
-        total_steps: Steps of the run; None takes those of the trainer.
-        warmup: Share of the steps that rise, in [0, 1).
-        final: Learning rate at the end over the highest one.
+        optimizer: Its learning rate is the maximum.
+        total_steps: Steps of the run; if None, those of the trainer.
+        warmup: Fraction of the steps for the warmup, in [0, 1).
+        final: Final learning rate relative to the maximum.
 
     Raises:
-        ValueError: warmup outside [0, 1); final below 0; no total_steps outside a trainer.
+        ValueError: warmup is not in [0, 1); final is negative; no total_steps without a trainer.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class WarmupCosine(LambdaLR):
             raise ValueError(f"WarmupCosine: total_steps must be 1 or more, got {total_steps}")
         if not 0 <= final < math.inf:
             raise ValueError(
-                f"WarmupCosine: final is a share of the highest rate, 0 or more, got {final}"
+                f"WarmupCosine: final is a fraction of the maximum rate, 0 or more, got {final}"
             )
         if not 0 <= warmup < 1:
-            raise ValueError(f"WarmupCosine: warmup is a share of the run in [0, 1), got {warmup}")
+            raise ValueError(f"WarmupCosine: warmup is a fraction in [0, 1), got {warmup}")
         rising = round(warmup * total_steps)
 
         def factor(step: int) -> float:

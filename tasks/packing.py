@@ -1,4 +1,4 @@
-"""Batches of sequences of many lengths without padding."""
+"""Batches of sequences of different lengths without padding."""
 
 import inspect
 from typing import NamedTuple
@@ -8,24 +8,24 @@ from torch import Tensor, nn
 
 
 class Packed(NamedTuple):
-    """Sequences of a batch one after another, and where they lie in the padded batch."""
+    """Concatenated sequences of a batch, and their positions in the padded batch."""
 
     tokens: Tensor  # (1, total)
-    cu_seqlens: Tensor  # borders, (S + 1,)
-    kept: Tensor  # positions of the padded batch that hold a token, (S, L)
+    cu_seqlens: Tensor  # cumulative lengths, (S + 1,)
+    kept: Tensor  # mask of tokens in the padded batch, (S, L)
 
 
 def pack(tokens: Tensor, kept: Tensor) -> Packed:
-    """Tokens (S, L) without those that are not kept (S, L); rows are kept from their start on."""
+    """Pack tokens (S, L) where kept (S, L) is True, which it is from the start of each row."""
     cu_seqlens = nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
     return Packed(tokens[kept][None], cu_seqlens, kept)
 
 
 def packed_logits(net: nn.Module, batch: Packed) -> Tensor:
-    """Logits of a net as of the padded batch, (S, L, C); zeros where there is no token.
+    """Logits of a net in the layout of the padded batch, (S, L, C); zeros at padding.
 
     Raises:
-        ValueError: the net takes no packed sequences.
+        ValueError: the net does not support packed sequences.
     """
     if "cu_seqlens" not in inspect.signature(net.forward).parameters:
         raise ValueError(

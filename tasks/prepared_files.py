@@ -1,4 +1,4 @@
-"""Prepared data on disk, made once however many processes want them."""
+"""Prepared data on disk, created once by one of several processes."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from filelock import FileLock
 
 
 def user_cache(*names: str) -> Path:
-    """A folder in the cache of the user, which is there afterwards."""
+    """Create a folder in the user's cache folder."""
     user = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     folder = user.joinpath("plstm", *names)
     folder.mkdir(parents=True, exist_ok=True)
@@ -17,13 +17,13 @@ def user_cache(*names: str) -> Path:
 
 
 def make_once(final: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder unless it is there; one process makes it, the others wait.
+    """Create a folder unless it exists; one process creates it, the others wait.
 
-    What an interrupted process left half made is never taken for the folder, and made anew.
+    A folder that an interrupted process left incomplete is discarded and created again.
 
     Args:
-        final: The folder; the one around it is there.
-        fill: Writes the files into the folder it is called with, which becomes `final`.
+        final: The folder; its parent exists.
+        fill: Writes the files into a temporary folder, which then becomes `final`.
     """
     if final.exists():
         return

@@ -1,6 +1,6 @@
-"""Properties of random graphs: how far apart are nodes?
+"""Properties of random graphs that depend on distances between nodes.
 
-The answers need long range: the largest distance is known only to who has been everywhere.
+They need long-range interactions: the largest distance depends on all nodes.
 """
 
 from functools import cached_property
@@ -22,7 +22,7 @@ from tasks.regression import Regression
 from tasks.targets import Score
 
 TARGETS = ("diameter", "eccentricity", "shortest_paths")
-MAX_NODES = 300  # of a graph; all distances are computed
+MAX_NODES = 300  # per graph, as all distances are computed
 
 
 def draw_property(
@@ -30,23 +30,24 @@ def draw_property(
 ) -> Data:
     """Draw one graph with its targets.
 
-    Example: eccentricities of the line of four nodes are 3, 2, 2, 3 over the largest possible one.
+    Example: the eccentricities of a line of four nodes are 3, 2, 2, 3, divided by the maximum, 3.
 
     Args:
         seed: Seed of the data.
-        split: Number of the split.
-        index: Number of the graph in its split.
-        target: "diameter" (of the graph), "eccentricity" (the greatest distance to any node) or
-            "shortest_paths" (the distance to a source), both of every node.
-        num_nodes: Least and greatest number of nodes.
-        rewired: Share of the edges that are put elsewhere, see `tasks.random_graphs.draw_graph`.
+        split: Index of the split.
+        index: Index of the graph in its split.
+        target: "diameter" (of the graph), "eccentricity" (the largest distance to any node) or
+            "shortest_paths" (the distance to a source), the latter two per node.
+        num_nodes: Minimum and maximum number of nodes.
+        rewired: Fraction of the edges that are rewired, see `tasks.random_graphs.draw_graph`.
 
     Returns:
-        Data with edge_index (both directions), x: an identifier drawn from 0 to 1 and, for shortest
-        paths, a mark of the source; y (1,) or (N,): distances over num_nodes[1] - 1, so in [0, 1].
+        Data with edge_index (both directions), x: a random identifier in [0, 1] and, for shortest
+        paths, an indicator of the source; y (1,) or (N,): distances over num_nodes[1] - 1, in
+        [0, 1].
 
-    Source: arXiv 2004.05718 (generator) and 2210.09789 (targets); there distances are over the
-    largest one of the training set, and graphs need not be connected.
+    Source: arXiv 2004.05718 (generator) and 2210.09789 (targets), where distances are divided by
+    the largest one of the training set, and graphs need not be connected.
     """
     rng = np.random.default_rng([seed, split, index])
     size = int(rng.integers(num_nodes[0], num_nodes[1] + 1))
@@ -71,19 +72,19 @@ def _float(array: np.ndarray) -> Tensor:
 
 
 class PropertiesData(GraphData):
-    """Connected random graphs of ten families whose distances are asked for.
+    """Connected random graphs of ten families, with targets that depend on distances.
 
     Args:
         target: "diameter", "eccentricity" or "shortest_paths", see `draw_property`.
-        num_nodes: Least and greatest number of nodes of a graph.
-        rewired: Share of the edges that are put elsewhere, so that no two graphs are alike.
-        train_size: Graphs of an epoch.
-        val_size: Graphs to validate with.
-        test_size: Graphs to test with.
-        kwargs: As `GraphData`.
+        num_nodes: Minimum and maximum number of nodes of a graph.
+        rewired: Fraction of the edges that are rewired, which makes graphs distinct.
+        train_size: Training graphs per epoch.
+        val_size: Number of validation graphs.
+        test_size: Number of test graphs.
+        kwargs: See `GraphData`.
 
     Raises:
-        ValueError: unknown target; numbers that are out of range.
+        ValueError: target is unknown; an argument is out of range.
     """
 
     def __init__(
@@ -105,12 +106,12 @@ class PropertiesData(GraphData):
         )
         if not 3 <= num_nodes[0] <= num_nodes[1] <= MAX_NODES:
             raise ValueError(
-                "PropertiesData: num_nodes must be the least and the greatest number, both in "
+                "PropertiesData: num_nodes must be the minimum and the maximum number, both in "
                 f"3..{MAX_NODES}, got {num_nodes[0]} and {num_nodes[1]}"
             )
         if not 0 <= rewired <= 0.5:
             raise ValueError(
-                f"PropertiesData: rewired must be a share from 0 to 0.5, got {rewired}"
+                f"PropertiesData: rewired must be a fraction from 0 to 0.5, got {rewired}"
             )
 
     @cached_property
@@ -147,10 +148,10 @@ class PropertiesData(GraphData):
         return super().net_args | {"per_node": self.per_node}
 
     def predict_dataloader(self) -> DataLoader:
-        """Predictions are made for the test set.
+        """The test set.
 
         Raises:
-            ValueError: several processes, each with some of the graphs, predict nodes.
+            ValueError: several processes predict nodes, each for some of the graphs.
         """
         if self.per_node and self.shard.count > 1:
             raise ValueError(
@@ -167,12 +168,12 @@ class PropertiesData(GraphData):
 
 
 def log10_mse(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Logarithm of the mean squared error, as the figures of this task are given."""
+    """Logarithm of the mean squared error, the usual metric of this task."""
     return mean_squared_error(predictions, targets).log10()
 
 
 class PropertyRegression(Regression):
-    """Regression with `log10_mse`, over all nodes of all graphs."""
+    """Regression with the metric `log10_mse`, over all nodes of all graphs."""
 
     main_metric = "log10_mse"
     scores = Regression.scores | {"log10_mse": Score(log10_mse, needs_two_values=False)}

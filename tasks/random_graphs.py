@@ -1,4 +1,4 @@
-"""Connected random graphs of ten families, each a function of its random numbers."""
+"""Connected random graphs of ten families, each a function of a random generator."""
 
 import math
 from collections.abc import Callable
@@ -11,14 +11,14 @@ Rng = np.random.Generator
 
 
 def draw_graph(rng: Rng, num_nodes: int, rewired: float) -> np.ndarray:
-    """Adjacency matrix of a connected graph of a family drawn by `SHARES`, (N, N) of 0 and 1.
+    """Adjacency matrix (N, N) of a connected graph from a family drawn with `SHARES`.
 
-    Its nodes are numbered at random. What is not connected is drawn again, of the same family.
+    The node order is random. Graphs that are not connected are drawn again from the same family.
 
     Args:
-        rng: Source of random numbers.
+        rng: Random generator.
         num_nodes: Number of nodes N, 2 or more.
-        rewired: Share of the edges that are taken away; as many are put elsewhere, on average.
+        rewired: Fraction of the edges to remove; equally many are added elsewhere, on average.
 
     Source: arXiv 2004.05718, where graphs need not be connected.
     """
@@ -31,11 +31,11 @@ def draw_graph(rng: Rng, num_nodes: int, rewired: float) -> np.ndarray:
 
 
 def rewire(rng: Rng, adjacency: np.ndarray, share: float) -> np.ndarray:
-    """Take a share of the edges away, and put as many elsewhere on average."""
+    """Remove a fraction of the edges, and add equally many elsewhere on average."""
     pairs = np.triu(np.ones_like(adjacency), 1)
     edges = (adjacency * pairs).sum()
     missing = pairs.sum() - edges
-    # With few missing edges, fewer are moved, so that the number of edges stays.
+    # In nearly complete graphs fewer edges are moved, to keep their number.
     moved = share * min(edges, missing)
     chance = np.where(adjacency, moved / max(edges, 1), moved / max(missing, 1))
     toggled = (rng.random(adjacency.shape) < chance) * pairs
@@ -43,33 +43,33 @@ def rewire(rng: Rng, adjacency: np.ndarray, share: float) -> np.ndarray:
 
 
 def erdos_renyi(rng: Rng, num_nodes: int) -> nx.Graph:
-    """Every edge with the same probability, drawn from 0 to 1."""
+    """Erdős-Rényi: every edge with the same probability, uniform in [0, 1]."""
     return nx.gnp_random_graph(num_nodes, rng.random(), seed=_seed(rng))
 
 
 def barabasi_albert(rng: Rng, num_nodes: int) -> nx.Graph:
-    """Nodes come with 1 to N - 1 edges, a number drawn once, to nodes that have many."""
+    """Barabási-Albert: new nodes attach by degree, with 1 to N - 1 edges each."""
     return nx.barabasi_albert_graph(num_nodes, int(rng.integers(1, num_nodes)), seed=_seed(rng))
 
 
 def grid(rng: Rng, num_nodes: int) -> nx.Graph:
-    """Rows and columns, as square as their product allows."""
+    """Grid, as square as the number of nodes allows."""
     return nx.grid_2d_graph(*_factors(num_nodes))
 
 
 def caveman(rng: Rng, num_nodes: int) -> nx.Graph:
-    """Cliques on a ring, about as many as each has nodes."""
+    """Caveman graph: a ring of cliques, about as many as nodes per clique."""
     cliques, size = _factors(num_nodes)
     return nx.connected_caveman_graph(cliques, size)
 
 
 def tree(rng: Rng, num_nodes: int) -> nx.Graph:
-    """Nodes come with one edge each, to nodes that have many: degrees fall with their cube."""
+    """Tree where new nodes attach by degree, with degrees in a power law of exponent 3."""
     return nx.barabasi_albert_graph(num_nodes, 1, seed=_seed(rng))
 
 
 def ladder(rng: Rng, num_nodes: int) -> nx.Graph:
-    """Two lines joined by rungs; of an odd number the last node hangs on the first."""
+    """Ladder; if the number of nodes is odd, the last is attached to the first."""
     graph = nx.ladder_graph(num_nodes // 2)
     if num_nodes % 2:
         graph.add_edge(0, num_nodes - 1)
@@ -77,17 +77,17 @@ def ladder(rng: Rng, num_nodes: int) -> nx.Graph:
 
 
 def line(rng: Rng, num_nodes: int) -> nx.Graph:
-    """Nodes in a row."""
+    """Line."""
     return nx.path_graph(num_nodes)
 
 
 def star(rng: Rng, num_nodes: int) -> nx.Graph:
-    """One node in the middle of all others."""
+    """Star."""
     return nx.star_graph(num_nodes - 1)
 
 
 def caterpillar(rng: Rng, num_nodes: int) -> nx.Graph:
-    """A line of drawn length, on which the other nodes hang."""
+    """Caterpillar: a line of random length, with the other nodes attached to it."""
     spine = int(rng.integers(1, num_nodes))
     graph = nx.path_graph(spine)
     _hang(rng, graph, range(spine, num_nodes), range(spine))
@@ -95,7 +95,7 @@ def caterpillar(rng: Rng, num_nodes: int) -> nx.Graph:
 
 
 def lobster(rng: Rng, num_nodes: int) -> nx.Graph:
-    """A caterpillar of a drawn number of nodes, on whose legs the other nodes hang."""
+    """Lobster: a caterpillar of random size, with the other nodes attached to its legs."""
     spine = int(rng.integers(1, num_nodes))
     legs = int(rng.integers(spine + 1, num_nodes + 1))
     graph = nx.path_graph(spine)
@@ -127,6 +127,6 @@ def _hang(rng: Rng, graph: nx.Graph, nodes: range, on: range) -> None:
 
 
 def _factors(number: int) -> tuple[int, int]:
-    """The two factors that differ least, the smaller one first."""
+    """The two factors with the smallest difference, the smaller one first."""
     small = max(i for i in range(1, math.isqrt(number) + 1) if number % i == 0)
     return small, number // small

@@ -1,7 +1,7 @@
-"""Multi-query associative recall (MQAR): what came after this key?
+"""Multi-query associative recall (MQAR): which value follows this key?
 
-It needs memory: all pairs of keys and values must be kept until their key comes again, so what a
-net recalls grows with the size of its state.
+The task needs memory: all key-value pairs must be stored until their keys occur again, so recall
+accuracy depends on the state size.
 """
 
 import torch
@@ -15,10 +15,10 @@ EXPONENT = 0.01  # of the power law of the positions
 
 
 def distinct(u: Tensor, below: int) -> Tensor:
-    """Distinct integers 0..below - 1 from random numbers, (B, n); every order is as likely.
+    """Distinct integers 0..below - 1 from random numbers, (B, n), uniform over sequences.
 
-    Robert Floyd's method takes n steps however large `below` is: it draws a set, of which the
-    second half of the random numbers makes a sequence.
+    Robert Floyd's method takes n steps for any `below`: it draws a set, which the second half of
+    the random numbers shuffles.
 
     Args:
         u: Random numbers in [0, 1), (B, 2 n).
@@ -38,7 +38,7 @@ def distinct(u: Tensor, below: int) -> Tensor:
 def draw_recall(
     seed: int, index: Tensor, *, length: int, pairs: int, vocabulary: int
 ) -> tuple[Tensor, Tensor]:
-    """Draw sequences of pairs and of keys whose values are asked for.
+    """Draw sequences of key-value pairs followed by query keys.
 
     Example: with 2 pairs, length 12 and a vocabulary of 12, tokens and targets are
 
@@ -46,20 +46,20 @@ def draw_recall(
         -100 -100 -100 -100 7    -100 8    -100 -100 -100 -100 -100
 
     Keys are 1..vocabulary / 2 - 1, values vocabulary / 2..vocabulary - 1, both without repetition.
-    After the pairs come slots of two positions; each key takes the first position of a slot, and
-    the i-th slot is taken with a probability in proportion to i^(0.01 - 1), without repetition and
-    in any order of the keys. All other positions hold 0.
+    After the pairs come slots of two positions. Each key occupies the first position of a slot; the
+    i-th slot is chosen with probability proportional to i^(0.01 - 1), without repetition and in
+    random order of the keys. All other positions are 0.
 
     Args:
         seed: Seed of the split.
-        index: Which sequences, (B,) integers.
-        length: Positions of a sequence.
-        pairs: Pairs of a key and its value, D.
-        vocabulary: Number of tokens.
+        index: Indices of the sequences, (B,) integers.
+        length: Sequence length.
+        pairs: Number of key-value pairs, D.
+        vocabulary: Vocabulary size.
 
     Returns:
-        Tokens and targets, both (B, length): targets are the values at the second place of their
-        keys, and `UNLABELLED` elsewhere.
+        Tokens and targets, both (B, length): targets are the values where their keys occur the
+        second time, and `UNLABELLED` elsewhere.
 
     Source: arXiv 2312.04927; there the order of the keys follows that of their slots.
     """
@@ -68,7 +68,7 @@ def draw_recall(
     for_keys, for_values, for_order, for_slots = u.split([2 * pairs, 2 * pairs, pairs, slots], 1)
     keys = 1 + distinct(for_keys, half - 1)
     values = half + distinct(for_values, vocabulary - half)
-    # The largest of log p_i plus Gumbel noise are drawn one by one in proportion to p_i.
+    # Gumbel top-k: samples in proportion to p_i, without replacement.
     log_p = (EXPONENT - 1) * torch.arange(1, slots + 1).log()
     noisy = log_p - (-for_slots.clamp(min=1e-300).log()).log()
     slot = noisy.topk(pairs, 1).indices.gather(1, for_order.argsort(1))
@@ -80,15 +80,15 @@ def draw_recall(
 
 
 class RecallData(SequenceData):
-    """MQAR: pairs of keys and values, then the keys again, whose values are asked for.
+    """MQAR: key-value pairs, then the keys again, with their values as targets.
 
     Args:
-        vocabulary: Number of tokens; keys are the lower half, values the upper.
-        pairs: Pairs of a sequence.
+        vocabulary: Vocabulary size; keys are the lower half, values the upper.
+        pairs: Key-value pairs per sequence.
 
     Raises:
-        ValueError: a range of lengths; no place for all pairs and keys in a sequence, or more pairs
-            than keys.
+        ValueError: a length is a range; the sequence is too short for all pairs and keys; there are
+            more pairs than keys.
     """
 
     def __init__(self, vocabulary: int = 256, pairs: int = 8, **kwargs: object) -> None:

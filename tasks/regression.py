@@ -1,4 +1,4 @@
-"""The LightningModule of numbers: mean squared error, RMSE, MAE, R2, Pearson's r."""
+"""LightningModule for regression: mean squared error, RMSE, MAE, R2, Pearson's r."""
 
 import warnings
 from functools import partial
@@ -16,7 +16,7 @@ from tasks.targets import Score, TargetModule
 
 
 def pearson(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Pearson's r; NaN for predictions that are all equal, as those of an untrained net may be."""
+    """Pearson's r; NaN if all predictions are equal, as for an untrained net."""
     if (predictions == predictions[0]).all():
         return predictions.new_tensor(torch.nan)
     with warnings.catch_warnings():
@@ -25,13 +25,13 @@ def pearson(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 class Regression(TargetModule):
-    """Learns targets standardised by the training set; metrics and predictions have their units.
+    """Regression on targets standardized over the training set; metrics use original units.
 
-    Mean and scale (the standard deviation, 1 for a constant target) of every target are buffers, so
-    a checkpoint has them. Arguments as for `Supervised`; targets as in `TargetModule`.
+    Mean and scale (the standard deviation, 1 for a constant target) of every target are buffers,
+    which checkpoints store. Arguments as for `Supervised`; targets as in `TargetModule`.
 
     Raises:
-        ValueError: no target was measured in the training set.
+        ValueError: a target has no measured value in the training set.
     """
 
     main_metric = "rmse"
@@ -53,14 +53,14 @@ class Regression(TargetModule):
             self.standardise_by(self.trainer.datamodule.training_targets)
 
     def standardise_by(self, targets: Tensor) -> None:
-        """Take mean and scale of targets (n, T) or (n,), NaN left out."""
+        """Set mean and scale from targets (n, T) or (n,), ignoring NaN."""
         x = self.columns(targets).flatten(0, -2).double()
         if (absent := x.isnan().all(0)).any():
             names = self.trainer.datamodule.target_names
             named = ", ".join(n for n, is_absent in zip(names, absent, strict=True) if is_absent)
             raise ValueError(
                 f"{type(self).__name__}: every target must be measured in the training set, got no "
-                f"value of {named}; leave it out or split the data in another way"
+                f"value of {named}; remove it or split the data in another way"
             )
         mean = x.nanmean(0)
         scale = (x - mean).square().nanmean(0).sqrt()
@@ -68,14 +68,14 @@ class Regression(TargetModule):
         self.target_scale.copy_(torch.where(scale > 0, scale, 1))
 
     def to_learn(self, targets: Tensor) -> Tensor:
-        """Standardised targets."""
+        """Standardize targets."""
         return (targets - self.target_mean) / self.target_scale
 
     def predicted(self, outputs: Tensor) -> Tensor:
-        """Targets in their units."""
+        """Convert targets to their original units."""
         return outputs * self.target_scale + self.target_mean
 
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """Squared error of standardised targets; 0 for the mean of none."""
+        """Squared error of standardized targets; the mean of none is 0."""
         errors = nn.functional.mse_loss(outputs, targets, reduction="none")
         return errors.sum() / max(1, len(errors)) if reduction == "mean" else errors

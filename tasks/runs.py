@@ -1,4 +1,4 @@
-"""The folder of a run, and what its loggers show: pictures, texts, facts."""
+"""The folder of a run, and logging of pictures, texts and facts."""
 
 import json
 import shutil
@@ -21,10 +21,10 @@ FIRST_FILES = {
 
 
 def run_folder(trainer: Trainer) -> Path | None:
-    """Folder of the first logger's run, the one checkpoints go to.
+    """Folder of the run of the first logger, which also has the checkpoints.
 
-    None without a logger, in a fast_dev_run, which leaves nothing behind, and in all processes but
-    the first, which alone writes.
+    None without a logger, in a fast_dev_run, which writes nothing, and in all processes except the
+    first, which alone writes.
     """
     if trainer.fast_dev_run:
         return None
@@ -38,7 +38,7 @@ def run_folder(trainer: Trainer) -> Path | None:
 
 
 def remove_empty_run(trainer: Trainer) -> None:
-    """Remove the folder of a run that failed before its first step, if nothing else is in it."""
+    """Remove the folder of a run that failed before its first step, if it has no other files."""
     log_dir = getattr(trainer.logger, "log_dir", None)
     if not trainer.is_global_zero or log_dir is None or not Path(log_dir).is_dir():
         return
@@ -49,16 +49,16 @@ def remove_empty_run(trainer: Trainer) -> None:
 
 
 def finish_wandb() -> None:
-    """End the run of wandb that an earlier command of this process began.
+    """Finish the wandb run that an earlier command of this process started.
 
-    The logger of the next command would go on with it.
+    Otherwise the logger of the next command would continue it.
     """
     if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
         sys.modules["wandb"].finish()
 
 
 def log_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:
-    """Send a picture to a logger that shows pictures."""
+    """Send a picture to a logger that supports pictures."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_figure(name, figure, step, close=False)
     elif isinstance(logger, WandbLogger):
@@ -66,7 +66,7 @@ def log_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:
 
 
 def log_text(logger: Logger, name: str, text: str, step: int) -> None:
-    """Send a text to a logger that shows texts."""
+    """Send a text to a logger that supports texts."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_text(name, f"```\n{text}\n```", step)
     elif isinstance(logger, WandbLogger):
@@ -74,7 +74,7 @@ def log_text(logger: Logger, name: str, text: str, step: int) -> None:
 
 
 def log_facts(logger: Logger, facts: dict[str, float | None]) -> None:
-    """Send what is known of a run, beside its configuration, to a logger that keeps such things."""
+    """Send facts of a run, in addition to its configuration, to a logger that supports them."""
     if isinstance(logger, WandbLogger):
         logger.experiment.config.update(facts, allow_val_change=True)
     else:

@@ -1,6 +1,6 @@
-"""Molecules from SMILES: graphs with categories of atoms and bonds, scaffolds, fingerprints.
+"""Molecules from SMILES: graphs with categorical features, scaffolds, fingerprints.
 
-rdkit reads them; it is imported when the first one is read.
+rdkit parses them; it is imported on first use.
 """
 
 from functools import cache
@@ -14,16 +14,16 @@ from torch_geometric.utils.smiles import e_map, from_rdmol, x_map
 
 from plstm.extras import extra
 
-ATOM_SIZES = [len(values) for values in x_map.values()]  # categories of every column
+ATOM_SIZES = [len(values) for values in x_map.values()]  # number of categories per column
 BOND_SIZES = [len(values) for values in e_map.values()]
 
 
 class Molecule(NamedTuple):
-    """A molecule that was read."""
+    """A parsed molecule."""
 
-    graph: Data  # x (N, 9) and edge_attr (E, 3) of category numbers
+    graph: Data  # x (N, 9) and edge_attr (E, 3) of category indices
     canonical: str  # the same for all SMILES of the molecule
-    scaffold: str  # of Bemis and Murcko, without stereo; empty for molecules without rings
+    scaffold: str  # Bemis-Murcko, without stereochemistry; empty without rings
 
 
 def require_rdkit() -> None:
@@ -33,13 +33,13 @@ def require_rdkit() -> None:
 
 
 def read_molecule(smiles: str) -> Molecule:
-    """Read a SMILES as from_smiles of PyTorch Geometric does.
+    """Parse a SMILES like from_smiles of PyTorch Geometric.
 
-    Category numbers of a column follow those of the columns before it, so that one table of
-    embeddings serves all of them.
+    Category indices of the columns have disjoint ranges, so that one embedding table serves all
+    columns.
 
     Raises:
-        ValueError: the reason for which rdkit, or PyTorch Geometric, refuses it.
+        ValueError: the reason why rdkit, or PyTorch Geometric, rejects it.
     """
     from rdkit.Chem import MolToSmiles
     from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
@@ -47,7 +47,7 @@ def read_molecule(smiles: str) -> Molecule:
     mol = parse(smiles)
     try:
         graph = from_rdmol(mol)
-    except ValueError as error:  # a category that it has no number for
+    except ValueError as error:  # a category without an index
         raise ValueError(f"unusual atom or bond: {error}") from error
     graph.x = graph.x + _starts(ATOM_SIZES)
     graph.edge_attr = graph.edge_attr + _starts(BOND_SIZES)
@@ -55,10 +55,10 @@ def read_molecule(smiles: str) -> Molecule:
 
 
 def parse(smiles: str) -> object:
-    """The molecule of rdkit.
+    """Parse a SMILES to a molecule of rdkit.
 
     Raises:
-        ValueError: the reason for which rdkit refuses it.
+        ValueError: the reason why rdkit rejects it.
     """
     from rdkit import Chem, rdBase
 
@@ -74,7 +74,7 @@ def parse(smiles: str) -> object:
 
 
 def fingerprint(smiles: str) -> np.ndarray:
-    """ECFP4: 2048 bits of the surroundings of atoms up to two bonds away, as uint8."""
+    """ECFP4 fingerprint: 2048 bits for atom neighborhoods of radius 2, as uint8."""
     return _fingerprints().GetFingerprintAsNumPy(parse(smiles))
 
 
@@ -86,7 +86,7 @@ def _fingerprints() -> object:
 
 
 def element_symbols() -> list[str]:
-    """Symbols of the elements by atomic number; * for 0, any atom."""
+    """Element symbols by atomic number; * for 0, any atom."""
     from rdkit.Chem import GetPeriodicTable
 
     table = GetPeriodicTable()
@@ -97,12 +97,12 @@ def _reason(unsanitised: object | None) -> str:
     from rdkit.Chem import DetectChemistryProblems
 
     if unsanitised is None:
-        return "no valid SMILES"
+        return "not a valid SMILES"
     problems = [problem.Message() for problem in DetectChemistryProblems(unsanitised)]
-    return problems[0] if problems else "rdkit cannot make a molecule of it"
+    return problems[0] if problems else "rdkit cannot make a molecule from it"
 
 
 def _starts(sizes: list[int]) -> Tensor:
-    """First number of every column."""
+    """First index of every column."""
     ends = torch.tensor(sizes).cumsum(0)
     return ends - torch.tensor(sizes)

@@ -1,4 +1,4 @@
-"""Which samples train, validate and test."""
+"""Splits into training, validation and test samples."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from tasks.data import SPLITS
 
-NAMES = {  # in a column of splits, in small letters
+NAMES = {  # cells of a split column, lower case
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
@@ -15,15 +15,15 @@ Splits = dict[str, np.ndarray]
 
 
 def scaffold_split(scaffolds: Sequence[str], shares: tuple[float, float]) -> Splits:
-    """Molecules of one scaffold stay together: large groups train, rare scaffolds test.
+    """Split by scaffold: large groups are for training, rare scaffolds for testing.
 
-    Groups by size, of equal size the one that begins last in the file first, as MoleculeNet has
-    them; each goes to the training set if it has room, else to the validation set if it has, else
-    to the test set. So the first molecules with scaffolds of their own test.
+    Groups are sorted by size, those of equal size by descending first index, as in MoleculeNet.
+    Each goes to the training set if there is room, else to the validation set, else to the test
+    set. So the first molecules with unique scaffolds are for testing.
 
     Args:
         scaffolds: Scaffold of every molecule.
-        shares: Of all molecules, shares that validate and test.
+        shares: Fractions of molecules for validation and testing.
 
     Source: MoleculeNet, arXiv 1703.00564.
     """
@@ -39,13 +39,13 @@ def scaffold_split(scaffolds: Sequence[str], shares: tuple[float, float]) -> Spl
 
 
 def random_split(molecules: Sequence[str], shares: tuple[float, float], seed: int) -> Splits:
-    """Molecules in random order: as many as there is room for train, validate and test.
+    """Random split: molecules in random order, assigned while there is room.
 
     Rows with the same molecule stay together.
 
     Args:
         molecules: Canonical SMILES of every row.
-        shares: Of all molecules, shares that validate and test.
+        shares: Fractions of molecules for validation and testing.
         seed: Seed of the order.
     """
     different, owner = np.unique(np.asarray(molecules, dtype=str), return_inverse=True)
@@ -57,17 +57,17 @@ def random_split(molecules: Sequence[str], shares: tuple[float, float], seed: in
 
 
 def named_split(cells: Sequence[str], column: str) -> Splits:
-    """Splits that the cells of a column name.
+    """Split by the cells of a column.
 
     Raises:
-        ValueError: a cell names none.
+        ValueError: a cell is not a split.
     """
     known = {name: split for split, names in NAMES.items() for name in names}
     chosen: dict[str, list[int]] = {name: [] for name in SPLITS}
     for number, cell in enumerate(cells):
         if cell.lower() not in known:
             raise ValueError(
-                f"MoleculesData: a column of splits has train, val or test in every row, got "
+                f"MoleculesData: a split column has train, val or test in every row, got "
                 f"{cell!r} in {column!r}; data.split is scaffold, random or such a column"
             )
         chosen[known[cell.lower()]].append(number)
@@ -75,7 +75,7 @@ def named_split(cells: Sequence[str], column: str) -> Splits:
 
 
 def _room(count: int, shares: tuple[float, float]) -> dict[str, int]:
-    """Samples of each split; what rounding leaves trains."""
+    """Sizes of the splits; the rest of rounding is for training."""
     val, test = (round(share * count) for share in shares)
     return {"train": count - val - test, "val": val, "test": test}
 

@@ -1,4 +1,4 @@
-"""What the LightningModules of all tasks share: a net, an optimiser, evaluation by sets."""
+"""Base LightningModule of all tasks: net, optimizer, evaluation per set."""
 
 import os
 from abc import ABC, abstractmethod
@@ -20,33 +20,33 @@ from tasks.checkpoint_file import read_checkpoint
 from tasks.data import DataModule
 from tasks.optim import SchedulerFactory, WarmupCosine, parameter_groups, wants_total_steps
 
-NetFactory = Callable[[int, int], nn.Module]  # (in_dim, out_dim), sizes that the data knows
+NetFactory = Callable[[int, int], nn.Module]  # called with (in_dim, out_dim) from the data
 
 
 class Supervised(LightningModule, ABC):
-    """Learns from inputs with targets; says nothing of what targets are.
+    """Supervised learning with any kind of targets, which subclasses define.
 
     Batches are (inputs, targets) or a PyG batch with targets `y`; the net maps inputs to outputs
-    with out_dim numbers on the last axis.
+    with out_dim values on the last axis.
 
     Args:
         net: Factory called with in_dim and out_dim.
         in_dim: Size of one input; comes from the data.
         out_dim: Number of outputs; comes from the data.
-        net_args: Further sizes for the factory; come from the data.
+        net_args: Other arguments of the factory; come from the data.
         optimizer: Factory called with the parameter groups.
-        scheduler: Factory called with the optimiser, and with the number of steps of the run as
-            `total_steps` if it has an argument of that name that is not set. It counts steps of the
-            optimiser; ReduceLROnPlateau counts validated epochs and follows val/loss. None keeps
-            the learning rate constant.
+        scheduler: Factory called with the optimizer, and with the number of steps of the run as
+            `total_steps` if it has such an argument that is not set. It runs per optimizer step;
+            ReduceLROnPlateau runs per validated epoch and monitors val/loss. None keeps the
+            learning rate constant.
         compile: Compile the net with torch.compile.
 
     Raises:
-        ValueError: the first batch shows that the net is not one for such data.
+        ValueError: the net cannot process the first batch.
     """
 
-    main_metric: ClassVar[str]  # of an evaluation set, for pictures
-    outputs: ClassVar[str]  # what the net returns, in messages
+    main_metric: ClassVar[str]  # metric shown in plots
+    outputs: ClassVar[str]  # description of the outputs, for messages
 
     def __init__(
         self,
@@ -65,16 +65,16 @@ class Supervised(LightningModule, ABC):
         self.check_sizes()
         self.optimizer, self.scheduler, self.compile_net = optimizer, scheduler, compile
         self.net: nn.Module | None = None
-        self._net_fits = False  # it has computed a batch
+        self._net_fits = False  # set after the first batch
         self.metrics = nn.ModuleDict()
 
     def check_sizes(self) -> None:
-        """Raise a ValueError for sizes of the data from which nothing can be learned."""
+        """Raise a ValueError if the sizes of the data are degenerate."""
 
     def configure_model(self) -> None:
         if self.net is None:
             self.net = self._make_net()
-            if self.device_mesh is not None:  # of configs/trainer/fsdp.yaml
+            if self.device_mesh is not None:  # with configs/trainer/fsdp.yaml
                 for part in [*getattr(self.net, "blocks", []), self.net]:
                     fully_shard(part, mesh=self.device_mesh["data_parallel"])
             if self.compile_net:
@@ -102,51 +102,51 @@ class Supervised(LightningModule, ABC):
 
     @abstractmethod
     def output_shape(self, targets: Tensor) -> tuple[int, ...]:
-        """Shape of the net's outputs for a batch with such targets."""
+        """Expected shape of the outputs for a batch with these targets."""
 
     @abstractmethod
     def labelled(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs and targets of everything that has a label, as `loss` takes them."""
+        """Outputs and targets where there are labels, in the form that `loss` takes."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """Loss of labelled outputs; one number for each of them with reduction "none"."""
+        """Loss of labelled outputs; one value per output with reduction "none"."""
 
     @abstractmethod
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, ...]]:
-        """What every metric is updated with by outputs and targets of a batch."""
+        """Arguments for updating the metrics, from outputs and targets of a batch."""
 
     @abstractmethod
     def predicted(self, outputs: Tensor) -> Tensor:
-        """What the net says, as a user wants to read it."""
+        """Convert outputs to predictions for the user."""
 
     @abstractmethod
     def describe(self, predicted: Tensor, target: Tensor, data: DataModule) -> str:
-        """What is known and predicted of an example, in words.
+        """Describe the target and the prediction of an example.
 
         Args:
-            predicted: A row of what `predicted` returns, (out_dim,).
+            predicted: A row of the result of `predicted`, (out_dim,).
             target: Its target, or targets.
             data: The data, with their names.
         """
 
     def training_metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Metrics of labelled outputs of a training batch, beside the loss; means over them."""
+        """Metrics of labelled outputs of a training batch, in addition to the loss."""
         return {}
 
     def forward(self, inputs: object) -> Tensor:
-        """Outputs of a batch of inputs; the first call makes the net, if nothing has yet."""
+        """Compute the outputs of a batch; builds the net on the first call if necessary."""
         if self.net is None:
             self.configure_model()
             self.net.to(self.device, self.dtype)
         return self.net(inputs)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
-        """Draw the random numbers of a batch from its own seed, as a resumed run will."""
+        """Seed every batch separately, so that a resumed run draws the same random numbers."""
         torch.manual_seed(self.batch_seed())
 
     def batch_seed(self) -> int:
-        """Seed of the current batch: of the run, the batches before it, and the process."""
+        """Seed of the current batch, from the seed of the run, the batch index and the process."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         batches = self.trainer.fit_loop.total_batch_idx
         return hash((seed, batches, self.global_rank)) & (2**63 - 1)
@@ -163,12 +163,12 @@ class Supervised(LightningModule, ABC):
         return loss
 
     def _share(self, size: int) -> Tensor | float:
-        """`size` over its mean over processes, whose means then count every sample alike."""
+        """`size` divided by its mean over processes, which weights all samples equally."""
         if self.trainer.world_size == 1:
             return 1.0
         sizes = torch.tensor(float(size), device=self.device)
         mean = self.trainer.strategy.reduce(sizes, reduce_op="mean")
-        return size / mean.clamp(min=1 / self.trainer.world_size)  # nothing may have a label
+        return size / mean.clamp(min=1 / self.trainer.world_size)  # there may be no labels
 
     def validation_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate("val", batch, dataloader_idx)
@@ -177,7 +177,7 @@ class Supervised(LightningModule, ABC):
         self._evaluate("test", batch, dataloader_idx)
 
     def predict_step(self, batch: object, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """What `predicted` makes of the outputs."""
+        """Predictions for a batch, see `predicted`."""
         return self.predicted(self._predict(batch)[0].float())
 
     def _evaluate(self, split: str, batch: object, dataloader_idx: int) -> tuple[Tensor, Tensor]:
@@ -199,7 +199,7 @@ class Supervised(LightningModule, ABC):
             if self._net_fits or is_out_of_memory(error):
                 raise
             raise ValueError(
-                f"{type(self).__name__}: {type(self.net).__name__} cannot compute a batch of these "
+                f"{type(self).__name__}: {type(self.net).__name__} cannot process a batch of these "
                 f"data, {_describe(inputs)}: {error!r}; is it a net for such data?"
             ) from error
         want = self.output_shape(targets)
@@ -223,7 +223,7 @@ class Supervised(LightningModule, ABC):
             scheduler = self.scheduler(optimizer, **steps)
         except (TypeError, NotImplementedError) as error:
             raise ValueError(
-                f"{type(self).__name__}: the scheduler cannot be made of the optimizer alone "
+                f"{type(self).__name__}: the scheduler cannot be created from the optimizer alone "
                 f"({error!r}); choose one that --help lists, or null for a constant rate"
             ) from error
         if not isinstance(scheduler, ReduceLROnPlateau):
@@ -231,9 +231,9 @@ class Supervised(LightningModule, ABC):
         every = self.trainer.check_val_every_n_epoch
         plateau = {
             "scheduler": scheduler,
-            "monitor": getattr(scheduler, "monitor", "val/loss"),  # Lightning's own kind has one
+            "monitor": getattr(scheduler, "monitor", "val/loss"),  # Lightning's subclass has it
             "frequency": every or 1,
-            "strict": every is not None,  # otherwise an epoch may pass without a validation
+            "strict": every is not None,  # otherwise an epoch may have no validation
         }
         return [optimizer], [plateau]
 
@@ -241,8 +241,8 @@ class Supervised(LightningModule, ABC):
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(
-                f"{type(self).__name__}: the learning rate follows the share of all steps, and "
-                "there is no end to them; set --trainer.max_steps or --trainer.max_epochs, or a "
+                f"{type(self).__name__}: the learning rate depends on the number of steps, and "
+                "training has no limit; set --trainer.max_steps or --trainer.max_epochs, or a "
                 "constant rate, --model.scheduler=null"
             )
         return int(steps)
@@ -251,26 +251,26 @@ class Supervised(LightningModule, ABC):
     def load_from_checkpoint(
         cls, checkpoint_path: str | Path | IO[bytes], **options: object
     ) -> Self:
-        """The trained module of a checkpoint, with its net.
+        """Load the trained module from a checkpoint, with its net.
 
         Args:
-            checkpoint_path: The file; a local one is checked first.
-            options: Those of LightningModule.load_from_checkpoint, or other constructor arguments.
+            checkpoint_path: The file; a local file is checked first.
+            options: Options of LightningModule.load_from_checkpoint, or constructor arguments.
 
         Raises:
-            ValueError: the file is absent, damaged, or no checkpoint of a run.
+            ValueError: the file is missing, damaged, or not a checkpoint of a run.
         """
         if isinstance(checkpoint_path, (str, Path)) and "://" not in str(checkpoint_path):
             read_checkpoint(checkpoint_path)
         return super().load_from_checkpoint(checkpoint_path, **options)
 
     def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Refuse the weights of another net, in fewer words than PyTorch.
+        """Reject the weights of another net, with a shorter message than PyTorch.
 
         Raises:
-            ValueError: other names or shapes of weights.
+            ValueError: names or shapes of weights differ.
         """
-        if "state_dict" not in checkpoint:  # of configs/trainer/fsdp.yaml, which has loaded it
+        if "state_dict" not in checkpoint:  # with configs/trainer/fsdp.yaml, already loaded
             return
         saved, own = checkpoint["state_dict"], self.state_dict()
         differences = [
@@ -283,12 +283,12 @@ class Supervised(LightningModule, ABC):
         if differences:
             rest = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise ValueError(
-                f"{type(self).__name__}: the checkpoint is of another net: "
+                f"{type(self).__name__}: the checkpoint is from another net: "
                 f"{', '.join(differences[:3])}{rest}; use the config.yaml of its run"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Keep plain values only, so that the file loads with weights_only=True."""
+        """Keep only plain values, so that the file loads with weights_only=True."""
         saved = checkpoint.get("hyper_parameters", {})
         checkpoint["hyper_parameters"] = {k: v for k, v in saved.items() if _is_plain(v)}
         if arguments := getattr(self.trainer.datamodule, "checkpoint_arguments", None):
@@ -296,18 +296,18 @@ class Supervised(LightningModule, ABC):
 
 
 def inputs_and_targets(batch: object) -> tuple[object, Tensor]:
-    """The two parts of a batch: a pair, or a PyG batch with targets `y`."""
+    """Split a batch into inputs and targets: a pair, or a PyG batch with targets `y`."""
     return batch if isinstance(batch, (tuple, list)) else (batch, batch.y)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the machine, has too little memory."""
+    """Whether an error means that a device, or the machine, is out of memory."""
     kinds = (torch.OutOfMemoryError, MemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _describe(value: object) -> str:
-    """What a net takes or gives, in a few words."""
+    """Describe inputs or outputs of a net in a few words."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     return type(value).__name__

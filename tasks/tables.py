@@ -1,4 +1,4 @@
-"""Tables that users bring: CSV files, read as they are."""
+"""CSV files of users."""
 
 import csv
 import gzip
@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-MISSING = {"", "na", "n/a", "nan", "null", "none"}  # cells that were not measured
+MISSING = {"", "na", "n/a", "nan", "null", "none"}  # cells that mean not measured
 
 
 class Row(NamedTuple):
     """A row that is not blank."""
 
     file: str
-    line: int  # of the file, where it ends; the header is in line 1
+    line: int  # line number of its end; the header is line 1
     cells: list[str]
 
 
@@ -28,10 +28,10 @@ class Table(NamedTuple):
     rows: list[Row]
 
     def column(self, name: str) -> list[str]:
-        """Cells of a column without spaces around them; empty where a row is too short.
+        """Cells of a column, stripped; empty if a row is too short.
 
         Raises:
-            ValueError: there is no such column, or two.
+            ValueError: the column is missing or not unique.
         """
         if self.columns.count(name) != 1:
             known = ", ".join(map(repr, self.columns))
@@ -43,10 +43,10 @@ class Table(NamedTuple):
         return [row.cells[place].strip() if place < len(row.cells) else "" for row in self.rows]
 
     def numbers(self, names: Sequence[str]) -> np.ndarray:
-        """Cells of columns as numbers, (rows, columns); NaN for what was not measured.
+        """Cells of columns as numbers, (rows, columns); NaN if not measured.
 
         Raises:
-            ValueError: names the file, the line and the column of a cell that is no finite number.
+            ValueError: a cell is not a finite number; the message has its file, line and column.
         """
         columns = [
             [
@@ -58,21 +58,19 @@ class Table(NamedTuple):
         return np.array(columns, dtype=np.float64).T
 
     def select(self, names: Sequence[str]) -> "Table":
-        """The same rows in some of the columns."""
+        """The same rows with some of the columns."""
         cells = zip(*(self.column(name) for name in names), strict=True)
         rows = [row._replace(cells=list(own)) for row, own in zip(self.rows, cells, strict=True)]
         return Table(list(names), rows)
 
 
 def read_table(path: str | Path) -> Table:
-    """Read a CSV file, which may be compressed (.gz), with a header and columns split by commas.
+    """Read a CSV file, which may be compressed (.gz), with a header and comma-separated columns.
 
-    Byte-order marks, Windows line ends, blank lines and line breaks in quotes are taken as they
-    are.
+    Accepts byte-order marks, Windows line endings, blank lines and quoted line breaks.
 
     Raises:
-        ValueError: no such file, not a text in UTF-8, no rows, a row with more cells than the
-            header.
+        ValueError: no such file, not UTF-8 text, no rows, or a row with more cells than the header.
     """
     path = Path(path)
     if not path.is_file():
@@ -88,7 +86,7 @@ def read_table(path: str | Path) -> Table:
                 if any(cell.strip() for cell in cells)
             ]
     except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"MoleculesData: {path} is no CSV file in UTF-8 ({error})") from error
+        raise ValueError(f"MoleculesData: {path} is not a CSV file in UTF-8 ({error})") from error
     if not rows:
         raise ValueError(f"MoleculesData: {path} has no rows under its header {header}")
     for row in rows:
@@ -109,7 +107,7 @@ def _number(cell: str, row: Row, column: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise ValueError(
-            f"MoleculesData: a target must be a number, or empty where it was not measured, got "
+            f"MoleculesData: a target must be a number, or empty if not measured, got "
             f"{cell!r} in column {column!r}, line {row.line} of {row.file}"
         )
     return value

@@ -1,4 +1,4 @@
-"""What LightningModules share that learn numbers of samples, some of which were not measured."""
+"""Base LightningModule for real or binary targets, some of which are not measured."""
 
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
@@ -12,34 +12,34 @@ from torchmetrics.utilities import dim_zero_cat
 from tasks.data import DataModule
 from tasks.supervised import Supervised
 
-DESCRIBED = 3  # targets of an example that are described, at most
+DESCRIBED = 3  # maximum targets described per example
 
 
 class Score(NamedTuple):
-    """A metric of one target, of predictions (n,) and targets (n,) in float64."""
+    """A metric of one target, for predictions (n,) and targets (n,) in float64."""
 
     function: Callable[[Tensor, Tensor], Tensor]
-    needs_two_values: bool = True  # undefined where all targets are equal
+    needs_two_values: bool = True  # undefined if all targets are equal
 
 
 class TargetModule(Supervised):
-    """Learns T numbers of every sample, or of every node; NaN stands for one not measured.
+    """Predicts T targets of every sample, or of every node; NaN means not measured.
 
     The net maps inputs to (n, T), out_dim is T; targets are (n, T), or (n,) for one target. Cells
-    that were not measured count neither in the loss nor in a metric.
+    that are not measured are ignored by loss and metrics.
 
-    Metrics: the mean over targets under the name of the metric and, where there are several, one
-    per target under the name of the metric and its own. A target that has no two different values
-    in an evaluation set is left out of the means of metrics that need them, and named once.
+    Metrics: the mean over targets under the name of the metric and, for several targets, one per
+    target with the name of the metric and of the target. A constant target in an evaluation set is
+    excluded from the means of metrics that need different values, and reported once.
     """
 
-    outputs = "one number per target,"
+    outputs = "one value per target,"
     scores: ClassVar[dict[str, Score]]
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self.evaluated: dict[str, Cells] = {}  # the last evaluation by split and name of the set
-        self._named: set[str] = set()  # evaluation sets with targets that were named
+        self.evaluated: dict[str, Cells] = {}  # last evaluation, by split and name of the set
+        self._named: set[str] = set()  # evaluation sets that are reported
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -53,25 +53,25 @@ class TargetModule(Supervised):
         """Targets (n, T) in floating point.
 
         Raises:
-            ValueError: another number of targets than the net has outputs.
+            ValueError: the number of targets is not the number of outputs.
         """
         columns = targets[:, None] if targets.ndim == 1 else targets
         if columns.shape[-1] != self.out_dim:
             raise ValueError(
                 f"{type(self).__name__}: targets must have out_dim={self.out_dim} columns, got "
-                f"{tuple(targets.shape)}; are they for another module, as Classification is?"
+                f"{tuple(targets.shape)}; are they for another module, such as Classification?"
             )
         return columns.float()
 
     def to_learn(self, targets: Tensor) -> Tensor:
-        """What the net has to say for targets (n, T)."""
+        """Expected shape of the outputs for targets (n, T)."""
         return targets
 
     def output_shape(self, targets: Tensor) -> tuple[int, ...]:
         return tuple(self.columns(targets).shape)
 
     def labelled(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs and what they should be, of all cells that were measured."""
+        """Outputs and scaled targets of all measured cells."""
         targets = self.to_learn(self.columns(targets))
         measured = ~targets.isnan()
         return outputs[measured].float(), targets[measured]
@@ -112,7 +112,7 @@ class TargetModule(Supervised):
                         self.log(f"{split}/{metric}/{target}{name}", value)
 
     def _name_constant(self, split: str, cells: "Cells", names: list[str]) -> None:
-        """Say which targets have no two different values, once per set."""
+        """Report constant targets, once per set."""
         constant = [n for n, x in zip(names, cells.targets.T, strict=True) if not varies(x)]
         if constant and split not in self._named and not self.trainer.sanity_checking:
             self._named.add(split)
@@ -124,14 +124,14 @@ class TargetModule(Supervised):
 
 
 class Cells(NamedTuple):
-    """Predictions and targets (n, T) in float64 on the CPU; NaN where nothing was measured."""
+    """Predictions and targets (n, T) in float64 on the CPU; NaN if not measured."""
 
     predictions: Tensor
     targets: Tensor
 
 
 class GatheredCells(Metric):
-    """Collects the cells of all batches of all processes."""
+    """Collects the cells of all batches on all processes."""
 
     full_state_update = False
 
@@ -141,22 +141,22 @@ class GatheredCells(Metric):
         self.add_state("targets", [], dist_reduce_fx="cat")
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Add a batch, (..., T) both."""
+        """Add a batch, both (..., T)."""
         self.predictions.append(predictions.flatten(0, -2))
         self.targets.append(targets.flatten(0, -2))
 
     def compute(self) -> Cells:
-        """All of them; where there is one cell, torchmetrics makes numbers of the tensors."""
+        """All cells; for a single cell torchmetrics converts the tensors to scalars."""
         parts = dim_zero_cat(self.predictions), dim_zero_cat(self.targets)
         return Cells(*(x.cpu().double() for x in parts))
 
     def cells(self) -> Cells:
-        """All of them, (n, T) always."""
+        """All cells, always (n, T)."""
         return Cells(*(torch.atleast_2d(x) for x in self.compute()))
 
 
 def by_target(score: Score, cells: Cells) -> Tensor:
-    """A metric of every target over its measured cells, (T,); NaN where it is not defined."""
+    """A metric of every target over its measured cells, (T,); NaN if undefined."""
     values = []
     for predictions, targets in zip(cells.predictions.T, cells.targets.T, strict=True):
         measured = ~targets.isnan()
@@ -168,5 +168,5 @@ def by_target(score: Score, cells: Cells) -> Tensor:
 
 
 def varies(targets: Tensor) -> bool:
-    """Whether two measured targets of (n,) differ."""
+    """Whether the measured targets (n,) have different values."""
     return len(targets[~targets.isnan()].unique()) > 1

@@ -21,40 +21,40 @@ from tasks.data import (
 )
 from tasks.windows import DocumentDataset, StreamDataset, WindowDataset, collate_documents
 
-EVAL_BATCHES = 8  # training batches in one for evaluation, which keeps no gradients
+EVAL_BATCHES = 8  # evaluation batches are larger, as they need no gradients
 
-VISIBLE = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"}  # signs for characters without a look
+VISIBLE = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"}  # symbols for invisible characters
 
 
 class TextData(DataModule):
-    """Windows or streams of a text file: its first part trains, the next validates, the last tests.
+    """Windows or streams of a text file, split into training, validation and test parts.
 
     Training windows start anywhere; validation and test windows tile their part, so every character
-    there is predicted once. With the text "abcab" and context 2, a sample is ("ab", "bc").
+    is predicted once. With the text "abcab" and context 2, a sample is ("ab", "bc").
 
     Args:
         path: The text file, UTF-8. Its characters are the vocabulary.
-        context: Characters of a window, or of a piece of a stream.
-        batch_size: Windows of a batch.
-        train_windows: Training windows of an epoch.
-        train_streams: Train on streams: row b of a batch goes on where row b of the batch before
-            ended, and the net carries its state over (truncated backpropagation through time).
-        eval_streams: Validate and test on the whole part as one stream, whose characters are
-            predicted from all before them, in constant memory; by all processes alike.
-        documents: What ends a document, for example a blank line. Windows then hold characters of
-            one document, those that are left at its end may be fewer, and batches are padded.
-        packed: Put the windows of documents one after another instead of padding them, which saves
-            the work on the padding; loss and metrics are the same. For nets that take cu_seqlens.
-        val_share: Share of the file to validate on.
-        test_share: Share of the file to test on; with 0 the validation part is the test part.
-        test_path: Another text file to test on and to predict, the whole of it.
-        vocabulary: Characters a net knows; those of the file if None. A checkpoint brings its own.
-            Characters beyond are left out, with a warning.
-        num_workers: Processes that cut windows.
-        seed: Seed of the training windows; None takes that of `seed_everything`.
+        context: Characters per window, or per piece of a stream.
+        batch_size: Windows per batch.
+        train_windows: Training windows per epoch.
+        train_streams: Train on streams: row b of a batch continues row b of the previous batch, and
+            the net carries its state over (truncated backpropagation through time).
+        eval_streams: Validate and test on the whole part as one stream, where every character is
+            predicted from all previous ones, in constant memory; all processes do the same.
+        documents: Separator of documents, for example a blank line. A window then has characters of
+            one document only, the last one may be shorter, and batches are padded.
+        packed: Concatenate the windows of documents instead of padding them, which saves the work
+            on padding; loss and metrics are the same. For nets that accept cu_seqlens.
+        val_share: Fraction of the file for validation.
+        test_share: Fraction of the file for testing; with 0 the validation part is the test part.
+        test_path: Another text file to test on and to predict.
+        vocabulary: Characters that the net knows; those of the file if None. Checkpoints store
+            them. Other characters are left out, with a warning.
+        num_workers: Number of processes that cut windows.
+        seed: Seed of the training windows; if None, that of `seed_everything`.
 
     Raises:
-        ValueError: no such file, no UTF-8, or too little text for one window in every part.
+        ValueError: no such file, not UTF-8, or too little text for a window in every part.
     """
 
     def __init__(
@@ -86,19 +86,19 @@ class TextData(DataModule):
             )
         if documents == "" or (documents and (train_streams or eval_streams)):
             raise ValueError(
-                "TextData: documents must be some text, and leaves no streams, which go on from "
-                f"one to the next, got {documents!r}, train_streams={train_streams} and "
+                "TextData: documents must be a nonempty text and excludes streams, which continue "
+                f"from one to the next, got {documents!r}, train_streams={train_streams} and "
                 f"eval_streams={eval_streams}"
             )
         if packed and documents is None:
             raise ValueError(
-                "TextData: packed is for documents, as windows have one length, got packed=True "
-                "and documents=None; say what ends a document, or set packed to false"
+                "TextData: packed is for documents, as windows have equal lengths, got packed=True "
+                "and documents=None; set documents, or set packed to false"
             )
         if test_path is not None and test_share > 0:
             raise ValueError(
-                f"TextData: test_path and test_share are two ways to choose the test part, got "
-                f"{test_path!r} and {test_share}; leave one of them out"
+                f"TextData: test_path and test_share both define the test part, got "
+                f"{test_path!r} and {test_share}; omit one of them"
             )
 
     @cached_property
@@ -107,12 +107,12 @@ class TextData(DataModule):
 
     @cached_property
     def alphabet(self) -> Alphabet:
-        """The characters the net knows."""
+        """The alphabet of the net."""
         return Alphabet(self.hparams.vocabulary or _read(self.hparams.path))
 
     @property
     def vocabulary(self) -> str:
-        """The characters the net knows, in order."""
+        """The characters of the alphabet, in order."""
         return self.alphabet.characters
 
     @property
@@ -125,7 +125,7 @@ class TextData(DataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """The characters, those that cannot be seen by a sign."""
+        """The characters, with symbols for invisible ones."""
         return [VISIBLE.get(character, character) for character in self.vocabulary]
 
     @cached_property
@@ -165,7 +165,7 @@ class TextData(DataModule):
         if len(part) <= self.hparams.context:
             raise ValueError(
                 f"TextData: every part needs more than context={self.hparams.context} "
-                f"characters, got {len(part)} for {split}; take a longer text or "
+                f"characters, got {len(part)} for {split}; use a longer text or "
                 "a shorter context"
             )
 
@@ -192,11 +192,11 @@ class TextData(DataModule):
     def _collate(self) -> Callable[[list], object] | None:
         h = self.hparams
         if not h.documents:
-            return None  # that of PyTorch
+            return None  # the default of PyTorch
         return partial(collate_documents, context=h.context, packed=h.packed)
 
     def _stream_loader(self, part: Tensor) -> DataLoader:
-        """The next pieces of all streams in every batch; every process has streams of its own."""
+        """The next pieces of all streams in every batch; every process has its own streams."""
         h = self.hparams
         streams = h.batch_size * self.shard.count
         if h.train_windows < streams:
@@ -217,7 +217,7 @@ class TextData(DataModule):
         return self._eval_loader(self.test_part)
 
     def predict_dataloader(self) -> DataLoader:
-        """Predictions are made for the windows of the test part."""
+        """The windows of the test part."""
         return self._window_loader(self.test_part)
 
     def _eval_loader(self, part: Tensor) -> DataLoader:
@@ -260,5 +260,5 @@ def _read(path: str) -> str:
             f"TextData: {path} must be UTF-8 text, but its byte {error.start} is not"
         ) from None
     if not text:
-        raise ValueError(f"TextData: {path} is empty; name a file with text in it")
+        raise ValueError(f"TextData: {path} is empty; use a file with text")
     return text

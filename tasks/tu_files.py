@@ -1,4 +1,4 @@
-"""What the raw files of a TU data set must be like; PyG reads some wrong ones without a word."""
+"""Checks of the raw files of a TU data set; PyG reads some invalid files silently."""
 
 from pathlib import Path
 
@@ -10,15 +10,16 @@ PER_NODE = ("node_labels", "node_attributes")
 
 
 def check_files(folder: Path, name: str) -> None:
-    """Compare the files of a data set with one another.
+    """Check that the files of a data set are consistent.
 
     Args:
         folder: Folder of the files.
-        name: Name of the data set, with which theirs begin.
+        name: Name of the data set, the prefix of the file names.
 
     Raises:
-        ValueError: a file is missing, or has not as many lines as there are nodes, edges or graphs;
-            its last line has no end; nodes that are none, out of order, or joined across graphs.
+        ValueError: a file is missing, or its number of lines is not that of nodes, edges or graphs;
+            its last line is not terminated; nodes are out of range, unordered, or joined between
+            graphs.
     """
     lines = {}
     for what in (*NEEDED, *PER_EDGE, *PER_NODE):
@@ -30,11 +31,11 @@ def check_files(folder: Path, name: str) -> None:
     edges = np.loadtxt(folder / f"{name}_A.txt", np.int64, delimiter=",", ndmin=2)
     graph = np.loadtxt(folder / f"{name}_graph_indicator.txt", np.int64, ndmin=1)
     if (np.diff(graph) < 0).any():
-        raise ValueError(f"{name}_graph_indicator.txt must not fall from line to line")
+        raise ValueError(f"{name}_graph_indicator.txt must not decrease")
     if edges.min() < 1 or edges.max() > len(graph):
-        raise ValueError(f"{name}_A.txt names nodes outside of 1..{len(graph)}")
+        raise ValueError(f"{name}_A.txt has nodes outside 1..{len(graph)}")
     if (graph[edges[:, 0] - 1] != graph[edges[:, 1] - 1]).any():
-        raise ValueError(f"{name}_A.txt joins nodes of two graphs")
+        raise ValueError(f"{name}_A.txt joins nodes of different graphs")
     for names, count, of in (
         (("graph_labels",), graph[-1], "graphs"),
         (PER_EDGE, len(edges), "edges"),
@@ -47,6 +48,6 @@ def check_files(folder: Path, name: str) -> None:
 
 def _count_lines(file: Path) -> int:
     text = file.read_bytes()
-    if text and not text.endswith(b"\n"):  # PyG leaves it out
+    if text and not text.endswith(b"\n"):  # PyG drops it
         raise ValueError(f"the last line of {file.name} must end in a line break")
     return text.count(b"\n")

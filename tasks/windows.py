@@ -1,4 +1,4 @@
-"""Pieces of a text and the same pieces one character later: windows, documents, streams."""
+"""Pieces of a text with targets shifted by one character: windows, documents, streams."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,11 @@ from tasks.packing import Packed, pack
 
 
 class WindowDataset(Dataset):
-    """Windows of a text and the same windows one character later.
+    """Windows of a text, with targets shifted by one character.
 
     Args:
         tokens: The text as integers, (T,).
-        context: Characters of a window; the last one may be shorter, where the text ends.
+        context: Characters per window; the last window may be shorter.
         starts: Position of the first character of every window, (n,).
     """
 
@@ -30,15 +30,15 @@ class WindowDataset(Dataset):
 
 
 class DocumentDataset(Dataset):
-    """Windows of a text that begin with a document, or where a window ends within one.
+    """Windows of documents, each starting at the start of a document or the end of a window.
 
-    A document ends behind every separator. With the text "abc;de;f", the separator ";" and a
-    context of 2, the windows are "ab", "c" and "de": the last character is predicted only.
+    A document ends after every separator. With the text "abc;de;f", the separator ";" and context
+    2, the windows are "ab", "c" and "de": the last character is only a target.
 
     Args:
         tokens: The text as integers, (T,).
-        context: Characters of a window, at most.
-        separator: What ends a document, (n,).
+        context: Maximum characters per window.
+        separator: Tokens that end a document, (n,).
     """
 
     def __init__(self, tokens: Tensor, context: int, separator: Tensor) -> None:
@@ -61,7 +61,7 @@ class DocumentDataset(Dataset):
 
 
 def ends_of(tokens: Tensor, separator: Tensor) -> Tensor:
-    """Positions behind every separator (n,) in tokens (T,)."""
+    """Positions after every separator (n,) in tokens (T,)."""
     size = len(tokens) - len(separator) + 1
     found = torch.ones(max(size, 0), dtype=torch.bool)
     for i, token in enumerate(separator):
@@ -72,7 +72,7 @@ def ends_of(tokens: Tensor, separator: Tensor) -> Tensor:
 def collate_documents(
     windows: list[tuple[Tensor, Tensor]], context: int, packed: bool
 ) -> tuple[Tensor | Packed, Tensor]:
-    """Batch of windows of up to `context` characters: inputs, padded or packed, and targets."""
+    """Collate windows of up to `context` characters: inputs, padded or packed, and targets."""
     inputs, targets = zip(*windows, strict=True)
     kept = torch.arange(context) < torch.tensor([len(x) for x in inputs])[:, None]
     tokens = torch.zeros(kept.shape, dtype=torch.int64).masked_scatter(kept, torch.cat(inputs))
@@ -81,19 +81,19 @@ def collate_documents(
 
 
 class StreamDataset(Dataset):
-    """Pieces of parallel streams: piece s of a stream begins where its piece s - 1 ended.
+    """Pieces of parallel streams: piece s of a stream starts where its piece s - 1 ends.
 
-    The streams begin at even distances in the text and go round it without end, from its last
-    character on to its first. Index n is piece n // streams of stream n % streams. With the text
-    "abcdef", pieces of 2 and 2 streams, the pieces are ab de cd fa ef bc, and so on.
+    The streams start at equal distances in the text and wrap around from its last character to its
+    first. Index n is piece n // streams of stream n % streams. With the text "abcdef", pieces of 2
+    and 2 streams, the pieces are ab de cd fa ef bc, and so on.
 
     Args:
         tokens: The text as integers, (T,).
-        context: Characters of a piece.
+        context: Characters per piece.
         streams: Number of streams.
 
     Raises:
-        ValueError: less than a piece of text for every stream.
+        ValueError: the text is shorter than one piece per stream.
     """
 
     def __init__(self, tokens: Tensor, context: int, streams: int) -> None:
@@ -102,7 +102,7 @@ class StreamDataset(Dataset):
         if self.distance < context:
             raise ValueError(
                 f"StreamDataset: {streams} streams with pieces of {context} characters need "
-                f"{streams * context} characters, got {len(tokens)}; take a longer text, smaller "
+                f"{streams * context} characters, got {len(tokens)}; use a longer text, smaller "
                 "batches or a shorter context"
             )
 

@@ -1,7 +1,7 @@
-"""Word problems of finite groups: which element is the product of all up to here?
+"""Word problems of finite groups: which element is the product of all elements so far?
 
 A net needs a state to solve them: every element changes the product, so nothing may be forgotten,
-and an error at one position spoils all that follow.
+and an error at one position affects all later ones.
 """
 
 from functools import cache
@@ -16,8 +16,8 @@ from tasks.sequences import UNLABELLED, SequenceData, at_the_end, draw_lengths, 
 
 GROUPS = ("Z2", "Z5", "S3", "S4", "A5", "S5")
 ELEMENTS = ("all", "generators")
-# Two elements that generate the group, as permutations. No normal subgroup has both in the same
-# coset but itself, or the length alone would tell in which coset the product lies.
+# Two elements that generate the group, as permutations. No proper normal subgroup has both in the
+# same coset, or the length alone would determine the coset of the product.
 GENERATORS = {
     "Z2": ("01", "10"),
     "Z5": ("01234", "12340"),
@@ -30,7 +30,7 @@ GENERATORS = {
 
 @cache
 def group_elements(group: str) -> Tensor:
-    """Elements of a group as permutations (order, n): row g maps i to g[i]; the first is 1."""
+    """Elements of a group as permutations (order, n): row g maps i to g[i]; 1 is the first."""
     kind, n = group[0], int(group[1:])
     if kind == "Z":
         shift = torch.arange(n)
@@ -40,20 +40,20 @@ def group_elements(group: str) -> Tensor:
 
 
 def _even(elements: Tensor) -> Tensor:
-    """Which permutations (order, n) have an even number of pairs in the wrong order."""
+    """Which permutations (order, n) are even."""
     wrong = (elements[:, :, None] > elements[:, None]).triu(1)
     return wrong.sum((1, 2)) % 2 == 0
 
 
 @cache
 def multiplication_table(group: str) -> Tensor:
-    """Number of the product a b of the elements numbered a and b, (order, order).
+    """Index of the product a b of the elements with indices a and b, (order, order).
 
     a b maps i to a[b[i]].
     """
     elements = group_elements(group)
     weights = elements.shape[1] ** torch.arange(elements.shape[1]).flip(0)
-    codes, number = (elements * weights).sum(-1).sort()  # one integer for each permutation
+    codes, number = (elements * weights).sum(-1).sort()  # one integer per permutation
     products = elements[:, elements]  # [a, b, i] = a[b[i]]
     return number[torch.searchsorted(codes, (products * weights).sum(-1))]
 
@@ -61,7 +61,7 @@ def multiplication_table(group: str) -> Tensor:
 def prefix_products(words: Tensor, table: Tensor) -> Tensor:
     """Products of the elements up to each position, (B, L), of words (B, L).
 
-    Products of 1, 2, 4, ... neighbours in turn, so that L positions take log2(L) steps.
+    A parallel scan over 1, 2, 4, ... neighbors, so that L positions take log2(L) steps.
     """
     order, products, reach = len(table), words, 1
     while reach < words.shape[1]:
@@ -75,22 +75,23 @@ def prefix_products(words: Tensor, table: Tensor) -> Tensor:
 def draw_words(
     seed: int, index: Tensor, lengths: tuple[int, int], *, group: str, elements: str = "all"
 ) -> tuple[Tensor, Tensor]:
-    """Draw words and the products that are asked for.
+    """Draw words and their products.
 
     Example: in Z2 the word 0 1 1 1 has the products 0 1 0 1; with "all" these are the targets, with
-    "generators" the last of them is.
+    "generators" only the last one.
 
     Args:
         seed: Seed of the split.
-        index: Which words, (B,) integers.
-        lengths: Least and greatest length.
+        index: Indices of the words, (B,) integers.
+        lengths: Minimum and maximum length.
         group: One of Z2, Z5, S3, S4, A5, S5.
-        elements: "all": a word has any elements, and every product up to a position is asked for.
-            "generators": it has two elements that generate the group, and the last product is.
+        elements: "all": a word has any elements, and the product up to every position is a target.
+            "generators": it has two elements that generate the group, and the last product is the
+            target.
 
     Returns:
-        Tokens and targets, both (B, greatest length): numbers of elements, or of generators, and
-        beyond the length of a word the padding token and `UNLABELLED`.
+        Tokens and targets, both (B, maximum length): indices of elements, or of generators, and
+        after the end of a word the padding token and `UNLABELLED`.
 
     Source: arXiv 2404.08819 for "all".
     """
@@ -106,18 +107,18 @@ def draw_words(
 
 @cache
 def generator_numbers(group: str) -> Tensor:
-    """Numbers of the generators among the elements, (2,)."""
+    """Indices of the generators among the elements, (2,)."""
     chosen = torch.tensor([[int(digit) for digit in name] for name in GENERATORS[group]])
     return (group_elements(group) == chosen[:, None]).all(-1).nonzero()[:, 1]
 
 
 class WordData(SequenceData):
-    """Words over a finite group; the product of all elements up to a position is asked for.
+    """Words over a finite group; the target is the product of all elements up to a position.
 
     Args:
         group: Z2 (parity), Z5, S3, S4, A5 or S5.
         elements: "all" (any elements, a label at every position) or "generators" (two elements, a
-            label at the last position); figures of one do not compare with those of the other.
+            label at the last position); their results are not comparable.
 
     Raises:
         ValueError: unknown group or elements.

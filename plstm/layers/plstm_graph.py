@@ -1,23 +1,24 @@
 """pLSTM layer for graphs."""
 
-import torch
+from functools import partial
+
 from torch import Tensor, nn
 
-from plstm.checks import accumulation_dtype, check_choice, check_shapes
+from plstm.checks import check_choice, check_shapes
 from plstm.graph.line_graph import LineGraph
-from plstm.modules.init import constant_gate_, small_init_
-from plstm.modules.norm import HeadRMSNorm
+from plstm.modules.graph_gates import GraphGates
+from plstm.modules.init import small_init_
+from plstm.modules.norm import HeadRMSNorm, MergedBatchNorm
 from plstm.modules.widths import head_widths
 from plstm.ops.plstm_dag import plstm_dag
+
+NORMS = {"head": HeadRMSNorm, "batch": MergedBatchNorm}
 
 
 class PLSTMGraph(nn.Module):
     """Multi-head pLSTM over a DAG, or a packed batch of DAGs.
 
-    q, k, v come from the nodes, gates from nodes and edges; all gates are linear in their inputs:
-    source of e from (x_src, edge_e), mark of e from (x_dst, edge_e), direct of n from x_n, all
-    through a sigmoid, and the transition logit t of a pair (a, b) that meets in node m from
-    (edge_a, edge_b, x_m):
+    q, k, v come from the nodes, gates from nodes and edges as in GraphGates:
 
         P: T = t / (1/2 + sum |t|), the sum over all outgoing edges b of the incoming edge a
         D: T = tanh(t), on the multitree of the graph
@@ -25,6 +26,10 @@ class PLSTMGraph(nn.Module):
     In P-mode the mass that arrives at a node is split, never amplified; in D-mode at most one path
     joins two edges and every factor is below 1. Gate weights start at zero: a new layer has the
     gates of its biases.
+
+    What is read is normalised, y = W_out norm(plstm_dag(...)); with an output gate,
+    y = W_out (norm(plstm_dag(...)) * silu(W_z x)). A bidirectional layer adds plstm_dag on the
+    reverse of the graph, with the same q, k, v and gates of its own, before the norm.
 
     Args:
         dim: Model width.
@@ -37,16 +42,23 @@ class PLSTMGraph(nn.Module):
         mark_bias: Initial logit of the mark gate.
         direct_bias: Initial logit of the direct gate.
         transition_bias: Mean of the initial transition logit t over the heads.
-        transition_std: Its standard deviation over the heads.
+        transition_std: Its standard deviation over the heads; small values make a new layer read
+            neighbours first, from where it learns to look farther.
+        bidirectional: Let information flow along the edges and against them in one layer.
+        norm: "head" normalises every head of every node, "batch" every channel over all nodes,
+            which keeps how much arrives at a node compared with the others.
+        output_gate: Multiply what is read by silu(W_z x), after the norm.
         backend: Backend of plstm_dag.
 
     Raises:
-        ValueError: unknown mode; widths that do not divide.
+        ValueError: unknown mode or norm; widths that do not divide.
 
     Source:
         arXiv 2506.11997. The published biases of source and mark are -4; with those a new layer
-        hardly mixes nodes and learns more slowly (NCI1, 4 epochs: training loss 0.57 against 0.49).
-        The published spread of t is kept: 1 instead of 10 came to 0.52.
+        hardly mixes nodes and learns more slowly. Output gate, batch norm and the sum of both
+        directions are ours. NCI1, 6 epochs of 1536 graphs in the order "bfs", both directions,
+        transition_std 0.1, one seed: training loss 0.37 and validation accuracy 0.784 with norm
+        "batch", 0.46 and 0.745 with "head"; transition_std 10 costs about as much again.
     """
 
     def __init__(
@@ -63,39 +75,49 @@ class PLSTMGraph(nn.Module):
         direct_bias: float = -5.0,
         transition_bias: float = 0.0,
         transition_std: float = 10.0,
+        bidirectional: bool = False,
+        norm: str = "head",
+        output_gate: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         check_choice("PLSTMGraph", "mode", mode, ("P", "D"))
+        check_choice("PLSTMGraph", "norm", norm, tuple(NORMS))
         self.dim, self.num_heads, self.mode, self.edge_dim = dim, num_heads, mode, edge_dim
         self.qk_dim, self.v_dim = head_widths("PLSTMGraph", dim, num_heads, qk_dim, v_dim)
-        self.source_bias, self.mark_bias, self.direct_bias = source_bias, mark_bias, direct_bias
-        self.transition_bias, self.transition_std = transition_bias, transition_std
         self.backend = backend
         self.q_proj = nn.Linear(dim, num_heads * self.qk_dim)
         self.k_proj = nn.Linear(dim, num_heads * self.qk_dim)
         self.v_proj = nn.Linear(dim, num_heads * self.v_dim)
-        # The linear map of concatenated inputs is the sum of one map per input. Columns by gate:
-        # of a node: source, mark, transition, direct; of an edge: source, mark, incoming, outgoing.
-        self.node_gate_proj = nn.Linear(dim, 4 * num_heads)
-        self.edge_gate_proj = nn.Linear(edge_dim or dim, 4 * num_heads, bias=False)
-        self.norm = HeadRMSNorm(num_heads, self.v_dim)
-        self.out_proj = nn.Linear(num_heads * self.v_dim, dim, bias=False)
+        gates = partial(
+            GraphGates,
+            dim,
+            num_heads,
+            mode,
+            edge_dim=edge_dim,
+            source_bias=source_bias,
+            mark_bias=mark_bias,
+            direct_bias=direct_bias,
+            transition_bias=transition_bias,
+            transition_std=transition_std,
+        )
+        self.gates = gates()
+        self.reverse_gates = gates() if bidirectional else None
+        self.norm = NORMS[norm](num_heads, self.v_dim)
+        values = num_heads * self.v_dim
+        self.output_gate_proj = nn.Linear(dim, values, bias=False) if output_gate else None
+        self.out_proj = nn.Linear(values, dim, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the initial values."""
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             small_init_(linear)
-        constant_gate_(self.node_gate_proj)
-        constant_gate_(self.edge_gate_proj)
-        nn.init.ones_(self.norm.weight)
-        with torch.no_grad():
-            source, mark, transition, direct = self.node_gate_proj.bias.chunk(4)
-            source.fill_(self.source_bias)
-            mark.fill_(self.mark_bias)
-            transition.normal_(self.transition_bias, self.transition_std)
-            direct.fill_(self.direct_bias)
+        if self.output_gate_proj is not None:
+            small_init_(self.output_gate_proj)
+        for part in (self.gates, self.reverse_gates, self.norm):
+            if part is not None:
+                part.reset_parameters()
 
     def forward(self, x: Tensor, graph: LineGraph, edge_attr: Tensor | None = None) -> Tensor:
         """Mix the nodes of every graph.
@@ -115,39 +137,24 @@ class PLSTMGraph(nn.Module):
         check_shapes("PLSTMGraph", x=(x, f"N {self.dim}"))
         self._check_edges(graph, edge_attr)
         graph = self.paths(graph)
-        source, transition, mark, direct = self.gates(x, graph, edge_attr)
         q, k, v = (
             proj(x).unflatten(-1, (self.num_heads, -1))
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # N H width
-        out = plstm_dag(q, k, v, source, transition, mark, direct, graph, backend=self.backend)
-        return self.out_proj(self.norm(out))
+        gates = self.gates(x, graph, edge_attr)
+        out = plstm_dag(q, k, v, *gates, graph, backend=self.backend)
+        if self.reverse_gates is not None:
+            graph = graph.reverse()
+            gates = self.reverse_gates(x, graph, edge_attr)
+            out = out + plstm_dag(q, k, v, *gates, graph, backend=self.backend)
+        y = self.norm(out)
+        if self.output_gate_proj is not None:
+            y = y * nn.functional.silu(self.output_gate_proj(x))
+        return self.out_proj(y)
 
     def paths(self, graph: LineGraph) -> LineGraph:
         """What states move along, to be handed to `gates`: in mode D the multitree of the graph."""
         return graph.multitree() if self.mode == "D" else graph
-
-    def gates(
-        self, x: Tensor, graph: LineGraph, edge_attr: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Activated source (E, H), transition (A, H), mark (E, H) and direct (N, H)."""
-        (src, dst), (incoming, outgoing) = graph.edge_index, graph.line_index
-        node_source, node_mark, node_transition, direct = _wide(self.node_gate_proj(x)).chunk(4, -1)
-        if edge_attr is None:  # a linear map of the mean is the mean of the linear maps
-            logits = _wide(self.edge_gate_proj(x))
-            logits = (logits.index_select(0, src) + logits.index_select(0, dst)) / 2
-        else:
-            logits = _wide(self.edge_gate_proj(edge_attr))
-        edge_source, edge_mark, edge_incoming, edge_outgoing = logits.chunk(4, -1)
-        source = torch.sigmoid(node_source.index_select(0, src) + edge_source)
-        mark = torch.sigmoid(node_mark.index_select(0, dst) + edge_mark)
-        # the node in the middle is the src of the outgoing edge
-        edge_outgoing = edge_outgoing + node_transition.index_select(0, src)
-        transition = edge_incoming.index_select(0, incoming)
-        transition = transition + edge_outgoing.index_select(0, outgoing)
-        if self.mode == "D":
-            return source, torch.tanh(transition), mark, torch.sigmoid(direct)
-        return source, _split(transition, graph), mark, torch.sigmoid(direct)
 
     def extra_repr(self) -> str:
         return (
@@ -163,16 +170,3 @@ class PLSTMGraph(nn.Module):
                 f"PLSTMGraph: edge_attr must be {want or 'None'} with edge_dim={self.edge_dim}, "
                 f"got {got}; {hint}"
             )
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """Logits in float32 or wider: bfloat16 cannot tell 0.999 from 1."""
-    return logits.to(accumulation_dtype(logits))
-
-
-def _split(logits: Tensor, graph: LineGraph) -> Tensor:
-    """t / (1/2 + sum |t|) over the outgoing edges of every incoming edge, (A, H)."""
-    incoming = graph.line_index[0]
-    total = logits.new_full((graph.num_edges, logits.shape[1]), 0.5)
-    total = total.index_add(0, incoming, logits.abs())
-    return logits / total.index_select(0, incoming)

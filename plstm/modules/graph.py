@@ -163,6 +163,9 @@ def _features(width: int, dim: int, columns: int) -> nn.Module:
     return CategoryEmbedding(width, dim, columns) if columns else nn.Linear(width, dim)
 
 
+POOLINGS = ("mean", "sum", "both")
+
+
 class GraphReadout(nn.Module):
     """Pool the nodes of every graph; then batch norm, linear, GELU, dropout, linear.
 
@@ -171,7 +174,7 @@ class GraphReadout(nn.Module):
     Args:
         dim: Model width.
         out_dim: Number of outputs.
-        pooling: "mean" or "sum".
+        pooling: "mean", "sum" or "both" side by side.
         dropout: Dropout between the two linear maps.
         per_node: Do not pool.
     """
@@ -185,9 +188,11 @@ class GraphReadout(nn.Module):
         per_node: bool = False,
     ) -> None:
         super().__init__()
-        check_choice("GraphReadout", "pooling", pooling, ("mean", "sum"))
-        self.pooling, self.per_node, self.norm = pooling, per_node, BatchNorm(dim)
-        self.hidden, self.out = nn.Linear(dim, dim), nn.Linear(dim, out_dim)
+        check_choice("GraphReadout", "pooling", pooling, POOLINGS)
+        self.pooling, self.per_node = pooling, per_node
+        width = 2 * dim if pooling == "both" and not per_node else dim
+        self.norm = BatchNorm(width)
+        self.hidden, self.out = nn.Linear(width, dim), nn.Linear(dim, out_dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, batch: Tensor | None, num_graphs: int) -> Tensor:
@@ -199,11 +204,12 @@ class GraphReadout(nn.Module):
     def _pooled(self, x: Tensor, batch: Tensor | None, num_graphs: int) -> Tensor:
         if batch is None:
             batch = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-        pooled = x.new_zeros(num_graphs, x.shape[1]).index_add(0, batch, x)
-        if self.pooling == "mean":
-            sizes = count(batch, num_graphs).clamp(min=1)
-            pooled = pooled / sizes[:, None].to(pooled.dtype)
-        return pooled
+        total = x.new_zeros(num_graphs, x.shape[1]).index_add(0, batch, x)
+        if self.pooling == "sum":
+            return total
+        sizes = count(batch, num_graphs).clamp(min=1)
+        mean = total / sizes[:, None].to(total.dtype)
+        return mean if self.pooling == "mean" else torch.cat([mean, total], -1)
 
 
 def count(index: Tensor, size: int) -> Tensor:

@@ -81,6 +81,22 @@ class BatchNorm(nn.BatchNorm1d):
         )
 
 
+class MergedBatchNorm(BatchNorm):
+    """Batch norm of all channels of all heads: a row with larger entries than others keeps them.
+
+    Args:
+        num_heads: Number of heads H.
+        width: Channels per head W.
+    """
+
+    def __init__(self, num_heads: int, width: int) -> None:
+        super().__init__(num_heads * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Merge the heads of x (N, H, W) and normalise over N: (N, H * W)."""
+        return super().forward(x.flatten(-2))
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight, the mean over the last axis, in the dtype of x.
 

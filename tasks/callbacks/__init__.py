@@ -1,1 +1,1 @@
-"""What runs beside training: callbacks, and the files and pictures that they write."""
+"""Callbacks, and the files and pictures that they write."""

@@ -1,21 +1,21 @@
-"""The checkpoint of the best validation."""
+"""The checkpoint with the best validation metric."""
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps in best.ckpt the net with the best value of a metric.
+    """Saves the net with the best value of a metric as best.ckpt.
 
     A run whose last step is not at the end of an epoch is validated after it, so that the shortest
-    run has a best.ckpt too.
+    run also has a best.ckpt.
 
-    The loss tells apart what ties in accuracy on a few samples; the config of a task may name
-    another metric.
+    The default is the loss, which separates runs with equal accuracy on few samples; the config of
+    a task may choose another metric.
 
     Args:
         monitor: The metric.
-        mode: "max" or "min": what is better.
+        mode: "max" or "min", whichever is better.
     """
 
     def __init__(self, monitor: str = "val/loss", mode: str = "min") -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running code, the last always new."""
+"""Checkpoints: written atomically, read without executing code; the last one is recent."""
 
 import io
 import os
@@ -26,10 +26,10 @@ LAST = "last.ckpt"
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder, if need be, and write something in it.
+    """Create a folder if needed, and test that files can be written in it.
 
     Raises:
-        OSError: that is impossible; the message names the folder and why.
+        OSError: this fails; the message names the folder and the reason.
     """
     test = folder / ".writable"
     try:
@@ -40,19 +40,19 @@ def check_writable(folder: Path) -> None:
         raise OSError(
             error.errno,
             f"check_writable: cannot write in {folder}, where the run is to be saved: "
-            f"{error.strerror}; name another folder with --trainer.logger.save_dir",
+            f"{error.strerror}; set another folder with --trainer.logger.save_dir",
         ) from None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside a file and renames: it is the old one or the new one, never half of one.
+    """Writes a temporary file and renames it, so that a checkpoint is never incomplete.
 
-    The first checkpoint is read back, for what cannot be read without running code would be found
-    too late.
+    The first checkpoint is read back, to find values that cannot be loaded without executing code
+    early.
 
     Raises:
-        OSError: the file cannot be written, for example because the disk is full; the old file
-            stays, and nothing of the new one.
+        OSError: the file cannot be written, for example because the disk is full; the old file is
+            kept, and nothing of the new one.
         ValueError: the checkpoint cannot be read back.
     """
 
@@ -80,8 +80,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 partial.unlink()
             raise OSError(
                 error.errno,
-                f"cannot save {path}: {error.strerror}; what was saved before is kept. "
-                f"Make room, then go on with --resume {path.parent.parent}",
+                f"cannot save {path}: {error.strerror}; earlier checkpoints are kept. "
+                f"Free some space, then continue with --resume {path.parent.parent}",
             ) from None
 
     def load_checkpoint(
@@ -94,26 +94,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             load_weights(io.BytesIO(buffer.getbuffer()))
         except Exception as error:
             raise ValueError(
-                f"AtomicCheckpointIO: {path} could not be read again: {what_is_wrong(error)}; "
+                f"AtomicCheckpointIO: {path} cannot be read back: {what_is_wrong(error)}; "
                 "callbacks must keep plain values and tensors in their state_dict"
             ) from error
         self._checked = True
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps in last.ckpt all that a run needs to go on as if it had never stopped.
+    """Saves everything a run needs to continue exactly where it stopped as last.ckpt.
 
-    It is saved between two batches, or before a validation, when some time has passed; on SIGTERM
-    and Ctrl-C, which end the run (exit code 143 or 130; a second Ctrl-C ends it at once); and when
-    training ends. With gradient accumulation it waits for the step of the optimiser. With averaged
-    weights the end keeps the average alone, and a run that is trained further starts from it.
+    It is saved at intervals, between two batches or before a validation; on SIGTERM and Ctrl-C,
+    which end the run (exit code 143 or 130; a second Ctrl-C ends it immediately); and when training
+    ends. With gradient accumulation it waits for the optimizer step. With averaged weights, the
+    last checkpoint has only the average, and a run that is trained further starts from it.
 
     Args:
         minutes: Time between two checkpoints; 0 saves at every step.
 
     Raises:
-        ValueError: minutes below 0; a run goes on with another number of processes.
-        OSError: the folder of the run cannot be written; found before training begins.
+        ValueError: minutes is negative; a run is resumed with another number of processes.
+        OSError: the folder of the run cannot be written; raised before training starts.
     """
 
     def __init__(self, minutes: float = 2.0) -> None:
@@ -154,11 +154,11 @@ class LastCheckpoint(Checkpoint):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: object
     ) -> None:
-        # Processes have different numbers of batches here, so several of them wait for the end.
+        # Processes may have different numbers of batches here, so with several wait for the end.
         if self._signal is None or trainer.world_size > 1 or not _at_a_step(trainer):
             return
         for callback in trainer.callbacks:
-            if isinstance(callback, WeightAveraging):  # the net has its averaged weights
+            if isinstance(callback, WeightAveraging):  # the net holds the averaged weights
                 callback.on_validation_epoch_end(trainer, pl_module)
         self._save_if_due(trainer, before_validation=True)
 
@@ -189,7 +189,7 @@ class LastCheckpoint(Checkpoint):
         if resumed["world_size"] != trainer.world_size:
             raise ValueError(
                 f"LastCheckpoint: the run was trained by {resumed['world_size']} process(es) and "
-                f"cannot go on with {trainer.world_size}, its batches would be others; "
+                f"cannot continue with {trainer.world_size}, which would change its batches; "
                 "set --trainer.devices and --trainer.num_nodes as before"
             )
         self._resumed = resumed
@@ -212,7 +212,7 @@ class LastCheckpoint(Checkpoint):
             number = self._signal or signal.SIGTERM
             rank_zero_info(
                 f"Stopped by {signal.Signals(number).name} after {trainer.global_step} steps; "
-                f"to go on: the same command with --resume {self.path.parent.parent}"
+                f"to continue, repeat the command with --resume {self.path.parent.parent}"
             )
             raise SystemExit(128 + number)
 
@@ -231,31 +231,31 @@ class LastCheckpoint(Checkpoint):
 
 
 def _at_a_step(trainer: Trainer) -> bool:
-    """Whether no gradients are waiting for the next step of the optimiser."""
+    """Whether no accumulated gradients wait for the next optimizer step."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     last = progress.current.completed >= trainer.num_training_batches
     return last or progress.current.completed % trainer.accumulate_grad_batches == 0
 
 
 def _tidy_progress(fit_loop: dict, saving: bool, before_validation: bool) -> bool:
-    """Make the counters of a checkpoint those of a loop that stands still between two steps.
+    """Set the counters of a checkpoint to those of a loop between two steps.
 
-    Lightning has several ways to go on, one for every place it saves at, and some of them skip a
-    validation, count a step twice or repeat one. All our checkpoints go on in one way.
+    Lightning resumes differently depending on where it saved, and some ways skip a validation,
+    count a step twice or repeat one. All our checkpoints resume in the same way.
 
     Returns:
-        Whether the checkpoint goes on in that way, with the next batch.
+        Whether the checkpoint resumes in that way, with the next batch.
     """
     epoch, batch = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
     validation = fit_loop["epoch_loop.val_loop.batch_progress"]
     epoch_over = epoch["current"]["processed"] == epoch["current"]["ready"]
     if not saving and not epoch_over:
-        return False  # a ModelCheckpoint in the middle of an epoch: Lightning's own way
+        return False  # a ModelCheckpoint within an epoch: resumed by Lightning
     for span in ("total", "current"):
         epoch[span]["completed"] = epoch[span]["processed"]
-        batch[span]["ready"] = batch[span]["completed"]  # a batch may have been fetched
+        batch[span]["ready"] = batch[span]["completed"]  # a batch may be prefetched
         done = validation[span]["completed"]
-        begun = done + before_validation  # looks like one that was interrupted
+        begun = done + before_validation  # looks like an interrupted validation
         validation[span].update(ready=begun, started=begun, processed=done)
     if epoch_over:
         batch["current"] = dict.fromkeys(batch["current"], 0)
@@ -264,19 +264,19 @@ def _tidy_progress(fit_loop: dict, saving: bool, before_validation: bool) -> boo
 
 
 def _continue_loops(trainer: Trainer, between_batches: bool) -> None:
-    """Set Lightning's loops and the loader to where a checkpoint was saved."""
+    """Set the loops of Lightning and the loader to the position of a checkpoint."""
     fit_loop = trainer.fit_loop
     loop, fetcher = fit_loop.epoch_loop, fit_loop._data_fetcher
     if between_batches and loop.restarting and loop._should_check_val_fx(fetcher):
-        # Lightning will take this for the end of a validation, skip that, and count a step.
+        # Otherwise Lightning assumes the end of a validation, skips it and counts a step.
         loop._batches_that_stepped -= 1
     for loader in fit_loop._combined_loader.flattened:
         _set_sampler_epoch(loader, trainer.current_epoch)
-    iter(fetcher)  # the loader was built before the counters it begins at were known
+    iter(fetcher)  # the loader was built before the counters it starts at were known
 
 
 def _replace(state: object, old: str, new: str) -> object:
-    """The same state with another beginning of the paths in it."""
+    """The same state with another prefix of its paths."""
     if isinstance(state, dict):
         return {_replace(k, old, new): _replace(v, old, new) for k, v in state.items()}
     if isinstance(state, str) and state.startswith(old):

@@ -1,4 +1,4 @@
-"""Stops a run whose numbers are no longer finite, before they reach the weights."""
+"""Stops a run when gradients are not finite, before they reach the weights."""
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,15 +15,15 @@ class NotFinite(ArithmeticError):
 
 
 class StopIfNotFinite(Callback):
-    """Ends training before the step of the optimiser if the gradient is not finite.
+    """Ends training before an optimizer step if the gradient is not finite.
 
-    The message names the step, the batch, its seed and the first part of the net whose output is
-    not finite, found by computing the batch once more with the same random numbers (the last batch,
-    where several make one step). The metric `diverged` is logged. Weights and checkpoints stay as
-    they were. In 16-mixed the loss scaling of PyTorch takes care of such steps itself.
+    The message names the step, the batch, its seed and the first module of the net with an output
+    that is not finite, found by computing the batch again with the same random numbers (the last
+    batch, if several make one step). The metric `diverged` is logged. Weights and checkpoints stay
+    unchanged. In 16-mixed precision the loss scaling of PyTorch handles such steps.
 
     Raises:
-        NotFinite: a gradient is not finite; on all processes at once, for they share it.
+        NotFinite: a gradient is not finite; raised on all processes, which share it.
     """
 
     def __init__(self) -> None:
@@ -48,12 +48,12 @@ class StopIfNotFinite(Callback):
             logger.save()
         raise NotFinite(
             f"StopIfNotFinite: the gradient of step {trainer.global_step} is not finite: "
-            f"{min(reports)[1]}; the weights were not changed and all checkpoints are kept. "
-            "Look at its data, lower the learning rate, or use 32-bit precision"
+            f"{min(reports)[1]}; weights and checkpoints are unchanged. "
+            "Check its data, lower the learning rate, or use 32-bit precision"
         )
 
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> tuple[str | None, str]:
-        """The part of the net where it begins, if there is one, and all that is known."""
+        """Describe the batch, and the module of the net where it starts, if any."""
         pl_module.on_train_batch_start(*self._batch)  # seeds
         part = first_not_finite(pl_module, *self._batch)
         process = f" of process {trainer.global_rank}" if trainer.world_size > 1 else ""
@@ -64,7 +64,7 @@ class StopIfNotFinite(Callback):
 
     def _where(self, pl_module: LightningModule, part: str | None) -> str:
         if part is not None:
-            return f"the first such output is that of {part}"
+            return f"the first such output is from {part}"
         names = [
             name
             for name, p in pl_module.named_parameters()
@@ -76,7 +76,7 @@ class StopIfNotFinite(Callback):
 
 @torch.no_grad()
 def first_not_finite(pl_module: LightningModule, batch: object, batch_idx: int) -> str | None:
-    """Name of the innermost part of the net that first has an output with NaN or infinity."""
+    """Name of the innermost module whose output is the first with NaN or infinity."""
     found: list[str] = []
 
     def watch(name: str, module: nn.Module) -> object:
@@ -90,7 +90,7 @@ def first_not_finite(pl_module: LightningModule, batch: object, batch_idx: int) 
     hooks = [watch(name, part) for name, part in pl_module.net.named_modules() if name]
     context = pl_module.trainer.precision_plugin.forward_context()
     try:
-        with context, torch.compiler.set_stance("force_eager"):  # compiled code calls no hooks
+        with context, torch.compiler.set_stance("force_eager"):  # compiled code does not call hooks
             pl_module._predict(batch)
     finally:
         for hook in hooks:

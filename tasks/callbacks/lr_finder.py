@@ -1,4 +1,4 @@
-"""A learning rate found before training."""
+"""Search for a learning rate before training."""
 
 import signal
 import sys
@@ -16,30 +16,30 @@ from torch import Tensor
 
 from tasks.runs import log_figure, run_folder
 
-FEWEST = 10  # steps of a search
-NEIGHBOURS = 1 / 33  # share of the steps with which a loss is averaged, on either side
-RISE = 0.5  # of the whole fall of the loss; where it has risen by more, the search is over
-BELOW = 2.0  # the found rate is that of the lowest loss over this
+FEWEST = 10  # minimum steps of a search
+NEIGHBOURS = 1 / 33  # fraction of the steps to average over, on either side
+RISE = 0.5  # fraction of the total decrease of the loss; the search ends when it rises by more
+BELOW = 2.0  # the result is the rate with the lowest loss divided by this
 
 
 class FindLearningRate(LearningRateFinder):
-    """Tries rising learning rates first, then trains from the start with a good one.
+    """Runs a learning rate range test, then trains from the start with a suitable rate.
 
-    That is half of the rate with the lowest loss, a mean over neighbouring steps; it counts as the
-    lr of the optimizer. The picture `learning_rate.png` in the run's folder shows the search. A
-    resumed run keeps the rate it has.
+    It chooses half of the rate with the lowest loss, averaged over neighboring steps, and sets it
+    as lr of the optimizer. The picture `learning_rate.png` in the run's folder shows the search. A
+    resumed run keeps its rate.
 
     Args:
         min_lr: First learning rate.
         max_lr: Last learning rate.
-        num_training_steps: Steps of the search, of a batch each.
-        early_stop_threshold: The search ends where the loss is so many times the lowest one.
+        num_training_steps: Steps of the search, one batch each.
+        early_stop_threshold: The search ends when the loss exceeds the lowest one by this factor.
 
     Raises:
-        ValueError: rates or steps make no sense; the loss falls nowhere.
+        ValueError: rates or steps are invalid; the loss never decreases.
 
-    Source: arXiv 1506.01186. The search is that of Lightning, but not the choice: on a net that
-        learns slowly, the steepest fall of its running average is a transient of the average.
+    Source: arXiv 1506.01186. The search is Lightning's, the choice is not: if a net learns slowly,
+        the steepest decrease of the running average is a transient.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class FindLearningRate(LearningRateFinder):
     def _search(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> tuple[list[float], list[float]]:
-        """Rates and the loss of the batch that was trained with each."""
+        """Rates and the training loss at each."""
         losses, bars, step = [], set(), pl_module.training_step
 
         def recorded(*args: object) -> Tensor:
@@ -89,20 +89,20 @@ class FindLearningRate(LearningRateFinder):
             losses.append(float(loss.detach()))
             return loss
 
-        # Of steps that end with an epoch before they are full, Lightning records nothing.
+        # Lightning does not record steps that an epoch's end cuts short.
         loop, batches = trainer.fit_loop, trainer.accumulate_grad_batches
         epochs, root = loop.max_epochs, trainer._default_root_dir
         loop.max_epochs, trainer.accumulate_grad_batches = -1, 1
-        # The weights of the start wait in a file there.
+        # The initial weights are in a file there.
         trainer._default_root_dir = str(run_folder(trainer) or root)
         pl_module.training_step = recorded
         try:
             with cleanly_terminated():
                 self.lr_find(trainer, pl_module)
         finally:
-            for bar in bars:  # Lightning leaves it open unless the loss diverges
+            for bar in bars:  # Lightning closes it only if the loss diverges
                 bar.close()
-            del pl_module.training_step  # the method of the class counts again
+            del pl_module.training_step  # restores the method of the class
             loop.max_epochs, trainer.accumulate_grad_batches = epochs, batches
             trainer._default_root_dir = root
         return self.optimal_lr.results["lr"], trainer.strategy.broadcast(losses)
@@ -110,7 +110,7 @@ class FindLearningRate(LearningRateFinder):
 
 @contextmanager
 def cleanly_terminated() -> Iterator[None]:
-    """SIGTERM ends the process as an exception does, so that files of the search are removed."""
+    """Turn SIGTERM into an exception, so that files of the search are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -122,24 +122,24 @@ def cleanly_terminated() -> Iterator[None]:
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
-    """Mean of every loss and its neighbours, as many before it as after it."""
+    """Mean of every loss and its neighbors, equally many before and after."""
     side = max(1, int(NEIGHBOURS * len(losses)))
     windows = (losses[max(0, i - side) : i + side + 1] for i in range(len(losses)))
     return [sum(window) / len(window) for window in windows]
 
 
 def lowest(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The rate with the lowest mean loss before the first large rise.
+    """The rate with the lowest mean loss before the first large increase.
 
-    What comes after does not count: weights that too high a rate has thrown far away may well have
-    a low loss.
+    Later values do not count: weights that diverged under a high rate may have a low loss by
+    chance.
 
     Args:
-        rates: Rising learning rates.
+        rates: Learning rates in ascending order.
         losses: Loss at each of them.
 
     Raises:
-        ValueError: the loss falls nowhere.
+        ValueError: the loss never decreases.
     """
     finite = int(torch.tensor(losses).isfinite().long().cumprod(0).sum())
     means = smooth(losses[:finite])
@@ -147,8 +147,8 @@ def lowest(rates: Sequence[float], losses: Sequence[float]) -> float:
     if fall <= 0:
         tried = f"{rates[0]:.3g} to {rates[-1]:.3g}" if rates else "none"
         raise ValueError(
-            f"FindLearningRate: the loss must fall at some rate, it did not in {len(losses)} steps "
-            f"(rates: {tried}); search elsewhere or for longer"
+            f"FindLearningRate: the loss must decrease at some rate, it did not in "
+            f"{len(losses)} steps (rates: {tried}); change the range or take more steps"
         )
     best = 0
     for number, mean in enumerate(means):
@@ -160,15 +160,15 @@ def lowest(rates: Sequence[float], losses: Sequence[float]) -> float:
 
 
 def search_curve(rates: Sequence[float], losses: Sequence[float], found: float) -> Figure:
-    """Loss at the rates that were tried, and its mean over neighbouring steps."""
+    """Plot of the loss against the rates, and its mean over neighboring steps."""
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.semilogx(rates, losses, color="0.75", linewidth=0.8, label="train/loss")
-    axes.semilogx(rates, smooth(losses), label="mean of neighbours")
+    axes.semilogx(rates, smooth(losses), label="mean of neighbors")
     axes.axvline(found, color="0.3", linestyle="--", label=f"found: {found:.2g}")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("train/loss")
-    axes.set_title("Search of a learning rate", fontsize=10)
+    axes.set_title("Learning rate search", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

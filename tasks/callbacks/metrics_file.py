@@ -1,4 +1,4 @@
-"""metrics.csv of a run that may have been stopped and resumed."""
+"""metrics.csv of a run that may be stopped and resumed."""
 
 import csv
 import os
@@ -10,14 +10,14 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 
 class MetricsFile(ExperimentWriter):
-    """Lightning's writer of metrics.csv, which goes on with the file of a resumed run.
+    """Lightning's writer of metrics.csv, which appends to the file of a resumed run.
 
-    Lightning deletes that file; and where a new column makes it write the file anew, a run killed
-    in that moment loses it.
+    Lightning deletes that file; and when a new column makes it rewrite the file, a run killed at
+    that moment loses it.
 
     Args:
         log_dir: Folder of the file.
-        keep: Rows to keep of the file that is there; what follows will be logged again. None for a
+        keep: Rows to keep of the existing file; later rows are logged again. None for a
             new run.
 
     Raises:
@@ -43,7 +43,7 @@ class MetricsFile(ExperimentWriter):
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"cannot write {path}: {error.strerror}; make room, then go on with --resume "
+                f"cannot write {path}: {error.strerror}; free space, then continue with --resume "
                 f"{path.parent}",
             ) from None
         self.rows += count
@@ -67,11 +67,11 @@ class MetricsFile(ExperimentWriter):
 
 
 def open_metrics_files(trainer: Trainer, keep: list[int | None] | None) -> None:
-    """Give the CSV loggers of a trainer their files before Lightning does.
+    """Set up the files of the CSV loggers of a trainer before Lightning does.
 
     Args:
-        trainer: Its loggers have not logged yet.
-        keep: Rows to keep per logger if a run is resumed, none where the list is too short.
+        trainer: A trainer whose loggers have not logged yet.
+        keep: Rows to keep per logger if a run is resumed, 0 beyond the end of the list.
     """
     for i, logger in enumerate(trainer.loggers if trainer.is_global_zero else []):
         if isinstance(logger, CSVLogger):
@@ -80,6 +80,6 @@ def open_metrics_files(trainer: Trainer, keep: list[int | None] | None) -> None:
 
 
 def rows_written(trainer: Trainer) -> list[int | None]:
-    """Rows of metrics.csv per logger, None for loggers of other kinds."""
+    """Number of rows of metrics.csv per logger, None for other loggers."""
     files = [logger.experiment for logger in trainer.loggers]
     return [file.rows if isinstance(file, MetricsFile) else None for file in files]

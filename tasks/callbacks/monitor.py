@@ -1,4 +1,4 @@
-"""What a run is and how it goes: size of the net, gradient norm, throughput."""
+"""Size of the net, gradient norm and throughput."""
 
 import json
 import time
@@ -17,18 +17,17 @@ from tasks.runs import log_facts, run_folder
 
 
 class Monitor(Callback):
-    """Logs the norm of the gradient, and samples and operations per second.
+    """Logs the gradient norm, samples per second and FLOP per second.
 
     - train/grad_norm: over all parameters, before clipping.
-    - train/samples_per_s: since the logging step before, over all processes; loading counts,
-      validation and the first batch do not.
-    - train/flop_per_s: the same times the operations of a sample.
+    - train/samples_per_s: since the previous logging step, over all processes; includes loading,
+      but not validation and the first batch.
+    - train/flop_per_s: the same times the operations per sample.
 
-    Parameters, state size and operations of a sample go to `facts.json` in the folder of the run
-    and to the logger. Operations are those of the first training batch, counted while it trains:
-    matrix products and the recurrences of `plstm.ops.flops`, forward and backward, without work per
-    element. They are not known where the net is compiled, and leave out Triton kernels and those of
-    fla-core.
+    Parameters, state size and operations per sample go to `facts.json` in the folder of the run and
+    to the logger. Operations are counted in the first training batch: matrix products and the
+    recurrences of `plstm.ops.flops`, forward and backward, without elementwise operations. They are
+    unknown if the net is compiled, and omit Triton kernels and those of fla-core.
     """
 
     def __init__(self) -> None:
@@ -39,12 +38,12 @@ class Monitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         size, parameters = state_size(pl_module.net), sum(p.numel() for p in pl_module.parameters())
-        state = "no state of fixed size" if size is None else f"a state of {size:,} numbers"
+        state = "no state of fixed size" if size is None else f"a state of {size:,} elements"
         rank_zero_info(f"The net has {parameters:,} parameters and {state}.")
         for optimizer in trainer.optimizers:
             rank_zero_info(describe(optimizer))
         self._started = False
-        if trainer.ckpt_path is None:  # a resumed run keeps what it counted
+        if trainer.ckpt_path is None:  # a resumed run keeps its count
             self.facts = {}
         self._learn(trainer, {"parameters": parameters, "state_size": size})
 
@@ -107,7 +106,7 @@ class Monitor(Callback):
         self._last = time.perf_counter()
 
     def _stop_counting(self) -> int | None:
-        """Operations since the start of the batch, None if they are not counted."""
+        """Operations since the start of the batch, None if not counted."""
         if self._counter is None:
             return None
         counter, self._counter = self._counter, None
@@ -122,7 +121,7 @@ class Monitor(Callback):
         self._samples, self._seconds = 0, 0.0
 
     def _learn(self, trainer: Trainer, facts: dict[str, float | None]) -> None:
-        """Write facts down; the first process alone has a folder."""
+        """Write facts to the file; only the first process has a folder."""
         self.facts |= facts
         folder = run_folder(trainer)
         if folder is not None:
@@ -132,16 +131,16 @@ class Monitor(Callback):
 
 
 def gradient_norm(module: nn.Module) -> Tensor:
-    """Root of the sum of all squared gradients."""
+    """Euclidean norm of all gradients."""
     norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded parameters
 
 
 def batch_size(batch: object) -> int:
-    """Samples of a batch: graphs of a PyG one, or targets of (inputs, targets)."""
+    """Number of samples of a batch: graphs of a PyG batch, or targets of (inputs, targets)."""
     return len(batch[1]) if isinstance(batch, (tuple, list)) else batch.num_graphs
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether torch.compile has been asked to compile a part of it."""
+    """Whether any module is compiled by torch.compile."""
     return any(part._compiled_call_impl is not None for part in module.modules())

@@ -1,4 +1,4 @@
-"""What `train.py predict` leaves behind."""
+"""Files written by `train.py predict`."""
 
 import csv
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from tasks.runs import run_folder
 
 
 class SavePredictions(BasePredictionWriter):
-    """Saves what was predicted for the test sets as `predictions.pt` in the run's folder.
+    """Saves predictions for the test sets as `predictions.pt` in the run's folder.
 
-    The file holds one tensor per test set, (samples, ..., out_dim) in the order of the data, under
-    the suffix of its metrics ("" for the training size), and loads with weights_only=True. Tables
-    of the task, DataModule.prediction_tables, are CSV files beside it.
+    The file holds one tensor per test set, (samples, ..., out_dim) in the order of the data, by the
+    suffix of its metrics ("" for the training size), and loads with weights_only=True. Tables of
+    the task, DataModule.prediction_tables, are CSV files next to it.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class SavePredictions(BasePredictionWriter):
 def by_test_set(
     trainer: Trainer, predictions: Sequence[Tensor] | Sequence[Sequence[Tensor]]
 ) -> dict[str, Tensor]:
-    """What the processes predicted, under the suffix of the metrics of each test set.
+    """Predictions of all processes, by the metric suffix of each test set.
 
     All processes must call it.
     """
@@ -60,7 +60,7 @@ def by_test_set(
 
 
 def in_order_of_data(own: Tensor) -> Tensor:
-    """What all processes computed, each of its share of the samples (DataModule.eval_batches)."""
+    """Merge results of all processes, which have disjoint samples (DataModule.eval_batches)."""
     parts = gather(own)
     whole = own.new_empty(sum(map(len, parts)), *own.shape[1:])
     for rank, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""How long training takes."""
+"""Training time."""
 
 import time
 
@@ -6,10 +6,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class EpochTimer(Callback):
-    """Seconds of every training epoch, from its start to the end of its last batch.
+    """Logs the seconds of every training epoch, from its start to the end of its last batch.
 
-    The validation at the end of an epoch does not count, nor does the rest of an epoch that a
-    resumed run goes on with.
+    Excludes the validation at the end of an epoch, and the remaining part of an epoch after
+    resuming.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ from tasks.callbacks.monitor import Monitor
 from tasks.callbacks.pictures import Pictures
 from tasks.callbacks.predictions import SavePredictions
 from tasks.checkpoint_file import read_checkpoint
-from tasks.cli import resume
+from tasks.cli import export, resume
 from tasks.cli.checks import check_numbers, check_processes
 from tasks.cli.config_files import check_config_files
 from tasks.cli.mistakes import explain_error
@@ -45,6 +45,7 @@ DESCRIPTION = """Train a net, or use a trained one:
   python train.py fit --config configs/quickstart.yaml
   python train.py fit --config configs/text.yaml --data.path FILE --model.optimizer.lr 2e-3
   python train.py test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
+  python train.py export --ckpt_path RUN/checkpoints/best.ckpt --to FOLDER
 
 Arguments after --config override it. --debug shows the stack of an error."""
 SUBCOMMANDS = {
@@ -186,8 +187,10 @@ def _without(callbacks: list[Callback], kind: type[Callback]) -> list[Callback]:
     return [callback for callback in callbacks if not isinstance(callback, kind)]
 
 
-def main(args: list[str] | None = None, run: bool = True) -> CLI:
+def main(args: list[str] | None = None, run: bool = True) -> CLI | None:
     """Run a command line (that of the process if None) and return its trainer, model and data.
+
+    The command line of `export` has none of these: see tasks.cli.export.
 
     Args:
         args: For example ["fit", "--config", "configs/quickstart.yaml"].
@@ -196,8 +199,11 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI:
     Raises:
         ValueError: a config file that is no YAML, and wrong values of all kinds.
     """
+    arguments = sys.argv[1:] if args is None else args
+    if arguments[:1] == ["export"]:
+        return export.main(arguments[1:])
     finish_wandb()
-    check_config_files(sys.argv[1:] if args is None else args)
+    check_config_files(arguments)
     options = {"default_config_files": [str(DEFAULTS)]}
     # Lightning asks PyTorch 2.13 in a way that works and that PyTorch calls old.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")

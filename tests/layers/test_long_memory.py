@@ -33,7 +33,7 @@ def path(mode):
     layer = PLSTMGraph(DIM, 2, mode, transition_bias=5 * Z, transition_std=0.0)
     if mode == "P":
         with torch.no_grad():  # t / (1/2 + t) = 0.998
-            layer.node_gate_proj.bias.chunk(4)[2].fill_(250.0)
+            layer.gates.node_proj.bias.chunk(4)[2].fill_(250.0)
     nodes = torch.arange(LENGTH)
     return layer, (
         torch.randn(LENGTH, DIM),

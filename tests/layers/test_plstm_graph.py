@@ -39,8 +39,8 @@ def test_gates_by_loop(mode: str, edge_dim: int) -> None:
     source, transition, mark, direct = layer.gates(x, graph, edge_attr)
     (src, dst), pairs = graph.edge_index.tolist(), graph.line_index.T.tolist()
     edge = (x[src] + x[dst]) / 2 if edge_attr is None else edge_attr
-    bias = layer.node_gate_proj.bias.chunk(4)
-    node_weight, edge_weight = layer.node_gate_proj.weight.chunk(4), layer.edge_gate_proj.weight
+    bias = layer.gates.node_proj.bias.chunk(4)
+    node_weight, edge_weight = layer.gates.node_proj.weight.chunk(4), layer.gates.edge_proj.weight
     w_source, w_mark, w_in, w_out = edge_weight.chunk(4)
     logits = torch.zeros(len(pairs), HEADS, dtype=torch.float64)
     for e in range(graph.num_edges):
@@ -62,8 +62,15 @@ def test_gates_by_loop(mode: str, edge_dim: int) -> None:
 
 @pytest.mark.parametrize("backend", ["naive", "levels", "reach", "auto"])
 @pytest.mark.parametrize("mode", ["P", "D"])
-def test_forward_is_the_recurrence_between_projections(mode: str, backend: str) -> None:
-    layer, graph = make(mode, backend=backend, qk_dim=5, v_dim=2).double(), random_graph([7, 4])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("norm", ["head", "batch"])
+def test_forward_is_the_recurrence_between_projections(
+    norm: str, bidirectional: bool, gated: bool, mode: str, backend: str
+) -> None:
+    options = {"norm": norm, "bidirectional": bidirectional, "output_gate": gated}
+    layer = make(mode, backend=backend, qk_dim=5, v_dim=2, **options).double()
+    graph = random_graph([7, 4])
     x = features(graph)[0].double()
     used = graph.multitree() if mode == "D" else graph
     q, k, v = (
@@ -71,10 +78,34 @@ def test_forward_is_the_recurrence_between_projections(mode: str, backend: str) 
         for p, w in zip((layer.q_proj, layer.k_proj, layer.v_proj), (5, 5, 2), strict=True)
     )
     out = plstm_dag(q, k, v, *layer.gates(x, used), used, backend="naive")
-    out = out / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    want = (out.flatten(1) * layer.norm.weight) @ layer.out_proj.weight.T
-    assert_close("y", layer(x, graph), want)
+    if bidirectional:
+        used = used.reverse()
+        out = out + plstm_dag(q, k, v, *layer.reverse_gates(x, used), used, backend="naive")
+    if norm == "head":
+        want = (out / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt()).flatten(1)
+        want = want * layer.norm.weight
+    else:
+        want = (out - out.mean(0)) / (out.var(0, unbiased=False) + 1e-5).sqrt()
+        want = want.flatten(1) * layer.norm.weight + layer.norm.bias
+    if gated:
+        z = x @ layer.output_gate_proj.weight.T
+        want = want * z * z.sigmoid()
+    assert_close("y", layer(x, graph), want @ layer.out_proj.weight.T)
     assert layer.out_proj.bias is None
+
+
+def test_batch_norm_keeps_how_much_arrives() -> None:
+    """A star of equal leaves: twice as many of them are twice as much; a norm per node forgets."""
+    moved = {}
+    for norm in ("head", "batch"):
+        layer = make("P", norm=norm).double().eval()
+        y = []
+        for leaves in (2, 4):
+            edges = torch.stack([torch.arange(1, leaves + 1), torch.zeros(leaves).long()])
+            x = torch.ones(leaves + 1, DIM, dtype=torch.float64)
+            y.append(layer(x, LineGraph.from_edges(edges, leaves + 1))[0])
+        moved[norm] = (y[1] - y[0]).norm() / y[0].norm()
+    assert moved["head"] < 0.1 < moved["batch"]
 
 
 @pytest.mark.parametrize("mode", ["P", "D"])
@@ -124,15 +155,17 @@ def test_d_mode_bounds_every_pair() -> None:
 
 @pytest.mark.parametrize("mode", ["P", "D"])
 @pytest.mark.parametrize("edge_dim", [0, 4])
-def test_contract(mode: str, edge_dim: int) -> None:
-    layer, graph = make(mode, edge_dim), random_graph([9, 1, 5])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_contract(bidirectional: bool, mode: str, edge_dim: int) -> None:
+    layer = make(mode, edge_dim, bidirectional=bidirectional)
+    graph = random_graph([9, 1, 5])
     x, edge_attr = features(graph, edge_dim)
     y = layer(x, graph, edge_attr)
     assert y.shape == x.shape and y.dtype == x.dtype
     y.square().sum().backward()
     for name, parameter in layer.named_parameters():
         assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().max() > 0, name
-    other = PLSTMGraph(DIM, HEADS, mode, edge_dim=edge_dim)
+    other = PLSTMGraph(DIM, HEADS, mode, edge_dim=edge_dim, bidirectional=bidirectional)
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x, graph, edge_attr), y)
     assert torch.equal(copy.deepcopy(layer)(x, graph, edge_attr), y)
@@ -168,8 +201,12 @@ def test_reverse_takes_the_same_edge_features(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["P", "D"])
-def test_no_edges_and_autocast(mode: str) -> None:
-    layer, empty = make(mode), LineGraph.from_edges(torch.zeros(2, 0, dtype=torch.int64), 3)
+@pytest.mark.parametrize("norm", ["head", "batch"])
+def test_no_edges_and_autocast(norm: str, mode: str) -> None:
+    layer, empty = (
+        make(mode, norm=norm),
+        LineGraph.from_edges(torch.zeros(2, 0, dtype=torch.int64), 3),
+    )
     assert torch.isfinite(layer(features(empty)[0], empty)).all()
     graph = random_graph([9])
     x = features(graph)[0]
@@ -189,6 +226,10 @@ def test_errors() -> None:
     PLSTMGraph(10, 3, qk_dim=2, v_dim=4)
     with pytest.raises(ValueError, match="PLSTMGraph: mode must be one of 'P', 'D', got 'X'"):
         PLSTMGraph(DIM, HEADS, "X")
+    with pytest.raises(
+        ValueError, match="PLSTMGraph: norm must be one of 'head', 'batch', got 'X'"
+    ):
+        PLSTMGraph(DIM, HEADS, norm="X")
     graph = random_graph([4])
     x, edge_attr = features(graph, 4)
     with pytest.raises(ValueError, match=r"got None; pass one row per edge"):

@@ -15,7 +15,7 @@ from plstm.graph.prepared import add_plans
 from plstm.layers.plstm_graph import PLSTMGraph
 from plstm.models.gnn import GNNS, GNNModel
 from plstm.models.graph import GraphModel
-from plstm.modules.graph import GraphEncoder, GraphReadout, degree_code
+from plstm.modules.graph import POOLINGS, GraphEncoder, GraphReadout, degree_code
 from tests.graph.graphs import molecule
 from tests.helpers import assert_close
 
@@ -62,7 +62,7 @@ def test_contract(kind: str, edge_dim: int) -> None:
     assert torch.equal(copy.deepcopy(model)(batch), out)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "sum"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("kind", ["plstm", "GIN"])
 def test_batch_equals_one_by_one(kind: str, pooling: str) -> None:
     model, items = make(kind, pooling=pooling).eval(), molecules()
@@ -177,14 +177,15 @@ def test_degree_code() -> None:
 
 def test_readout_pools_per_graph() -> None:
     x, batch = torch.randn(5, 8), torch.tensor([0, 0, 2, 2, 2])
-    for pooling in ("mean", "sum"):
+    graphs = [x[batch == i] for i in (0, 2)]
+    mean, total = (torch.stack([f(g, 0) for g in graphs]) for f in (torch.mean, torch.sum))
+    for pooling, want in {"mean": mean, "sum": total, "both": torch.cat([mean, total], 1)}.items():
         readout = GraphReadout(8, 3, pooling)
         readout.hidden = readout.out = nn.Identity()
         readout.norm = nn.Identity()
         got = readout(x, batch, 3)
-        want = torch.stack([getattr(x[batch == i], pooling)(0) for i in (0, 2)])
         assert_close(pooling, got[[0, 2]], nn.functional.gelu(want), 1e-6)
-        assert torch.equal(got[1], torch.zeros(8))  # a graph without nodes
+        assert torch.equal(got[1], torch.zeros_like(got[1]))  # a graph without nodes
 
 
 def test_one_graph_trains() -> None:
@@ -207,7 +208,7 @@ def test_errors() -> None:
         make(code_dim=5)(items[0])
     with pytest.raises(ValueError, match="AttentiveFP reads out graphs, not nodes"):
         make("AttentiveFP", per_node=True)
-    with pytest.raises(ValueError, match="pooling must be one of 'mean', 'sum'"):
+    with pytest.raises(ValueError, match="pooling must be one of 'mean', 'sum', 'both', got 'max'"):
         make(pooling="max")
     with pytest.raises(ValueError, match="need depth >= 1"):
         make(depth=0)

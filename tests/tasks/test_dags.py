@@ -89,7 +89,7 @@ def test_files_of_pyg(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"graph 3 of .*cycle.pt must have no cycle, .* 0, 1"):
         read_dags(tmp_path / "cycle.pt")
     (tmp_path / "no.pt").write_text("no")
-    with pytest.raises(ValueError, match=r"no.pt must be what InMemoryDataset.save of PyG writes"):
+    with pytest.raises(ValueError, match=r"no.pt must be a file of InMemoryDataset.save of PyG"):
         read_dags(tmp_path / "no.pt")
 
 
@@ -129,7 +129,7 @@ def test_wrong_features_kinds_and_files(tmp_path: Path) -> None:
         read_dags(path)
     with pytest.raises(ValueError, match="unknown kinds of nodes out, known are in, a"):
         read_dags(write(tmp_path, DAG), ["in", "a"])
-    with pytest.raises(ValueError, match=r"there is no file .*none.jsonl; --data.path names it"):
+    with pytest.raises(ValueError, match=r"there is no file .*none.jsonl; set --data.path"):
         read_dags(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match=r"dags.jsonl has no graphs; a line is {"):
         read_dags(write(tmp_path, ""))

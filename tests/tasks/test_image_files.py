@@ -38,7 +38,7 @@ WRONG_IDX = {
     "text": (b"hello world", "must be an IDX file of bytes"),
     "floats": (idx(ARRAY, 13), r"must be an IDX file of bytes.*got \[0, 0, 13, 2\]"),
     "header": (idx(ARRAY)[:9], "must be an IDX file of bytes"),
-    "short": (idx(ARRAY)[:-1], r"must have 6 numbers for its shape \(2, 3\), got 5"),
+    "short": (idx(ARRAY)[:-1], r"must have 6 values for its shape \(2, 3\), got 5"),
     "long": (idx(ARRAY) + b"0", "must have 6 numbers .* got 7"),
 }
 
@@ -54,7 +54,7 @@ def test_wrong_idx(content, message, tmp_path):
 def test_cut_idx(pack, tmp_path):
     file = tmp_path / ("x.gz" if pack is gzip else "x.xz")
     file.write_bytes(pack.compress(idx(RGB))[:-9])
-    with pytest.raises(ValueError, match=r"read_idx: .* cannot be read .*copy it anew"):
+    with pytest.raises(ValueError, match=r"read_idx: .* cannot be read .*copy it again"):
         read_idx(file)
 
 
@@ -75,7 +75,7 @@ def test_names_of_idx_files(tmp_path):
 
 def test_labels_alone(tmp_path):
     (tmp_path / "train-labels-idx1-ubyte").touch()
-    with pytest.raises(ValueError, match="are labels of no train images"):
+    with pytest.raises(ValueError, match="has labels without train images"):
         idx_files(tmp_path)
 
 
@@ -179,8 +179,8 @@ def test_broken_pictures_are_named_and_counted(tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.gif").write_text("no picture")
     message = (
-        r"3 of the 4 pictures in .* cannot be read: cut.png \(.+\), "
-        r"empty.jpg \(no picture of a known format\), text.gif \(no picture"
+        r"3 of the 4 images in .* cannot be read: cut.png \(.+\), "
+        r"empty.jpg \(not an image in a known format\), text.gif \(not an image"
     )
     with pytest.raises(ValueError, match=message):
         examine(find_pictures(tmp_path), tmp_path, 0)

@@ -258,14 +258,14 @@ ARGUMENTS = {
     "size": ({"size": 0}, "size must be 1 or more, got 0"),
     "sides": ({"size": (4, -1)}, "size must be 1 or more, got -1"),
     "further sizes": ({"extrapolation_sizes": (8, 0)}, "extrapolation_sizes must be 1 or more"),
-    "shares": ({"val_share": 0.7, "test_share": 0.3}, "something must be left to train on"),
+    "shares": ({"val_share": 0.7, "test_share": 0.3}, "some images must be left for training"),
     "no val": ({"val_share": 0.0}, "val_share must be above 0"),
     "shift": ({"max_shift": -1}, "max_shift must be 0 or more pixels"),
     "erase": ({"erase": 1.1}, "erase a probability"),
     "permutation": ({"permutation_seed": 0}, "permutation_seed is for sequences"),
-    "mean": ({"mean": [0.5]}, "mean and std must have a number for each of 1 or 3 channels"),
-    "std": ({"mean": [0.5], "std": [1.0] * 3}, "mean and std must have a number"),
-    "channels": ({"mean": [0.5] * 2, "std": [1.0] * 2}, "mean and std must have a number"),
+    "mean": ({"mean": [0.5]}, "mean and std must have a value for each of 1 or 3 channels"),
+    "std": ({"mean": [0.5], "std": [1.0] * 3}, "mean and std must have a value"),
+    "channels": ({"mean": [0.5] * 2, "std": [1.0] * 2}, "mean and std must have a value"),
 }
 
 
@@ -288,7 +288,7 @@ def test_several_sizes_without_one_to_resize_to(tmp_path):
 def test_sets_of_other_sizes(tmp_path):
     write_classes(tmp_path / "train", {"a": 9, "b": 9})
     write_classes(tmp_path / "test", {"a": 9}, (8, 6))
-    fails(r"of \(8, 6\) do not go with those to train on, of \(8, 8\)", tmp_path)
+    fails(r"of \(8, 6\) do not match the training images of \(8, 8\)", tmp_path)
 
 
 def test_sizes_that_are_the_same(tmp_path):
@@ -298,44 +298,44 @@ def test_sizes_that_are_the_same(tmp_path):
 
 def test_folders_at_fault(tmp_path):
     fails("path must be a folder.*there is none", tmp_path / "nowhere")
-    fails("must have pictures, got none", tmp_path)
+    fails("must have images, got none", tmp_path)
     write_classes(tmp_path, {"a": 3, "b": 3})
     fails("got none for test of the 6", tmp_path, test_share=0.01)
     (tmp_path / "c").mkdir()
-    fails("every class must have pictures.*none of c; add some", tmp_path)
+    fails("every class must have training images.*none of c; add some", tmp_path)
     (tmp_path / "c").rmdir()
     grey(1).save(tmp_path / "loose.png")
-    fails("must all be in the folder of a class, or none, got 1 beside 6.*: loose.png", tmp_path)
+    fails("must all be in class folders, or none of them, got 1 beside 6.*: loose.png", tmp_path)
 
 
 def test_pictures_without_classes_cannot_be_trained_on(tmp_path):
     for number in range(20):
         grey(number).save(tmp_path / f"{number}.png")
-    fails("pictures to train on must have classes", tmp_path)
+    fails("images to train on must have classes", tmp_path)
 
 
 def test_unknown_class(tmp_path):
     write_classes(tmp_path / "train", {"a": 9, "b": 9})
     write_classes(tmp_path / "test", {"a": 1, "z": 1})
-    fails("must be classes, of which there are a, b, got z", tmp_path)
+    fails("must be among the classes a, b, got z", tmp_path)
 
 
 def test_idx_files_at_fault(tmp_path):
     write_idx(tmp_path, labels=[0, 1])
-    fails(r"must have a label for each of the 30 pictures of .*got \(2,\)", tmp_path)
+    fails(r"must have a label for each of the 30 images of .*got \(2,\)", tmp_path)
     write_idx(tmp_path)
     fails(r"labels must be classes 0..1, got 2 in .*train-labels", tmp_path, classes=["a", "b"])
     (tmp_path / "train-labels-idx1-ubyte").unlink()
-    fails("pictures to train on must have classes", tmp_path)
+    fails("images to train on must have classes", tmp_path)
     (tmp_path / "train-images-idx3-ubyte").unlink()
-    fails("must have training pictures, got IDX files of test only", tmp_path)
+    fails("must have training images, got IDX files of test only", tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((3, 2), np.uint8)))
-    fails(r"must hold pictures \(number, rows, columns\), got \(3, 2\)", tmp_path)
+    fails(r"must have shape \(number, rows, columns\), got \(3, 2\)", tmp_path)
 
 
 def test_broken_pictures_end_a_command(workplace):
     Path("pictures/red/broken.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"1 of the 25 pictures in .*: red/broken.jpg \(no pic"):
+    with pytest.raises(ValueError, match=r"1 of the 25 images in .*: red/broken.jpg \(no pic"):
         run("fit", "images")
 
 
@@ -403,7 +403,7 @@ def test_new_pictures_are_predicted(trained):
         assert shown == pytest.approx(probabilities.tolist(), abs=1e-6)
     assert not (folder / "confusion.png").exists()  # there is nothing to compare with
     assert (folder / "gating_grid.png").exists()
-    with pytest.raises(ValueError, match="pictures to test on must have classes"):
+    with pytest.raises(ValueError, match="images to test on must have classes"):
         run("test", config, checkpoint, "--data.test_path=new")
     one = f"--data.test_path=new/{rows[0]['picture']}"
     cli = run("predict", config, checkpoint, one, *NO_PICTURES)

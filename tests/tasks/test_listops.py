@@ -191,11 +191,11 @@ WRONG_LINES = {
     "[MAX 1 2 ]": r"a line must be an expression and its value.* in line 1 of .*train.tsv",
     "12\t[MAX 1 2 ]": "its value, a digit, with a tab",
     "1\t[ADD 1 2 ]": r"an expression has digits, \[MIN, .* got '\[ADD', in line 1",
-    "1\t[MAX 1 2": "whose brackets match and hold something, got",
-    "1\t[MAX 1 ] ]": "whose brackets match",
-    "1\t[MAX ]": "whose brackets match and hold something",
-    "1\t1 2": "whose brackets match",
-    "1\t( )": "whose brackets match",
+    "1\t[MAX 1 2": "with matching brackets and arguments, got",
+    "1\t[MAX 1 ] ]": "with matching brackets",
+    "1\t[MAX ]": "with matching brackets and arguments",
+    "1\t1 2": "with matching brackets",
+    "1\t( )": "with matching brackets",
 }
 
 

@@ -82,8 +82,8 @@ def test_scaffolds_and_canonical_names() -> None:
     ("smiles", "reason"),
     [
         ("", "no SMILES"),
-        ("C1CC", "no valid SMILES"),
-        ("ethanol", "no valid SMILES"),
+        ("C1CC", "not a valid SMILES"),
+        ("ethanol", "not a valid SMILES"),
         ("C(C)(C)(C)(C)C", "Explicit valence for atom # 0 C, 5"),
         ("c1cccc1", "Can't kekulize mol"),
     ],
@@ -292,13 +292,13 @@ WRONG = {
     "empty": ("smiles,y\n\n", {}, r"has no rows under its header \['smiles', 'y'\]"),
     "nothing": ("", {}, r"has no rows under its header \[\]"),
     "long": ("smiles,y\nC,1,2", {}, r"line 2 of .*t\.csv has 3 cells, the header 2"),
-    "names": ("smiles,y\nethanol,1\nwater,2", {}, r"none of the 2 SMILES.*'ethanol' \(no valid"),
+    "names": ("smiles,y\nethanol,1\nwater,2", {}, r"any of the 2 SMILES.*'ethanol' \(not a valid"),
     "few": ("smiles,y\nC,1\nCC,2", {}, r"got none in val and test \(2 in train, 0 in val"),
     "one scaffold": (f"smiles,y,z\n{ROWS}", {"split": "scaffold"}, "got none in train and val"),
     "split": (f"smiles,y,z\n{ROWS}", {"split": "y"}, "train, val or test in every row, got '0'"),
     "shares": ("smiles,y\nC,1", {"val_share": 0.6, "test_share": 0.5}, "leave some to train"),
     "no targets": ("smiles,y\nC,1", {"targets": []}, "targets must be different columns, one or"),
-    "files": ("smiles,y\nC,1", {"val_path": "v.csv"}, 'belong to split "files", which needs both'),
+    "files": ("smiles,y\nC,1", {"val_path": "v.csv"}, 'are for split "files", which needs both'),
 }
 
 
@@ -312,10 +312,10 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no file"):
         read_table(tmp_path / "none.csv")
     (tmp_path / "x.csv").write_bytes(b"smiles\n\xff\xfe")
-    with pytest.raises(ValueError, match="is no CSV file in UTF-8"):
+    with pytest.raises(ValueError, match="is not a CSV file in UTF-8"):
         read_table(tmp_path / "x.csv")
     (tmp_path / "x.csv.gz").write_bytes(b"smiles\nC\n")
-    with pytest.raises(ValueError, match="is no CSV file in UTF-8"):
+    with pytest.raises(ValueError, match="is not a CSV file in UTF-8"):
         read_table(tmp_path / "x.csv.gz")
 
 

@@ -68,5 +68,5 @@ def test_very_short_runs(total_steps):
 
 @pytest.mark.parametrize("warmup", [-0.1, 1.0])
 def test_warmup_error(warmup):
-    with pytest.raises(ValueError, match=r"WarmupCosine: warmup is a share.*got"):
+    with pytest.raises(ValueError, match=r"WarmupCosine: warmup is a fraction.*got"):
         rates(4, warmup=warmup)

@@ -100,7 +100,7 @@ def test_log10_mse() -> None:
         ({"target": "radius"}, "target must be one of 'diameter', .* got 'radius'"),
         ({"num_nodes": (9, 4)}, r"num_nodes must be .* both in 3\.\.300, got 9 and 4"),
         ({"num_nodes": (2, 4)}, "got 2 and 4"),
-        ({"rewired": 0.7}, "rewired must be a share from 0 to 0.5, got 0.7"),
+        ({"rewired": 0.7}, "rewired must be a fraction from 0 to 0.5, got 0.7"),
         ({"val_size": 0}, "PropertiesData: val_size must be 1 or more, got 0"),
         ({"laplacian": -1}, "laplacian must be 0 or more, got -1"),
         ({"order": "dfs"}, "order must be one of"),

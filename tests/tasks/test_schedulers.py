@@ -84,7 +84,7 @@ def test_a_run_without_end_needs_a_scheduler_without_one():
     endless = {"epochs": -1, "max_time": {"seconds": 0}}
     assert fit(None, **endless) == []
     assert fit(partial(lr_scheduler.ExponentialLR, gamma=0.5), **endless) == []
-    with pytest.raises(ValueError, match=r"there is no end to them; .*--model.scheduler=null"):
+    with pytest.raises(ValueError, match=r"training has no limit; .*--model.scheduler=null"):
         fit(WarmupCosine, **endless)
 
 
@@ -107,7 +107,7 @@ def test_plateau_without_validation():
 
 @pytest.mark.parametrize("scheduler", [lr_scheduler.LRScheduler, lr_scheduler.ChainedScheduler])
 def test_schedulers_that_need_more_than_an_optimizer(scheduler):
-    with pytest.raises(ValueError, match="scheduler cannot be made of the optimizer alone"):
+    with pytest.raises(ValueError, match="scheduler cannot be created from the optimizer alone"):
         fit(scheduler)
 
 

@@ -125,7 +125,7 @@ def test_states_in_a_checkpoint():
     ("net", "message"),
     [
         ("--model.net=attention", "a state of fixed size, got the mixer SoftmaxAttention; choose"),
-        ("--model.net.max_length=100", "got a position code with max_length=100; set"),
+        ("--model.net.max_length=100", "got a position encoding with max_length=100; set"),
     ],
 )
 def test_nets_without_a_bounded_state(argument, net, message):
@@ -169,5 +169,5 @@ def test_a_loaded_net_has_its_alphabet():
     x = loaded.alphabet.encode("to be")[None]
     assert torch.equal(loaded.net(x), cli.model.net(x))
     loaded.alphabet = Alphabet("TO BE")  # of data
-    with pytest.raises(ValueError, match=r"knows the characters '.*,abe.*', got data with ' BEOT'"):
+    with pytest.raises(ValueError, match=r"has the characters '.*,abe.*', got data with ' BEOT'"):
         loaded.on_load_checkpoint(read_checkpoint(path))

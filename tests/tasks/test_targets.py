@@ -265,7 +265,7 @@ WRONG = {
     ),
     "task of classes": (
         lambda: TUData().training_targets,
-        "TUData: a task of classes has no targets",
+        "TUData: a classification task has no targets",
     ),
 }
 

@@ -147,7 +147,7 @@ def test_another_text_by_a_known_alphabet(path, tmp_path):
 
 
 def test_a_test_file_and_a_test_share(path):
-    with pytest.raises(ValueError, match="two ways to choose the test part"):
+    with pytest.raises(ValueError, match="both define the test part"):
         data(path, test_path=path, test_share=0.1)
 
 
@@ -265,9 +265,9 @@ def test_batches_of_documents(split, path):
     ("kwargs", "message"),
     [
         ({"packed": True}, "packed is for documents"),
-        ({"documents": ""}, "documents must be some text"),
-        ({"documents": ".", "train_streams": True}, "leaves no streams"),
-        ({"documents": ".", "eval_streams": True}, "leaves no streams"),
+        ({"documents": ""}, "documents must be a nonempty text"),
+        ({"documents": ".", "train_streams": True}, "excludes streams"),
+        ({"documents": ".", "eval_streams": True}, "excludes streams"),
     ],
     ids=str,
 )

@@ -143,12 +143,10 @@ WRONG_FILES = {
     "node_labels": {lambda text: text + "1\n": "node_labels.txt has 73 lines for 72 nodes"},
     "edge_labels": {lambda text: text + "1\n": "edge_labels.txt has 97 lines for 96 edges"},
     "edge_attributes": {lambda text: "7\n": "edge_attributes.txt has 1 lines for 96 edges"},
-    "graph_indicator": {
-        lambda text: "2" + text[1:]: "graph_indicator.txt must not fall from line to line"
-    },
+    "graph_indicator": {lambda text: "2" + text[1:]: "graph_indicator.txt must not decrease"},
     "A": {
-        lambda text: text + "1, 3\n": "A.txt joins nodes of two graphs",
-        lambda text: text + "0, 1\n": r"A.txt names nodes outside of 1\.\.72",
+        lambda text: text + "1, 3\n": "A.txt joins nodes of different graphs",
+        lambda text: text + "0, 1\n": r"A.txt has nodes outside 1\.\.72",
     },
 }
 

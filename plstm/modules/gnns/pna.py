@@ -74,6 +74,6 @@ class PNA(models.PNA):
             mean = torch.where(mean > 0, mean, value[1])  # without edges, avoid a division by 0
             for conv in self.convs:
                 scaler = conv.aggr_module
-                # not in place, since the backward of an earlier forward may need the old one; a copy
-                # for each layer, since safetensors stores shared memory once
+                # Not in place: the backward of an earlier forward may need the old one. A copy for
+                # each layer: safetensors stores shared memory once.
                 setattr(scaler, name, mean.view(1).to(getattr(scaler, name).dtype, copy=True))

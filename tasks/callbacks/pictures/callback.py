@@ -22,24 +22,24 @@ from tasks.targets import Cells, GatheredCells, TargetModule
 
 T = TypeVar("T")
 
-POINTS = 400  # training steps kept for the learning curve, at most
+POINTS = 400  # maximum training steps in the learning curve
 TRAINED = ("train/loss", "train/accuracy")
 
 
 class Pictures(Callback):
     """Draws pictures, saves them as PNG in the run's folder and sends them to the logger.
 
-    After training: learning_curve, targets (measured ones against those predicted, or their scores,
-    of the validation sets) where a task has some, and accuracy_by_size where it has several sizes.
-    By predicting, for the test sets: confusion (up to 100 classes) or targets, accuracy_by_size,
-    those of the task (DataModule.prediction_pictures), and for nets with such layers the gates of
-    an example of the first batch: gating_grid, gating_sequence, gating_graph.
+    After training: learning_curve; targets (predictions against measured targets, or their scores,
+    on the validation sets) if the task has targets; accuracy_by_size if it has several sizes. With
+    predict, for the test sets: confusion (up to 100 classes) or targets, accuracy_by_size, those of
+    the task (DataModule.prediction_pictures), and for nets with pLSTM layers the gates of an
+    example of the first batch: gating_grid, gating_sequence, gating_graph.
     """
 
     def __init__(self) -> None:
         self.train: list[tuple[int, dict[str, float]]] = []  # (step, loss and accuracy)
         self.val: list[tuple[int, dict[str, float]]] = []  # (step, metrics)
-        # By the suffix of the test set; one or the other.
+        # By the suffix of the test set; a task has one or the other.
         self.confusion: dict[str, MulticlassConfusionMatrix] = {}
         self.cells: dict[str, GatheredCells] = {}
 
@@ -117,7 +117,7 @@ class Pictures(Callback):
         cells = {name: metric.cells() for name, metric in self.cells.items()}
         if folder is None:
             return
-        if any(matrix.any() for matrix in counts.values()):  # something has a class
+        if any(matrix.any() for matrix in counts.values()):  # some samples have a class
             self._save_confusion(trainer, folder, counts)
         if cells:
             self._save_targets(trainer, folder, pl_module, cells, "test")
@@ -137,10 +137,10 @@ class Pictures(Callback):
         predictions: Tensor,
         targets: Tensor,
     ) -> None:
-        """Every process runs the net, which may hold a part of the weights only."""
+        """Run on every process, since each may hold only a part of the weights."""
         net, data, folder = pl_module.net, trainer.datamodule, run_folder(trainer)
         every = predictions.flatten(0, -2)
-        labels = targets.reshape(len(every), -1)  # one class, or targets
+        labels = targets.reshape(len(every), -1)  # one class, or several targets
 
         def describe(number: int) -> str:
             return pl_module.describe(every[number], labels[number], data)
@@ -151,9 +151,7 @@ class Pictures(Callback):
             return f"first node: {describe(int((inputs.batch == number).long().argmax()))}"
 
         example = describe(int((labels != UNLABELLED).any(1).long().argmax()))
-        tokens = (
-            data.class_names if data.in_dim == data.out_dim else None
-        )  # where tokens are predicted
+        tokens = data.class_names if data.in_dim == data.out_dim else None  # for token prediction
         with trainer.precision_plugin.predict_step_context():
             figures = {
                 "gating_grid": grid.gating_maps(net, inputs, example),
@@ -201,11 +199,11 @@ class Pictures(Callback):
 
 
 def _at(sizes: list[int]) -> str:
-    """Suffix of the size trained at, as that of the other sizes; none if it is the only one."""
+    """Suffix of the training size, like those of other sizes; empty if it is the only one."""
     return f"@{sizes[0]}" if len(sizes) > 1 else ""
 
 
 def _named(sets: dict[str, T], data: DataModule, split: str) -> dict[str, T]:
-    """The same with names of the sets that a title can have."""
+    """The same values by set names that are suitable for titles."""
     own = _at(data.sizes)
     return {f"{split} {name or own}".strip(): value for name, value in sets.items()}

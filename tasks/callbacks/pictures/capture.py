@@ -1,4 +1,4 @@
-"""What happens inside a net while it works on an example."""
+"""Observe the layers of a net while it runs on an example."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -10,7 +10,7 @@ Seen = TypeVar("Seen")
 
 
 def first_layers(net: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
-    """The first layer of a kind, or the first of each `mode` it has, by the name in the net."""
+    """The first layer of a type, or the first of each `mode`, by its name in the net."""
     chosen: dict[object, tuple[str, nn.Module]] = {}
     for name, layer in net.named_modules():
         if isinstance(layer, kind):
@@ -21,7 +21,7 @@ def first_layers(net: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
 def observe(
     net: nn.Module, inputs: object, layers: Iterable[nn.Module], look: Callable[..., Seen]
 ) -> list[Seen]:
-    """Run a net, compiled or not, and look at what some of its layers are called with.
+    """Run a net, compiled or not, and observe the arguments of some of its layers.
 
     Args:
         net: The net, called with `inputs`.
@@ -39,7 +39,7 @@ def observe(
 
     hooks = [layer.register_forward_pre_hook(hook) for layer in layers]
     try:
-        with torch.compiler.set_stance("force_eager"):  # compiled code calls no hooks
+        with torch.compiler.set_stance("force_eager"):  # compiled code does not call hooks
             net(inputs)
     finally:
         for handle in hooks:

@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""Plot of confusion matrices."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -8,22 +8,22 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
-MAX_CLASSES = 100  # beyond this nobody can tell rows apart
-MAX_NUMBERED = 20  # classes up to which counts are written into the cells
+MAX_CLASSES = 100  # rows of more classes are too narrow to read
+MAX_NUMBERED = 20  # up to this number of classes, cells show counts
 LONG = 6  # characters; longer names do not fit side by side
 
 
 def accuracy(counts: Tensor) -> float:
-    """Share of all samples on the diagonal of a confusion matrix."""
+    """Accuracy from a confusion matrix."""
     return float(counts.diagonal().sum() / counts.sum())
 
 
 def confusion_matrices(matrices: Mapping[str, Tensor], classes: Sequence[str]) -> Figure:
-    """Confusion matrices side by side: counts, and shares of the true class by percentage and
+    """Confusion matrices side by side: counts, and percentages of the true class by number and
     colour.
 
     Args:
-        matrices: Counts (C, C) under the name of their test set; rows are true classes.
+        matrices: Counts (C, C) by name of the test set; rows are true classes.
         classes: Names of the C classes. With more than MAX_NUMBERED the cells have colours only.
     """
     side = min(max(0.5 * len(classes) + 1.8, 2.8), 9.5)
@@ -42,7 +42,7 @@ def confusion_matrices(matrices: Mapping[str, Tensor], classes: Sequence[str]) -
 
 
 def _draw(axes: Axes, counts: Tensor, classes: Sequence[str]) -> AxesImage:
-    shares = counts / counts.sum(1, keepdim=True)  # not a number in a row without samples
+    shares = counts / counts.sum(1, keepdim=True)  # NaN in a row without samples
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set_facecolor("0.9")
     numbered = len(classes) <= MAX_NUMBERED

@@ -1,4 +1,4 @@
-"""How training went, and how a metric depends on the size of the inputs."""
+"""Plots of the learning curve, and of a metric against the input size."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,13 +16,13 @@ def learning_curve(
     title: str = "",
     training_size: str = "",
 ) -> Figure:
-    """Loss and METRICS over steps, side by side, as far as they are known.
+    """Plot the loss and available METRICS over steps, side by side.
 
     Args:
         train: Steps and training metrics.
         val: Steps and validation metrics.
-        title: What was trained.
-        training_size: Put behind the metrics of the training size where there are others.
+        title: Title of the plot.
+        training_size: Suffix of the metrics at the training size, if there are other sizes.
     """
     shown = [m for m in METRICS if any(name.startswith(f"val/{m}") for name in val[-1][1])]
     figure = Figure(figsize=(4.5 * len(shown), 3.5), layout="constrained")
@@ -50,14 +50,14 @@ def metric_by_size(
     size_name: str,
     metric: str = "accuracy",
 ) -> Figure:
-    """A metric on a split at the training size, the first, and at the others.
+    """Plot a metric at the training size (the first) and at other sizes.
 
     Args:
-        sizes: Sizes of the sets.
-        values: The metric on each of them.
-        split: What the sets are of.
-        size_name: What the sizes are.
-        metric: What the values are.
+        sizes: Input sizes of the sets.
+        values: Value of the metric on each set.
+        split: Name of the split.
+        size_name: Name of the size.
+        metric: Name of the metric.
     """
     figure = Figure(figsize=(4.5, 3.5), layout="constrained")
     axes = figure.subplots()

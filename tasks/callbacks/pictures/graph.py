@@ -1,4 +1,4 @@
-"""A graph as the layers see it: its DAG and the strength of its gates."""
+"""Plot of a graph: its DAG and the magnitude of its gates."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,28 +20,28 @@ from plstm.graph import LineGraph
 from plstm.layers.plstm_graph import PLSTMGraph
 from tasks.callbacks.pictures.capture import first_layers, observe
 
-MAX_NODES = 30  # of the graph that is drawn, if there is one
+MAX_NODES = 30  # of the drawn graph, if possible
 PANEL = 6.5  # inches
-# Neither as pale as the ground nor too dark to write on.
+# Neither as pale as the background nor too dark for labels.
 COLOURS = ListedColormap(colormaps["YlOrRd"](np.linspace(0.2, 0.85, 256)))
-NARROWEST = 0.05  # range of the colours, at least
+NARROWEST = 0.05  # minimum range of the colours
 CURVE = [Path.MOVETO, Path.CURVE3, Path.CURVE3]
 KEY = (
-    "Number: place in an order that all arrows follow. Grey arrow: edge, as wide as its source "
-    "gate. Arc: how much of one edge goes on to the next."
+    "Number: position in a topological order. Grey arrow: edge, its width is the source gate. Arc: "
+    "transition from one edge to the next."
 )
 
 
 class GatedDag(NamedTuple):
-    """One DAG and the strength of its gates, mean over heads of their magnitude.
+    """One DAG and the magnitudes of its gates, averaged over heads.
 
     Nodes are numbered in a topological order.
     """
 
-    number: int  # of the graph in its batch
-    nodes: Tensor  # their numbers in the batch, (N,)
+    number: int  # index of the graph in its batch
+    nodes: Tensor  # their indices in the batch, (N,)
     edges: Tensor  # (2, E)
-    pairs: Tensor  # of an edge and one that goes on from it, (2, A)
+    pairs: Tensor  # incoming and outgoing edge, (2, A)
     source: Tensor  # (E,)
     transition: Tensor  # (A,)
     mark: Tensor  # (E,)
@@ -52,7 +52,7 @@ class GatedDag(NamedTuple):
 
     @property
     def node_marks(self) -> Tensor:
-        """Mean mark of the edges into every node, (N,); not a number where there are none."""
+        """Mean mark of the edges into every node, (N,); NaN without edges."""
         sums = self.mark.new_zeros(self.num_nodes).index_add_(0, self.edges[1], self.mark)
         return sums / torch.bincount(self.edges[1], minlength=self.num_nodes)
 
@@ -65,17 +65,17 @@ def gating_maps(
 ) -> Figure | None:
     """One graph of a batch with the gates of the first layer of each mode, side by side.
 
-    Edges are arrows the way information flows, as wide as their source gate. Where one edge goes on
-    from another an arc joins them, coloured by its transition; mode D leaves some out. A node is
-    coloured by the mean of its mark gates. Colours span what is shown, so that close values differ.
-    None for a net without PLSTMGraph.
+    Edges are arrows in the direction of information flow; their width is the source gate. An arc
+    joins consecutive edges, coloured by the transition; mode D omits some. Nodes are coloured by
+    their mean mark gate. The colour range is that of the plotted values. None for a net without
+    PLSTMGraph.
 
     Args:
         net: Maps DagData to logits.
         data: A batch.
-        describe: What is known of a graph, by its number.
-        node_names: Names of the node features, of which each node has one, or of the categories in
-            the first column.
+        describe: Describes a graph, given its index.
+        node_names: Names of the node features, if these are one-hot, or of the categories in the
+            first column.
     """
     layers = first_layers(net, PLSTMGraph)
     if not layers:
@@ -109,7 +109,7 @@ def gating_maps(
 
 
 def _names(x: Tensor, names: Sequence[str]) -> list[str]:
-    """Names of nodes with one-hot features, or categories, x."""
+    """Names of nodes with one-hot or categorical features x."""
     kinds = x.argmax(1) if x.is_floating_point() else x[:, 0]
     return [names[kind] for kind in kinds.tolist()]
 
@@ -123,7 +123,7 @@ def _look(
 
 
 def choose_graph(node_graph: Tensor) -> int:
-    """The largest graph of up to MAX_NODES nodes, the first of several; else the smallest."""
+    """The first of the largest graphs with up to MAX_NODES nodes; else the smallest graph."""
     sizes = torch.bincount(node_graph)
     fitting = torch.where(sizes <= MAX_NODES, sizes, 0)
     return int(fitting.argmax() if fitting.any() else sizes.argmin())
@@ -132,7 +132,7 @@ def choose_graph(node_graph: Tensor) -> int:
 def gated_dag(
     graph: LineGraph, source: Tensor, transition: Tensor, mark: Tensor, number: int
 ) -> GatedDag:
-    """One graph of a packed batch, with gates (E, H), (A, H) and (E, H) of all of it."""
+    """Select one graph of a packed batch with source (E, H), transition (A, H), mark (E, H)."""
     nodes = graph.node_graph == number
     edges = nodes[graph.edge_index[0]]
     pairs = edges[graph.line_index[0]]
@@ -149,7 +149,7 @@ def gated_dag(
 
 
 def colour_scale(gates: Tensor) -> ScalarMappable:
-    """Colours from the least to the greatest gate; those that are not a number do not count."""
+    """Colour range from the smallest to the largest gate, ignoring NaN."""
     gates = gates[gates.isfinite()]
     low, high = map(float, gates.aminmax()) if len(gates) else (0.0, 1.0)
     spare = max(0.0, NARROWEST - (high - low)) / 2
@@ -157,12 +157,12 @@ def colour_scale(gates: Tensor) -> ScalarMappable:
 
 
 def _renumbered(index: Tensor, chosen: Tensor) -> Tensor:
-    """Numbers among all to numbers among the chosen."""
+    """Map indices among all to indices among the selected."""
     return (chosen.cumsum(0) - 1)[index]
 
 
 def _topological_place(edges: Tensor, num_nodes: int) -> Tensor:
-    """Place of every node in an order in which all edges rise, (N,)."""
+    """Position of every node in a topological order, (N,)."""
     dag = networkx.DiGraph(edges.T.tolist())
     dag.add_nodes_from(range(num_nodes))
     order = list(networkx.lexicographical_topological_sort(dag))
@@ -172,7 +172,7 @@ def _topological_place(edges: Tensor, num_nodes: int) -> Tensor:
 
 
 def layout(dag: GatedDag) -> np.ndarray:
-    """Places of the nodes in the plane, (N, 2): distances as in the graph, as far as possible."""
+    """Node positions in the plane, (N, 2), that approximate distances in the graph."""
     graph = networkx.Graph(dag.edges.T.tolist())
     graph.add_nodes_from(range(dag.num_nodes))
     steps = dict(networkx.all_pairs_shortest_path_length(graph))
@@ -190,9 +190,9 @@ def draw_dag(
     marks: ScalarMappable,
     names: Sequence[str] = (),
 ) -> None:
-    """Draw a DAG with nodes at `places` (N, 2): edges below, arcs on them, nodes on top.
+    """Draw a DAG with nodes at `places` (N, 2): edges, then arcs, then nodes.
 
-    Nodes have their names, if there are any, above their numbers.
+    Nodes show their names, if any, above their indices.
     """
     starts, ends = places[dag.edges.numpy()]
     for start, end, source in zip(starts, ends, dag.source.tolist(), strict=True):
@@ -215,7 +215,7 @@ def draw_dag(
 
 
 def _near(node: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Where an arc begins or ends on the edge between two nodes."""
+    """Start or end of an arc on the edge between two nodes."""
     length = np.linalg.norm(other - node)
     return node + min(0.45, 0.15 / length) * (other - node)
 

@@ -1,4 +1,4 @@
-"""Where a token of an image looks."""
+"""Plot of the gates between one token of an image and all others."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -13,14 +13,14 @@ CELL = 1.35  # inches
 
 
 def gating_maps(net: nn.Module, images: Tensor, title: str) -> Figure | None:
-    """Gates between one token of an image and all others, per head and corner, mode P beside D.
+    """Gates between one token of an image and all others, per head and corner, for modes P and D.
 
-    The token that reads is the one with the most contrast. None for a net without PLSTM2d.
+    The query token is the one with the most contrast. None for a net without PLSTM2d.
 
     Args:
         net: Maps images (B, C, height, width) to logits.
-        images: A batch, of which the first is drawn.
-        title: What is known of this image.
+        images: A batch; the first image is drawn.
+        title: Description of this image.
     """
     layers = first_layers(net, PLSTM2d)
     if not layers:
@@ -32,7 +32,7 @@ def gating_maps(net: nn.Module, images: Tensor, title: str) -> Figure | None:
     rows = 1 + max(len(layer.corners) for layer in layers.values())
     widths = [CELL * heads + 0.4] * len(layers) + [CELL + 0.3]
     figure = Figure(figsize=(sum(widths), CELL * rows + 1), layout="constrained")
-    figure.suptitle(f"Where the framed token looks ({title})")
+    figure.suptitle(f"Gates to the framed token ({title})")
     *parts, side = figure.subfigures(1, len(widths), width_ratios=widths)
     for part, (name, layer), seen in zip(parts, layers.items(), gates, strict=True):
         part.suptitle(f"{name}, mode {layer.mode}", fontsize="medium")
@@ -63,7 +63,7 @@ def _draw_layer(
     brightness: Tensor,
     query: tuple[int, int],
 ) -> None:
-    """A row of panels for every corner, one for all of them; a column for every head."""
+    """A row of panels for every corner and one for all corners; a column for every head."""
     names = [*(f"from\n{corner.replace('_', ' ')}" for corner in corners), "all corners"]
     heads = reach.shape[1]
     panels = part.subplots(len(names), min(heads, HEADS), squeeze=False)
@@ -78,7 +78,7 @@ def _draw_layer(
 
 
 def _outline(axes: Axes, brightness: Tensor, extent: tuple[float, ...]) -> None:
-    """Lines of middle brightness, which leave the colours below as they are."""
+    """Draw lines of medium brightness that do not cover the colours."""
     low, high = float(brightness.min()), float(brightness.max())
     if low < high:
         style = {"colors": "black", "linewidths": 1}
@@ -87,7 +87,7 @@ def _outline(axes: Axes, brightness: Tensor, extent: tuple[float, ...]) -> None:
 
 
 def _extent(rows: int, columns: int) -> tuple[float, float, float, float]:
-    """Where an image lies that has a token on every whole number."""
+    """Extent of an image with a token at every integer."""
     return -0.5, columns - 0.5, rows - 0.5, -0.5
 
 

@@ -1,7 +1,7 @@
-"""Where a token looks: the gates between it and every other token, and how they are drawn.
+"""The gates between one token and every other token, and how they are drawn.
 
-The gate of a pair is the factor on k v^T of the one when the other reads it: the sum over all paths
-between them of mark, transitions and source.
+The gate of a pair is the factor on k v^T of one token when the other reads it: the sum over all
+paths between them of the product of mark, transitions and source.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from plstm.ops.plstm_1d import plstm_1d
 from plstm.ops.plstm_2d import plstm_2d
 
-HEADS = 4  # drawn, at most
+HEADS = 4  # maximum heads drawn
 # The same scale in all pictures, so that layers and runs can be compared.
 LEAST, MOST, COLOURS = 1e-3, 1, "YlOrRd"
 
@@ -24,14 +24,14 @@ def grid_reach(
 ) -> Tensor:
     """Gates between one token of a grid and all tokens, (corners + 1, H, Y, X).
 
-    One entry for every corner, then that of all of them and of the direct gate. With q, k and v of
-    width 1 and q = k = 1 the output is the gating matrix times v, so one of its rows is the
-    gradient of one output with respect to v: time and memory are linear in the tokens.
+    One entry per corner, then one for all corners and the direct gate. With q, k and v of width 1
+    and q = k = 1, the output is the gating matrix times v, so a row of the matrix is the gradient
+    of one output with respect to v: time and memory are linear in the tokens.
 
     Args:
         gates: Source, transition, mark and direct of one image, as in `plstm_2d` with B = 1.
-        corners: Corner of every leading entry of the gates.
-        query: Row and column of the token that reads.
+        corners: Corner of each leading entry of the gates.
+        query: Row and column of the query token.
     """
     with torch.inference_mode(False), torch.enable_grad():
         *gates, direct = (_plain(gate) for gate in gates)
@@ -62,7 +62,7 @@ def sequence_reach(gates: tuple[Tensor, ...]) -> Tensor:
 
 
 def draw_reach(axes: Axes, reach: Tensor) -> None:
-    """Draw gates (rows, columns) by magnitude; grey where no path leads from."""
+    """Draw gates (rows, columns) by magnitude; grey without a path."""
     axes.set_facecolor("0.8")
     strength = torch.where(reach == 0, torch.nan, reach.abs())
     axes.imshow(strength.numpy(), cmap=COLOURS, norm=LogNorm(LEAST, MOST))
@@ -71,10 +71,10 @@ def draw_reach(axes: Axes, reach: Tensor) -> None:
 def draw_scale(figure: FigureBase, **place: object) -> None:
     """Draw the colour bar of draw_reach."""
     colours = ScalarMappable(LogNorm(LEAST, MOST), COLOURS)
-    label = "|gate| of what is read (1: arrives whole)"
+    label = "|gate| (1: passes unchanged)"
     figure.colorbar(colours, label=label, extend="both", **place)
 
 
 def _plain(gate: Tensor) -> Tensor:
-    """A copy on the CPU that gradients can be taken through."""
+    """A copy on the CPU that requires gradients."""
     return gate.detach().cpu().clone()

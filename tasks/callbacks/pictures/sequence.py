@@ -1,4 +1,4 @@
-"""Where the positions of a sequence look."""
+"""Plot of the gates between positions of a sequence."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from plstm.layers.plstm_1d import PLSTM1d
 from tasks.callbacks.pictures.capture import first_layers, observe
 from tasks.callbacks.pictures.reach import HEADS, draw_reach, draw_scale, sequence_reach
 
-POSITIONS = 48  # drawn, from the first one on
+POSITIONS = 48  # number of positions drawn, from the first
 
 
 def gating_maps(
@@ -18,12 +18,12 @@ def gating_maps(
 ) -> Figure | None:
     """Gates between the first positions of a sequence, per head, of the first layer.
 
-    None for a net without PLSTM1d, for inputs that are no tokens (such a layer over a grid), and
+    None for a net without PLSTM1d, for inputs that are not tokens (such a layer over a grid), and
     for a layer with lanes, whose gates are matrices.
 
     Args:
         net: Maps tokens (B, L) to logits.
-        tokens: A batch, of which the first is drawn.
+        tokens: A batch; the first sequence is drawn.
         names: Text of every token of the vocabulary.
     """
     layers = {n: layer for n, layer in first_layers(net, PLSTM1d).items() if layer.lanes == 1}
@@ -37,7 +37,7 @@ def gating_maps(
     figure = Figure(
         figsize=(4.6 * columns + 1.2, 4.7 * -(-len(reach) // columns) + 0.5), layout="constrained"
     )
-    figure.suptitle(f"Where positions look ({name})")
+    figure.suptitle(f"Gates between positions ({name})")
     panels = figure.subplots(-(-len(reach) // columns), columns, squeeze=False).ravel()
     labels = None if names is None else [names[token] for token in tokens[0].tolist()]
     for number, (axes, one) in enumerate(zip(panels, reach, strict=False), 1):
@@ -51,8 +51,8 @@ def gating_maps(
 
 def _draw(axes: Axes, reach: Tensor, labels: list[str] | None) -> None:
     draw_reach(axes, reach)
-    axes.set_xlabel("position that is read")
-    axes.set_ylabel("position that reads")
+    axes.set_xlabel("key position")
+    axes.set_ylabel("query position")
     if labels is not None:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_ticks(range(len(labels)), labels, fontsize=6, parse_math=False)

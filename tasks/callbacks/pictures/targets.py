@@ -1,4 +1,4 @@
-"""How well targets are predicted: numbers against numbers, scores of yes-or-no targets."""
+"""Plots of predictions against real targets, and of scores of binary targets."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,18 +10,18 @@ from torch import Tensor
 from tasks.multi_label import MultiLabel
 from tasks.targets import Cells, TargetModule, by_target
 
-MAX_TARGETS = 6  # that are drawn against their predictions
+MAX_TARGETS = 6  # maximum targets drawn against predictions
 PANEL = 3.5  # inches
 
 
 def picture_of_targets(
     module: TargetModule, cells: Mapping[str, Cells], names: Sequence[str]
 ) -> Figure:
-    """Scores of yes-or-no targets, or predictions over targets, as it suits the module.
+    """Scores of binary targets, or predictions against targets, depending on the module.
 
     Args:
         module: The module that predicted.
-        cells: Predictions and targets under the name of their set.
+        cells: Predictions and targets by name of the set.
         names: Names of the T targets.
     """
     if not isinstance(module, MultiLabel):
@@ -35,10 +35,10 @@ def picture_of_targets(
 
 
 def predicted_against_true(cells: Mapping[str, Cells], names: Sequence[str]) -> Figure:
-    """Predictions over targets, a column for each of the first MAX_TARGETS and a row per set.
+    """Predictions against targets, one column per target (up to MAX_TARGETS), one row per set.
 
     Args:
-        cells: Predictions and targets (n, T) under the name of their set; NaN is left out.
+        cells: Predictions and targets (n, T) by name of the set; NaN is ignored.
         names: Names of the T targets.
     """
     shown = names[:MAX_TARGETS]
@@ -72,13 +72,13 @@ def score_bars(
     shares: Mapping[str, Tensor],
     names: Sequence[str],
 ) -> Figure:
-    """Scores of every target as bars, a panel for each score and a row of panels per set.
+    """Scores of every target as bars, one panel per score, one row of panels per set.
 
-    A tick marks what guessing reaches: 0.5 for ROC-AUC, the share of ones for average precision.
+    A tick marks chance level: 0.5 for ROC-AUC, the share of ones for average precision.
 
     Args:
-        scores: Scores (T,), by their names, under the name of their set; NaN is left out.
-        shares: Share of ones among the measured cells (T,), by the set.
+        scores: Scores (T,) by their names, by name of the set; NaN is ignored.
+        shares: Share of ones among the measured cells (T,), by name of the set.
         names: Names of the T targets.
     """
     columns = len(next(iter(scores.values())))

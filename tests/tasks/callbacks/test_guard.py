@@ -41,7 +41,7 @@ class Poison(Callback):
 @pytest.mark.parametrize(
     ("gradient", "cause"),
     [
-        (False, r"the first such output is that of blocks\.1\.mixer\.v_proj \(BlockDiagonal\)"),
+        (False, r"the first such output is from blocks\.1\.mixer\.v_proj \(BlockDiagonal\)"),
         (
             True,
             r"all outputs are finite, the gradients of net\.blocks\.1\.mixer\.v_proj\.weight are",
@@ -68,11 +68,11 @@ def test_stops_before_the_step(gradient, cause, precision, tmp_path):
 
 def test_every_process_is_asked(monkeypatch):
     def gather(everything, own):
-        everything[:] = [own, (False, "the first such output is that of process 1")]
+        everything[:] = [own, (False, "the first such output is from process 1")]
 
     group = {"is_initialized": lambda: True, "get_world_size": lambda: 2}
     fake = SimpleNamespace(**group, all_gather_object=gather)
     monkeypatch.setattr("tasks.distributed.distributed", fake)
     more = [f"--trainer.callbacks+={Poison.__module__}.Poison", "--data.train_windows=10"]
-    with pytest.raises(NotFinite, match="not finite: the first such output is that of process 1;"):
+    with pytest.raises(NotFinite, match="not finite: the first such output is from process 1;"):
         run("fit", "text", *more, "--trainer.callbacks.gradient=true")

@@ -48,7 +48,7 @@ def test_noise_before_the_fall_and_a_lower_loss_after_the_rise_do_not_count():
 
 @pytest.mark.parametrize("losses", [[], [1.0], [1.0, 1.0, 2.0], [float("nan")] * 3])
 def test_loss_that_falls_nowhere(losses):
-    with pytest.raises(ValueError, match=r"FindLearningRate: the loss must fall.*for longer"):
+    with pytest.raises(ValueError, match=r"FindLearningRate: the loss must decrease.* more steps"):
         lowest([0.1, 0.2, 0.4][: len(losses)], losses)
 
 

@@ -43,10 +43,10 @@ def test_bad_checkpoints_are_refused(tmp_path):
     whole = path.read_bytes()
     bad = {
         r"there is no checkpoint": None,
-        r"is damaged or no checkpoint \(Pytorch": whole[: len(whole) // 2],
-        r"is damaged or no checkpoint \((EOF|Ran out)": b"",
-        r"x.ckpt is damaged or no checkpoint": b"to be or not to be",
-        r"damaged or no checkpoint \(not a pickle of weights": pickle.dumps(Harmful(), 4),
+        r"is damaged or not a checkpoint \(Pytorch": whole[: len(whole) // 2],
+        r"is damaged or not a checkpoint \((EOF|Ran out)": b"",
+        r"x.ckpt is damaged or not a checkpoint": b"to be or not to be",
+        r"damaged or not a checkpoint \(not a pickle of weights": pickle.dumps(Harmful(), 4),
         r"holds code \(posix.system\) and not only weights; it is": pickle.dumps(Harmful(), 2),
     }
     for message, content in bad.items():
@@ -62,7 +62,7 @@ def test_bad_checkpoints_are_refused(tmp_path):
     assert not Path("harmed").exists()
     for foreign in ({"w": torch.ones(3)}, [1, 2]):
         torch.save(foreign, path)
-        with pytest.raises(ValueError, match="is no checkpoint of a run"):
+        with pytest.raises(ValueError, match="is not a checkpoint of a run"):
             read_checkpoint(path)
 
 
@@ -73,7 +73,7 @@ def test_flipped_bit_is_found():
     content = bytearray(path.read_bytes())
     content[content.index(weight.numpy().tobytes()) + 2] ^= 16
     path.write_bytes(content)
-    message = r"last\.ckpt is damaged .*checksum of its part .*data/\d+ is wrong\); take another"
+    message = r"last\.ckpt is damaged .*checksum of its part .*data/\d+ is wrong\); use another"
     for command in ("test", "predict"):
         with pytest.raises(ValueError, match=message):
             run(command, folder / "config.yaml", f"--ckpt_path={path}")
@@ -90,7 +90,7 @@ def test_flipped_bit_is_found():
 
 
 def test_checkpoint_that_could_not_be_read_is_not_written(tmp_path):
-    with pytest.raises(ValueError, match=r"could not be read again: holds code .*plain values"):
+    with pytest.raises(ValueError, match=r"cannot be read back: holds code .*plain values"):
         AtomicCheckpointIO().save_checkpoint({"odd": Harmful()}, tmp_path / "x.ckpt")
     assert not list(tmp_path.glob("x*"))
 

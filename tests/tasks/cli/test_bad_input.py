@@ -67,9 +67,9 @@ WRONG_ARGUMENTS = {
     "--model.optimizer.lrr=1": "there is no model.optimizer.lrr; did you mean lr",
     "--model.optimizer.lr=-1.0": "[Ii]nvalid learning rate: -1.0",
     "--model.optimizer.lr=.nan": "[Ii]nvalid learning rate: nan",
-    "--model.scheduler.warmup=1.5": r"WarmupCosine: warmup is a share .* in \[0, 1\), got 1.5",
+    "--model.scheduler.warmup=1.5": r"WarmupCosine: warmup is a fraction .* in \[0, 1\), got 1.5",
     "--model.optimiser.lr=1": r"there is no model.optimiser.lr.*; did you mean optimizer\?",
-    "--trainer.max_epochs=-1": "the learning rate follows the share of all steps",
+    "--trainer.max_epochs=-1": "the learning rate depends on the number of steps",
     "--trainer.accumulate_grad_batches=-2": "accumulate_grad_batches must be 1 or more, got -2",
     "--trainer.callbacks+=FindLearningRate --trainer.callbacks.min_lr=0": (
         "FindLearningRate: needs 0 < min_lr < max_lr"
@@ -167,12 +167,12 @@ def test_negative_workers(told):
 
 
 WRONG_PICTURES = {
-    "--data.path=none": "ImageData: path must be a folder of pictures .* got 'none'; there is none",
+    "--data.path=none": "ImageData: path must be a folder of images .* got 'none'; there is none",
     "--data.size=null": "have 3 sizes: 6 x 9 .* set data.size, as in --data.size 64",
     "--data.size=9": "VisionModel: images must have .* divisible by the patch size 4",
     "--data.size=x": "data.size must be int or .*, got x",
     "--data.as_sequence=true": "VisionModel: images must have shape",
-    "--data.val_share=1.0": "something must be left to train on, got 1.0 and 0.1",
+    "--data.val_share=1.0": "some images must be left for training, got 1.0 and 0.1",
     "--data.test_path=none": "ImageData: test_path must be a folder .* got 'none'; there is none",
 }
 
@@ -253,10 +253,10 @@ def write_checkpoint(kind):
 CHECKPOINTS = {
     "best": "read_checkpoint: there is no checkpoint best",
     "absent": "read_checkpoint: there is no checkpoint absent.ckpt",
-    "cut": "read_checkpoint: cut.ckpt is damaged or no checkpoint",
-    "foreign": "read_checkpoint: foreign.ckpt is no checkpoint of a run",
+    "cut": "read_checkpoint: cut.ckpt is damaged or not a checkpoint",
+    "foreign": "read_checkpoint: foreign.ckpt is not a checkpoint of a run",
     "code": r"read_checkpoint: code.ckpt holds code \(\S+mkdir\) and not only weights",
-    "other": r"the checkpoint is of another net: .*net\.blocks\.0.*config.yaml of its run",
+    "other": r"the checkpoint is from another net: .*net\.blocks\.0.*config.yaml of its run",
 }
 
 
@@ -354,7 +354,7 @@ IN_PYTHON = {
     ),
     "label of numbers": (
         lambda: classification.cross_entropy(torch.zeros(2, 3), torch.tensor([0.5, 1.0])),
-        "Classification: targets must be int64 class numbers, got torch.float32",
+        "Classification: targets must be int64 class indices, got torch.float32",
     ),
 }
 

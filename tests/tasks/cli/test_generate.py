@@ -88,4 +88,4 @@ def test_wrong_runs(told, trained, tmp_path):
     assert "has no alphabet; its net was not trained on text" in told(where=trained[1])
     file = tmp_path / "some.ckpt"
     file.write_bytes(Path(trained[0], "checkpoints/last.ckpt").read_bytes()[:500])
-    assert "is damaged or no checkpoint" in told(where=file)
+    assert "is damaged or not a checkpoint" in told(where=file)

@@ -41,7 +41,7 @@ HERE = rf"raised in {__file__}, line \d+, in "
 NETS = {
     "constructor": rf"train.py: dim must be 3 \({HERE}__init__\)",
     "forward": rf"train.py: x must be 3 \({HERE}forward\)",
-    "bug": rf"Own cannot compute a batch of these data, int64 \(\d+, 8\): .*no attribute 'linaer'"
+    "bug": rf"Own cannot process a batch of these data, int64 \(\d+, 8\): .*no attribute 'linaer'"
     rf".*{HERE}forward",
     "classes": r"Own must return logits, .* \(\d+, 8, 15\), got int64 \(\d+,\)",
     "memory": "train.py: out of memory: .*4503599627370496 bytes.*smaller data.batch_size",
@@ -57,7 +57,7 @@ def test_nets_with_a_mistake(kind, message, told):
 
 
 OTHERS = {
-    ("text", "gin_tu"): "GNNModel cannot compute a batch of these data, int64 .*num_nodes",
+    ("text", "gin_tu"): "GNNModel cannot process a batch of these data, int64 .*num_nodes",
     ("text", "vit_quickstart"): "VisionModel: images must have shape",
     ("tu", "attention_text"): r"cannot be built with the sizes of these data, \(3, 2, edge_dim=0\)",
 }
@@ -74,7 +74,7 @@ def test_nets_of_other_data(pair, message, told):
 def test_text_of_one_character(text, told):
     Path("input.txt").write_text(text)
     message = told(*arguments("fit", "text"))
-    assert "LanguageModel: there must be two classes or more to tell apart" in message
+    assert "LanguageModel: there must be two or more classes" in message
     assert "the data have 1" in message
 
 
@@ -131,5 +131,5 @@ def test_too_little_memory(error):
 
 @pytest.mark.parametrize("out_dim", [0, 1])
 def test_too_few_classes(out_dim):
-    with pytest.raises(ValueError, match=f"two classes or more to tell apart, .* have {out_dim};"):
+    with pytest.raises(ValueError, match=f"two or more classes, .* have {out_dim};"):
         Classification(nn.Linear, 3, out_dim)

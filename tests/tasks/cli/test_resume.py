@@ -286,7 +286,7 @@ def test_other_number_of_processes_is_refused(kill):
     checkpoint = read_checkpoint(path)
     checkpoint["resume"]["world_size"] = 2
     torch.save(checkpoint, path)
-    with pytest.raises(ValueError, match=r"trained by 2 process.* cannot go on with 1"):
+    with pytest.raises(ValueError, match=r"trained by 2 process.* cannot continue with 1"):
         run(*fit("text"), f"--resume={folder}")
 
 
