@@ -125,13 +125,13 @@ def test_patches_are_rows_then_columns():
     assert changed.nonzero().tolist() == [[1, 3]]
 
 
-def test_position_code_at_its_own_size():
+def test_position_encoding_at_its_own_size():
     position, x = LearnedPosition2d(8, 2, 3), torch.randn(2, 2, 3, 8)
     assert_close("sum", position(x), x + position.code[0].permute(1, 2, 0), 1e-6)
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 1)], ids=str)
-def test_position_code_at_other_sizes(size):
+def test_position_encoding_at_other_sizes(size):
     """A code that rises along the columns keeps rising, a constant one stays constant."""
     position, x = LearnedPosition2d(2, 3, 4), torch.zeros(1, *size, 2)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_position_code_at_other_sizes(size):
     assert_close("middle", code[..., 0].mean(), torch.tensor(1.5), 1e-5)
 
 
-def test_position_code_tells_places_apart():
+def test_position_encoding_tells_places_apart():
     images = torch.zeros(1, 3, 8, 8)
     for grid, alike in ((None, True), ((2, 2), False)):
         x = tokens_before_head(model(GRID["attention"], position_grid=grid), images)
