@@ -41,7 +41,7 @@ class Inputs(NamedTuple):
 
     traced: Tensor
     compared: Tensor
-    open_axes: dict[int, Dim]  # dynamic axes, where the two differ
+    dynamic: dict[int, Dim]  # dynamic axes, where the two differ
 
 
 def main(arguments: list[str]) -> None:
@@ -66,7 +66,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--size",
         type=int,
         nargs="+",
-        help="length, or height and width in pixels, for nets that torch.export ties to one size",
+        help="length, or height and width in pixels, of the input that is traced; matters to nets "
+        "that torch.export can trace for one size only",
     )
     parser.add_argument(
         "--trust",
@@ -126,9 +127,9 @@ def write(
         ValueError: a file computes something other than the net; the size is invalid.
     """
     inputs = make_inputs(net, size)
+    net.save_pretrained(folder)
     for name in (PROGRAM, ONNX):  # remove those of a previous net
         (folder / name).unlink(missing_ok=True)
-    net.save_pretrained(folder)
     (folder / TASK).write_text(json.dumps(task, indent=2), "utf-8")
     back = type(net).from_pretrained(folder, trusted=[*TRUSTED, *trust])
     if inputs is None:
@@ -184,14 +185,14 @@ def _trace(net: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs, str
     """Trace a net with as many dynamic sizes as it allows: program, inputs, dynamic sizes."""
 
     def trace(inputs: Inputs) -> ExportedProgram:
-        return torch.export.export(net, (inputs.traced,), dynamic_shapes=(inputs.open_axes,))
+        return torch.export.export(net, (inputs.traced,), dynamic_shapes=(inputs.dynamic,))
 
     try:
         return trace(inputs), inputs, "any batch and size"
     except Exception as error:  # the compiler raises many types
         reason = _first_line(error)
     more = torch.cat([inputs.traced, inputs.traced[:1]])
-    inputs = Inputs(inputs.traced, more, {0: inputs.open_axes[0]})
+    inputs = Inputs(inputs.traced, more, {0: inputs.dynamic[0]})
     fixed = " x ".join(map(str, more.shape[1:]))
     return trace(inputs), inputs, f"any batch, but {fixed} only (--size changes that): {reason}"
 
