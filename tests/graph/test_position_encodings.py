@@ -36,7 +36,7 @@ def test_walks_return_with_the_powers_of_the_transition_matrix(kind: str) -> Non
 
 
 def test_eigenvectors_are_those_of_pyg() -> None:
-    """Of a connected graph whose eigenvalues differ, up to the sign."""
+    """For a connected graph with distinct eigenvalues, up to the sign."""
     data = graph("ring")
     data.edge_index = torch.cat([data.edge_index, torch.tensor([[0, 2], [2, 0]])], 1)
     want = AddLaplacianEigenvectorPE(5, attr_name="code", is_undirected=True)(data).code
@@ -46,7 +46,7 @@ def test_eigenvectors_are_those_of_pyg() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_eigenvectors_of_components(kind: str) -> None:
-    """Each has those of its own, whatever is beside it; missing ones are 0."""
+    """Components are independent; missing eigenvectors are 0."""
     edges, size = (x.numpy() if isinstance(x, Tensor) else x for x in molecule(kind))
     vectors = laplacian_vectors(edges, size, 9)
     adjacency = np.zeros((size, size))

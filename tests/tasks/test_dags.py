@@ -1,4 +1,4 @@
-"""Files of DAGs: what is read, what is refused, and the data they become."""
+"""Files of DAGs: valid and invalid files, and the resulting data."""
 
 import csv
 import gzip
