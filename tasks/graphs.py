@@ -11,7 +11,7 @@ from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.transforms import BaseTransform, Compose
 
 from plstm.graph.batching import GraphBatcher
-from plstm.graph.position_codes import AddPositionCodes
+from plstm.graph.position_encodings import AddPositionEncodings
 from plstm.graph.pyg import DagData, ToDag
 from plstm.graph.storing import StoredGraphs, prepare_together
 from tasks.data import DataModule, EpochSampler, chosen_seed
@@ -77,7 +77,7 @@ class GraphData(DataModule):
         self.seed = chosen_seed(seed)
         self.save_hyperparameters(logger=False)
         self.to_dag = ToDag(order, seed=self.seed if order == "random" else None)
-        self.codes = AddPositionCodes(random_walk, laplacian)
+        self.codes = AddPositionEncodings(random_walk, laplacian)
 
     @property
     @abstractmethod
@@ -105,7 +105,7 @@ class GraphData(DataModule):
 
     @property
     def net_args(self) -> dict[str, int | bool]:
-        codes = {"code_dim": self.codes.width} if self.codes.width else {}
+        codes = {"encoding_dim": self.codes.width} if self.codes.width else {}
         return {"edge_dim": self.dataset.num_edge_features} | codes
 
     def train_dataloader(self) -> DataLoader:

@@ -106,7 +106,7 @@ class MoleculesData(GraphData):
     @property
     def net_args(self) -> dict[str, int]:
         columns = {"node_columns": len(ATOM_SIZES), "edge_columns": len(BOND_SIZES)}
-        codes = {"code_dim": self.codes.width} if self.codes.width else {}
+        codes = {"encoding_dim": self.codes.width} if self.codes.width else {}
         return {"edge_dim": sum(BOND_SIZES)} | columns | codes
 
     @property

@@ -16,13 +16,13 @@ if not torch.cuda.is_available():  # Triton kernels then run on the CPU: ops/int
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """The same random numbers in every test, whatever ran before it."""
+    """Seed every test, independent of previous tests."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with data in it; nothing of one run is left to the next."""
+    """A temporary folder with data, as working folder; no state is shared between runs."""
     from tests.tasks.runs import write_data  # imports Lightning, which most tests do without
 
     monkeypatch.chdir(tmp_path)

@@ -51,7 +51,7 @@ def test_as_many_parameters_as_plstm(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_vectors_and_position_codes_do_not_decay(file):
+def test_vectors_and_position_encodings_do_not_decay(file):
     named = {id(parameter): name for name, parameter in net_of(file).named_parameters()}
     decaying, kept = (group["params"] for group in parameter_groups(net_of(file)))
     assert sorted(id(p) for p in [*decaying, *kept]) == sorted(named)

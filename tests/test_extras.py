@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 EXAMPLE = re.search(r"```python\n(import torch\nfrom plstm .*?)```", README, re.DOTALL)[1]
 SHOW = "print(tuple(y_next.shape))"
-NEED_GRAPHS = [f"plstm.graph.{name}" for name in ("batching", "position_codes", "pyg", "storing")]
+NEED_GRAPHS = [
+    f"plstm.graph.{name}" for name in ("batching", "position_encodings", "pyg", "storing")
+]
 NEED_EXTRAS = {
     *NEED_GRAPHS,
     *(f"plstm.modules.gnns.{name}" for name in ("attentive_fp", "gps", "mpnn", "pna")),

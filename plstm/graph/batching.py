@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plstm.extras import extra
 from plstm.graph.orientation import drawn_rank
-from plstm.graph.position_codes import drawn_signs
+from plstm.graph.position_encodings import drawn_signs
 from plstm.graph.prepared import add_plans
 from plstm.graph.pyg import DAG_KEYS, PAIR_KEYS, DagData, prepare
 
@@ -25,7 +25,7 @@ class GraphBatcher:
         dataset: Graphs prepared by ToDag as pre_transform, in the in-memory format of PyG; not an
             index_select of it.
         plans: Add the plans of plstm_dag to batches, computed by the loader.
-        signed: Number of trailing columns of position_code with arbitrary signs.
+        signed: Number of trailing columns of position_encoding with arbitrary signs.
     """
 
     def __init__(self, dataset: InMemoryDataset, plans: bool = False, signed: int = 0) -> None:
@@ -64,7 +64,7 @@ class GraphBatcher:
             out = prepare(out, drawn_rank(np.asarray(order_seeds)[out.batch.numpy()], nodes))
         if self.signed and sign_seeds is not None:
             signs = torch.from_numpy(drawn_signs(np.asarray(sign_seeds), self.signed))
-            out.position_code[:, -self.signed :] *= signs[out.batch]
+            out.position_encoding[:, -self.signed :] *= signs[out.batch]
         return add_plans(out) if self.plans else out
 
     def _cut(self, key: str, graphs: Tensor) -> Tensor:

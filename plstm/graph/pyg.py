@@ -20,7 +20,7 @@ with extra("graphs", "plstm.graph.pyg"):
 
 __all__ = ["DAG_KEYS", "PAIR_KEYS", "VERSION", "DagData", "ToDag", "line_graph"]
 
-VERSION = 2  # increment when ToDag or AddPositionCodes change, to renew caches
+VERSION = 2  # increment when ToDag or AddPositionEncodings change, to renew caches
 PAIR_KEYS = ("line_index", "tree_index")  # index edges of dag_edge_index, not nodes
 DAG_KEYS = (*PAIR_KEYS, "dag_edge_index", "dag_edge_attr", "edge_level")
 

@@ -40,7 +40,7 @@ class GNNModel(Pretrained, nn.Module):
             plstm.modules.gnns (AttentiveFP, DMPNN, GPS, LSTMGNN, MPNN, PNA).
         edge_dim: Width of the edge features; GAT, PNA, GPS, DMPNN and AttentiveFP use them, the
             others do not.
-        code_dim: Width of the position encodings, 0 for none.
+        encoding_dim: Width of the position encodings, 0 for none.
         node_columns: Categorical features per node, with in_dim categories in total; 0 if node
             features are real numbers.
         edge_columns: Categorical features per edge, with edge_dim categories in total; 0 if edge
@@ -65,7 +65,7 @@ class GNNModel(Pretrained, nn.Module):
         depth: int,
         gnn: str = "GIN",
         edge_dim: int = 0,
-        code_dim: int = 0,
+        encoding_dim: int = 0,
         node_columns: int = 0,
         edge_columns: int = 0,
         per_node: bool = False,
@@ -84,7 +84,7 @@ class GNNModel(Pretrained, nn.Module):
         if uses_edges:
             args["edge_dim"] = dim
         self.encoder = GraphEncoder(
-            in_dim, dim, edge_dim if uses_edges else 0, code_dim, node_columns, edge_columns
+            in_dim, dim, edge_dim if uses_edges else 0, encoding_dim, node_columns, edge_columns
         )
         self.gnn = net(dim, dim, num_layers=depth, **args)
         self.reads_out = getattr(net, "reads_out", False)

@@ -30,7 +30,7 @@ class GraphModel(Pretrained, nn.Module):
         mixers: Factories of graph mixers, cycled over the depth; called with dim, and with
             edge_dim=dim if the model has edge features.
         edge_dim: Width of the edge features, 0 for none.
-        code_dim: Width of the position encodings, 0 for none.
+        encoding_dim: Width of the position encodings, 0 for none.
         node_columns: Categorical features per node, with in_dim categories in total; 0 if node
             features are real numbers.
         edge_columns: Categorical features per edge, with edge_dim categories in total; 0 if edge
@@ -53,7 +53,7 @@ class GraphModel(Pretrained, nn.Module):
         depth: int,
         mixers: list[MixerFactory],
         edge_dim: int = 0,
-        code_dim: int = 0,
+        encoding_dim: int = 0,
         node_columns: int = 0,
         edge_columns: int = 0,
         per_node: bool = False,
@@ -63,7 +63,7 @@ class GraphModel(Pretrained, nn.Module):
     ) -> None:
         super().__init__()
         check_positive("GraphModel", in_dim=in_dim, out_dim=out_dim, dim=dim)
-        self.encoder = GraphEncoder(in_dim, dim, edge_dim, code_dim, node_columns, edge_columns)
+        self.encoder = GraphEncoder(in_dim, dim, edge_dim, encoding_dim, node_columns, edge_columns)
         self.blocks = build_blocks(
             dim,
             depth,
@@ -84,7 +84,8 @@ class GraphModel(Pretrained, nn.Module):
 
         Args:
             data: Object with the fields of plstm.graph.DagData and, for a batch, `batch` and
-                `num_graphs`; x and dag_edge_attr may be missing, position_code without code_dim.
+                `num_graphs`; x and dag_edge_attr are optional, position_encoding is without
+                encoding_dim.
         """
         graph = line_graph(data)
         x = self.encoder(data)

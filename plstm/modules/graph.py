@@ -14,7 +14,7 @@ from plstm.modules.norm import BatchNorm
 _MAX_PERIOD = 1000.0
 
 
-def degree_code(degree: Tensor, dim: int) -> Tensor:
+def degree_encoding(degree: Tensor, dim: int) -> Tensor:
     """Sines and cosines of node degrees (N,) with periods from 2 pi to 2000 pi, (N, dim)."""
     half = (dim + 1) // 2
     steps = torch.arange(half, device=degree.device, dtype=torch.float32) / half
@@ -82,7 +82,7 @@ class GraphEncoder(nn.Module):
         in_dim: Width of the node features, or number of node categories.
         dim: Model width.
         edge_dim: Width of the edge features, or number of edge categories; 0 for none.
-        code_dim: Width of the position encodings, 0 for none.
+        encoding_dim: Width of the position encodings, 0 for none.
         node_columns: Categorical features per node; 0 if node features are real numbers.
         edge_columns: Categorical features per edge; 0 if edge features are real numbers.
     """
@@ -92,14 +92,14 @@ class GraphEncoder(nn.Module):
         in_dim: int,
         dim: int,
         edge_dim: int = 0,
-        code_dim: int = 0,
+        encoding_dim: int = 0,
         node_columns: int = 0,
         edge_columns: int = 0,
     ) -> None:
         super().__init__()
         self.in_dim, self.dim, self.edge_dim = in_dim, dim, edge_dim
         self.node, self.degree = _features(in_dim, dim, node_columns), nn.Linear(dim, dim)
-        self.code = nn.Linear(code_dim, dim, bias=False) if code_dim else None
+        self.code = nn.Linear(encoding_dim, dim, bias=False) if encoding_dim else None
         self.edge = _features(edge_dim, dim, edge_columns) if edge_dim else None
         self.reset_parameters()
 
@@ -119,25 +119,25 @@ class GraphEncoder(nn.Module):
         """Encode the nodes, (N, dim); edge_index has both directions of every edge.
 
         Raises:
-            ValueError: x is not as wide as in_dim, or position_code not as wide as code_dim.
+            ValueError: the width of x is not in_dim, or that of position_encoding not encoding_dim.
         """
         x = self._nodes(data)
         degree = count(data.edge_index[1], x.shape[0])
-        x = x + self.degree(degree_code(degree, self.dim).to(x.dtype))
-        return x if self.code is None else x + self.code(self._position_code(data).to(x.dtype))
+        x = x + self.degree(degree_encoding(degree, self.dim).to(x.dtype))
+        return x if self.code is None else x + self.code(self._position_encoding(data).to(x.dtype))
 
     def _nodes(self, data: Any) -> Tensor:
         if isinstance(self.node, CategoryEmbedding):
             return self.node(data.x)
         return self.node(node_features(data, self.in_dim).to(self.node.weight.dtype))
 
-    def _position_code(self, data: Any) -> Tensor:
-        code, width = getattr(data, "position_code", None), self.code.in_features
+    def _position_encoding(self, data: Any) -> Tensor:
+        code, width = getattr(data, "position_encoding", None), self.code.in_features
         if code is None or code.shape[-1] != width:
             got = None if code is None else tuple(code.shape)
             raise ValueError(
-                f"GraphEncoder: data.position_code must have shape (N, {width}) with "
-                f"code_dim={width}, got {got}; plstm.graph.position_codes.AddPositionCodes makes it"
+                f"GraphEncoder: data.position_encoding must have shape (N, {width}) with "
+                f"encoding_dim={width}, got {got}; plstm.graph.position_encodings adds it"
             )
         return code
 

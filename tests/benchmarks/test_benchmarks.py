@@ -1,4 +1,4 @@
-"""The benchmark measures what it says, on cases small enough for a test."""
+"""The benchmarks measure what they claim, on small cases."""
 
 import json
 import sys
@@ -130,7 +130,7 @@ def test_counts_of_matrix_products_are_those_that_are_done():
 
 
 def test_counts_of_the_chunk_form():
-    # The count leaves out what is done once per chunk, and what a form does beyond the need.
+    # The count omits work once per chunk, and redundant work of a form.
     chunk = [case for case in small_ops() if case.form == "chunk" and case.kind == "sequence"]
     work = chunk[-1].make()
     assert measured_flops(work.forward) == pytest.approx(work.cost.flops / 3, rel=0.2)
@@ -206,7 +206,7 @@ def test_graphs_are_skipped_without_data(tmp_path, capsys):
 def test_command_writes_a_row_per_case_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "SUBJECTS", {"ops": lambda setting: two_sizes()})
     monkeypatch.setattr(command, "machine_rates", lambda *_: {"matmul_gflops": 1, "copy_gbs": 1})
-    collected = []  # in a process full of modules the collection itself takes long
+    collected = []  # garbage collection is slow in a process with many modules
     monkeypatch.setattr(command, "gc", SimpleNamespace(collect=lambda: collected.append(True)))
     arguments = ["benchmarks", "ops", "--repeats=1", f"--out={tmp_path / 'new'}", "--name=try"]
     monkeypatch.setattr(sys, "argv", arguments)

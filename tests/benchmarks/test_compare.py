@@ -1,4 +1,4 @@
-"""Comparisons of nets: two nets, one seed, a small text, and what is written about them."""
+"""Comparisons of nets: two nets, one seed, a small text, and the reports."""
 
 import logging
 import statistics
@@ -135,7 +135,7 @@ def test_metrics_of_all_lengths_are_written(workplace, monkeypatch):
 
 @pytest.fixture
 def quarters(monkeypatch):
-    """A clock that only training steps move: by a quarter of a second, whatever the machine."""
+    """A clock that advances by a quarter of a second per training step, and not otherwise."""
     now, training_step = 0.0, Classification.training_step
 
     def timed(*args):
@@ -288,7 +288,7 @@ def test_all_nets_of_the_task_by_default():
 
 
 def test_accuracy_against_state_size(tmp_path):
-    """Rows that differ in arguments of the net make one picture, other arguments another."""
+    """Rows that differ only in arguments of the net share a plot."""
     rows = []
     for width, size in ((32, 8), (64, 16)):
         for pairs in (4, 8):

@@ -1,4 +1,4 @@
-"""The Triton kernels compile for GPUs that are not here, and fit them."""
+"""The Triton kernels compile for other GPUs, and fit their limits."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ SPILLING = (
 
 
 def compile_kernels(*arguments):
-    """Run the command in a process of its own: the interpreter is on in this one."""
+    """Run the command in a separate process, since this one uses the interpreter."""
     environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks", "kernels", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -1,4 +1,4 @@
-"""Boosted trees on fingerprints: what they learn, what is written."""
+"""Boosted trees on fingerprints: predictions and output files."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The table of what parts of an arrow-pointing image tell."""
+"""The table of accuracies from parts of an arrow-pointing image."""
 
 import sys
 

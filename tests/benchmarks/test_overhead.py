@@ -1,4 +1,4 @@
-"""The cost of logging is measured on runs that differ in their logging only."""
+"""The cost of logging is measured on runs that differ only in logging."""
 
 import sys
 from pathlib import Path

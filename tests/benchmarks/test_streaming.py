@@ -1,4 +1,4 @@
-"""The three ways to read a text give the same where they must; the command runs."""
+"""The three ways to read a text agree where they must; the command runs."""
 
 import pytest
 import torch

@@ -37,7 +37,7 @@ def grid_dag(rows: int, columns: int) -> Tensor:
 
 
 def path_counts(line_index: np.ndarray, num_edges: int) -> np.ndarray:
-    """Number of directed paths between any two edges, (E, E) from column to row, self once."""
+    """Number of directed paths between any two edges, (E, E) from column to row, 1 to itself."""
     step = np.zeros((num_edges, num_edges), dtype=np.int64)
     np.add.at(step, (line_index[1], line_index[0]), 1)
     total, power = np.eye(num_edges, dtype=np.int64), np.eye(num_edges, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""LineGraph.grid: numbers of edges and pairs, and plstm_dag on it against the ops for grids."""
+"""LineGraph.grid: edges and pairs, and plstm_dag on it against the functions for grids."""
 
 from itertools import product
 

@@ -90,7 +90,7 @@ def test_multitree_by_path_counts(seed: int) -> None:
 
 
 def test_multitree_is_maximal_and_keeps_trees_whole() -> None:
-    """No pair can be put back, and a graph that is a multitree already loses nothing."""
+    """The multitree is maximal, and a graph that is already a multitree stays unchanged."""
     graph = LineGraph.from_edges(torch.from_numpy(random_dag(8, 0.6, np.random.default_rng(1))), 8)
     kept = graph.multitree().line_index
     for pair in set(map(tuple, graph.line_index.T.tolist())) - set(map(tuple, kept.T.tolist())):
@@ -129,7 +129,7 @@ def test_grid() -> None:
 
 @pytest.mark.parametrize("known", ["nothing", "tree", "reverse"])
 def test_reverse_and_multitree_commute(known: str) -> None:
-    """In whatever order the two are asked for."""
+    """In any order of access."""
     edges = torch.from_numpy(random_dag(10, 0.5, np.random.default_rng(2)))
     graph = LineGraph.from_edges(edges, 10)
     if known == "tree":
@@ -214,7 +214,7 @@ def test_wrong_number_of_graphs(batch: list[int] | None, num_graphs: int) -> Non
 
 
 def test_plans_move_along() -> None:
-    """A device without numbers cannot plan, and the sizes of levels are read on the CPU."""
+    """The meta device cannot plan, and the sizes of levels are read on the CPU."""
     graph = LineGraph.grid((3, 4))
     plans = graph.reach_plan(), graph.multitree().reverse().reach_plan()
     for moved in (graph.to("meta"), graph.reverse().to("meta").reverse()):
@@ -234,7 +234,7 @@ def test_a_multitree_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_multitree_moves_along() -> None:
-    """A device without numbers cannot prune again."""
+    """The meta device cannot prune again."""
     edges = random_dag(12, 0.5, np.random.default_rng(0))
     graph = LineGraph.from_edges(torch.from_numpy(edges), 12)
     for one_way in (graph, graph.reverse()):

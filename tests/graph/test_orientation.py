@@ -66,7 +66,7 @@ def test_bfs_prefers_large_degree_components_and_goes_by_distance() -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_bfs_is_invariant_under_relabelling(seed: int) -> None:
-    """Up to ties of the colours; where all colours differ, the DAG is the same one."""
+    """Up to ties of the colours; if all colours differ, the DAG is the same."""
     rng = np.random.default_rng(seed)
     edges = both_ways(random_dag(14, 0.3, rng))
     new_name = rng.permutation(14)

@@ -1,4 +1,4 @@
-"""The mixers that the nets of configs/net use, read from the files, and options no file uses."""
+"""The mixers of configs/net, read from the files, and options that no file uses."""
 
 import importlib
 from functools import partial
@@ -66,7 +66,7 @@ OPTIONS = [  # class, arguments, positions
 
 
 class Case:
-    """One mixer with its arguments, and the positions it is given."""
+    """One mixer with its arguments, and the position axes of its input."""
 
     def __init__(self, file: str, mixer: dict, dim: int, positions: tuple[int, ...]) -> None:
         self.dim, self.positions = dim, positions
@@ -79,7 +79,7 @@ class Case:
             self.ends = (-1, 0)
 
     def build(self, seed: int | None = None) -> nn.Module:
-        """The mixer; with a seed also random offsets on all parameters, so that none is idle."""
+        """Build the mixer; with a seed add random offsets to all parameters, so that all matter."""
         if seed is None:
             return self.cls(self.dim, **self.kwargs)
         with torch.random.fork_rng():

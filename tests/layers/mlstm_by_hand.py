@@ -14,7 +14,7 @@ def bias_of(part):
 
 
 def mix_by_hand(layer, u, z, convolved):
-    """What a layer makes of u, z and the convolution of u, (L, inner), head by head."""
+    """The output of a layer from u, z and the convolution of u, (L, inner), head by head."""
     c = silu(convolved)
     q, k, v = (
         x @ torch.block_diag(*proj.weight).T + bias_of(proj)

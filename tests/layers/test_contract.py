@@ -1,4 +1,4 @@
-"""What every mixer of configs/net must do; a new net file is covered by being there."""
+"""The contract of every mixer of configs/net; new net files are included automatically."""
 
 import copy
 import re
@@ -65,7 +65,7 @@ def test_no_sample(case):
 
 @few_mixers
 def test_no_position(case):
-    """A mixer without positions returns none, or says by name that it needs some."""
+    """A mixer without positions returns an empty output, or raises an error with its name."""
     mixer, x = case.build(), case.inputs()[:, :0]
     try:
         assert mixer(x).shape == x.shape
@@ -75,7 +75,7 @@ def test_no_position(case):
 
 @all_mixers
 def test_every_linear_is_called(case):
-    """So that hooks, adapters and quantised versions of them take effect."""
+    """Linear layers are called as modules, for hooks, adapters and quantization."""
     mixer, called = case.build(), set()
     linears = {module for module in mixer.modules() if isinstance(module, torch.nn.Linear)}
     for linear in linears:
@@ -112,7 +112,7 @@ def test_input_is_left_alone(case):
 
 @all_mixers
 def test_every_position_uses_others(case):
-    """Moving the first position moves the last output: the mixer mixes, unless it is a control."""
+    """Changing the first position changes the last output, except in a control."""
     mixer, x = case.build(seed=1), case.inputs()
     first, last = ((slice(None), *[end] * len(case.positions)) for end in case.ends)
     moved = x.clone()

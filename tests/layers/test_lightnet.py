@@ -123,7 +123,7 @@ def test_huge_kappa_is_finite(causal):
 
 
 @pytest.mark.parametrize("form", ["cosine", "rotate"])
-def test_position_codes_on_a_grid_by_hand(form):
+def test_position_encodings_on_a_grid_by_hand(form):
     layer, x = perturbed(causal=False, lrpe=form), torch.randn(1, 3, 4, 12).double()
     q, kappa, v = layer._qkv(x.flatten(1, 2))
     positions = coordinates((3, 4), x.device)

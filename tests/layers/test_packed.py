@@ -1,4 +1,4 @@
-"""Packed sequences through the causal mixers of configs/net: each equals itself alone."""
+"""Packed sequences in the causal mixers of configs/net: each gives the same as alone."""
 
 import pytest
 import torch
@@ -139,7 +139,7 @@ def test_learned_positions_start_anew():
 # Dynamo looks at .grad of tensors that come back from parts it leaves alone.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled():
-    """The recurrence is left out of the graphs; other lengths need no new ones."""
+    """The recurrence causes a graph break; other lengths do not recompile."""
     torch._dynamo.reset()
     mixer = PLSTM1d(4, 1, conv_width=2)
     compiled, x = torch.compile(mixer, backend="aot_eager"), torch.randn(1, TOTAL, 4)

@@ -27,7 +27,7 @@ def fix_gate(layer, name, logit):
 
 
 def gates(layer, x):
-    """Source, transition, mark and direct, in the shapes of the op."""
+    """Source, transition, mark and direct, in the shapes of `plstm_1d`."""
     with torch.no_grad():
         return layer.gates(x)
 
@@ -161,7 +161,7 @@ def test_scalar_gates_stay_in_their_ranges():
 
 @pytest.mark.parametrize("expansion", [0, 2])
 def test_convolution_reaches_back_by_its_width(expansion):
-    """With the memory closed, the convolution is the only way from one position to a later one."""
+    """With closed memory, only the convolution connects positions."""
     layer = perturbed(expansion=expansion, conv_width=3)
     fix_gate(layer, "mark", -1000.0)
     x = torch.randn(1, 8, 12).double()

@@ -126,7 +126,7 @@ def test_backends_agree(mode):
 
 @modes
 def test_every_linear_is_called(mode):
-    """So that hooks, adapters and quantised versions of them take effect."""
+    """Linear layers are called as modules, for hooks, adapters and quantization."""
     layer, called = perturbed(mode=mode), set()
     linears = [m for m in layer.modules() if isinstance(m, torch.nn.Linear)]
     for linear in linears:
@@ -225,7 +225,7 @@ GRIDS = [(2, 3, 5), (3, 4, 2), (2, 7, 6)]
 @needs_compiler
 @modes
 def test_one_graph_for_all_sizes(mode):
-    """On both sides of the border between the two C++ forms."""
+    """On both sides of the threshold between the two C++ forms."""
     torch._dynamo.reset()
     layer, graphs = perturbed(mode=mode), []
 
@@ -283,7 +283,7 @@ def test_errors(kwargs, message):
 
 
 def test_norm_of_all_heads_keeps_their_sizes():
-    """Of a head with a hundredth of the values a hundredth is left, with "head" all of it."""
+    """Scaling the values of a head by 1/100 scales its output with "all", not with "head"."""
     for norm, want in (("all", 0.01), ("head", 1.0)):
         layer, x = PLSTM2d(12, 2, norm=norm).double(), 100 * torch.randn(1, 3, 3, 12).double()
         seen = []

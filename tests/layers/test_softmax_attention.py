@@ -81,7 +81,7 @@ def test_rotation_at_the_origin_is_none():
 
 
 def test_rotation_by_hand():
-    """Width 2: the pair is turned by the position in radians."""
+    """With width 2, the pair is rotated by the position in radians."""
     turned = rotate_positions(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[2]]))
     want = torch.tensor([math.cos(2), math.sin(2)])
     assert_close("turned", turned.flatten(), want, 1e-6)

@@ -1,4 +1,4 @@
-"""Layers and models on images of different sizes in one batch are what they are on each alone."""
+"""Layers and models on images of different sizes in one batch give the same as on each alone."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ mixers = pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
 
 
 def moved(module):
-    """The module in float64 with parameters that all matter."""
+    """The module in float64 with random parameters, so that all matter."""
     module.double()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -64,7 +64,7 @@ def test_layer(mixer):
 
 
 def test_causal_attention_with_holes():
-    """Positions that are not valid might as well be left out."""
+    """Invalid positions have no effect."""
     module = moved(SoftmaxAttention(8, 2, causal=True))
     valid = torch.tensor([[False, True, True, False, True], [True, False, False, False, True]])
     x = on_canvas(valid, torch.randn(2, 5, 8, dtype=torch.float64))

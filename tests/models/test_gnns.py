@@ -1,4 +1,4 @@
-"""The stacks of plstm.modules.gnns against their formulas, and odd graphs through every GNN."""
+"""The GNNs of plstm.modules.gnns against their formulas, and edge cases for every GNN."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_mpnn_is_its_formula() -> None:
 
 
 def test_dmpnn_is_its_formula() -> None:
-    """A state per direction of an edge, by loops; node 3 has no edges."""
+    """A state per directed edge, with loops; node 3 has no edges."""
     net, x = DMPNN(WIDTH, WIDTH, num_layers=3, edge_dim=2).double(), features()
     attr = torch.randn(EDGES.shape[1], 2, dtype=torch.float64)
     edges = EDGES.T.tolist()

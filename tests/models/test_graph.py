@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
 from plstm.graph import LineGraph, ToDag
-from plstm.graph.position_codes import AddPositionCodes
+from plstm.graph.position_encodings import AddPositionEncodings
 from plstm.graph.prepared import add_plans
 from plstm.layers.plstm_graph import PLSTMGraph
 from plstm.models.gnn import GNNS, GNNModel
 from plstm.models.graph import GraphModel
-from plstm.modules.graph import POOLINGS, GraphEncoder, GraphReadout, degree_code
+from plstm.modules.graph import POOLINGS, GraphEncoder, GraphReadout, degree_encoding
 from tests.graph.graphs import molecule
 from tests.helpers import assert_close
 
@@ -72,14 +72,14 @@ def test_batch_equals_one_by_one(kind: str, pooling: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plstm", *GNNS])
-def test_every_net_reads_position_codes(kind: str) -> None:
-    items = [AddPositionCodes(2, 3)(item) for item in molecules()]
-    model, batch = make(kind, code_dim=5).double().eval(), Batch.from_data_list(items)
-    batch.x, batch.position_code = batch.x.double(), batch.position_code.double()
+def test_every_net_reads_position_encodings(kind: str) -> None:
+    items = [AddPositionEncodings(2, 3)(item) for item in molecules()]
+    model, batch = make(kind, encoding_dim=5).double().eval(), Batch.from_data_list(items)
+    batch.x, batch.position_encoding = batch.x.double(), batch.position_encoding.double()
     out = model(batch)
-    batch.position_code = batch.position_code * 2
+    batch.position_encoding = batch.position_encoding * 2
     moved = (model(batch) - out).abs().amax(1) > 1e-9
-    assert torch.equal(moved, batch.position_code.new_tensor([1, 0, 1, 1]).bool())  # not one node
+    assert moved.tolist() == [True, False, True, True]  # not one node
 
 
 @pytest.mark.parametrize("kind", ["plstm", "GIN"])
@@ -167,12 +167,12 @@ def test_information_flows_both_ways() -> None:
         assert (grad.abs().sum(1) > 0).all()
 
 
-def test_degree_code() -> None:
-    code = degree_code(torch.tensor([0, 1, 2, 7, 40]), 6)
+def test_degree_encoding() -> None:
+    code = degree_encoding(torch.tensor([0, 1, 2, 7, 40]), 6)
     assert code.shape == (5, 6)
     assert torch.equal(code[0], torch.tensor([0.0, 0, 0, 1, 1, 1]))
     assert torch.cdist(code, code).add(torch.eye(5)).min() > 0.1  # degrees differ
-    assert degree_code(torch.tensor([3]), 5).shape == (1, 5)
+    assert degree_encoding(torch.tensor([3]), 5).shape == (1, 5)
 
 
 def test_readout_pools_per_graph() -> None:
@@ -203,9 +203,9 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="edge features must be given with edge_dim=2"):
         make(edge_dim=EDGE_DIM)(items[0])
     with pytest.raises(
-        ValueError, match=r"position_code must have shape \(N, 5\).*got None; plstm"
+        ValueError, match=r"position_encoding must have shape \(N, 5\).*got None; plstm"
     ):
-        make(code_dim=5)(items[0])
+        make(encoding_dim=5)(items[0])
     with pytest.raises(ValueError, match="AttentiveFP reads out graphs, not nodes"):
         make("AttentiveFP", per_node=True)
     with pytest.raises(ValueError, match="pooling must be one of 'mean', 'sum', 'both', got 'max'"):

@@ -1,4 +1,4 @@
-"""Nets built without memory, given some and then their values: every net of configs/net."""
+"""Nets built on the meta device, materialized and initialized: every net of configs/net."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def starting_values(net):
 
 
 def from_the_meta_device(make):
-    """A net whose memory held something else before it was given to the net."""
+    """A net with uninitialized memory."""
     with torch.device("meta"):
         net = make()
     net.to_empty(device="cpu")
@@ -43,7 +43,7 @@ def from_the_meta_device(make):
 
 
 def assert_starts_alike(make):
-    """`reset_parameters` gives the same values whatever was there, like those of a new net."""
+    """`reset_parameters` overwrites all values, with the same distribution as in a new net."""
     net = make()
     new = {name: x.detach().clone() for name, x in values(net).items()}
     want, got = starting_values(net), starting_values(from_the_meta_device(make))

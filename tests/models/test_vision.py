@@ -78,7 +78,7 @@ def test_pooling(pooling):
     ("stem", "patch_size", "sight"), [((6,), 4, 7), ((5, 6), 8, 15), ((5, 6), 4, 11)]
 )
 def test_stem(stem, patch_size, sight):
-    """As many tokens as patches; each sees `sight` pixels, its patch and some around it."""
+    """As many tokens as patches; each has a receptive field of `sight` pixels."""
     net = model(GRID["attention"], stem=stem, patch_size=patch_size)
     for block in net.blocks:
         torch.nn.init.zeros_(block.mixer.out_proj.weight)
@@ -102,7 +102,7 @@ def test_without_biases_black_stays_black():
 
 
 def test_without_biases_a_black_margin_is_not_seen():
-    """So that the size of the canvas does not enter."""
+    """So the size of the canvas has no effect."""
     silent = [partial(mixer, bias=False) for mixer in GRID["plstm"]]
     net = model(silent, stem=(6,), pooling="max", bias=False).double()
     images = torch.zeros(2, 3, 16, 16, dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_without_biases_a_black_margin_is_not_seen():
 
 
 def test_patches_are_rows_then_columns():
-    """A change in one patch changes that token alone, with blocks that leave tokens apart."""
+    """A change in one patch changes only its token, with blocks that do not mix tokens."""
     net = model(GRID["attention"])
     for block in net.blocks:
         torch.nn.init.zeros_(block.mixer.out_proj.weight)
@@ -125,14 +125,14 @@ def test_patches_are_rows_then_columns():
     assert changed.nonzero().tolist() == [[1, 3]]
 
 
-def test_position_code_at_its_own_size():
+def test_position_encoding_at_its_own_size():
     position, x = LearnedPosition2d(8, 2, 3), torch.randn(2, 2, 3, 8)
     assert_close("sum", position(x), x + position.code[0].permute(1, 2, 0), 1e-6)
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 1)], ids=str)
-def test_position_code_at_other_sizes(size):
-    """A code that rises along the columns keeps rising, a constant one stays constant."""
+def test_position_encoding_at_other_sizes(size):
+    """Encodings that increase along columns keep increasing, constant ones stay constant."""
     position, x = LearnedPosition2d(2, 3, 4), torch.zeros(1, *size, 2)
     with torch.no_grad():
         position.code[:, 0] = torch.arange(4.0)
@@ -144,7 +144,7 @@ def test_position_code_at_other_sizes(size):
     assert_close("middle", code[..., 0].mean(), torch.tensor(1.5), 1e-5)
 
 
-def test_position_code_tells_places_apart():
+def test_position_encoding_tells_places_apart():
     images = torch.zeros(1, 3, 8, 8)
     for grid, alike in ((None, True), ((2, 2), False)):
         x = tokens_before_head(model(GRID["attention"], position_grid=grid), images)

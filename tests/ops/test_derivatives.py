@@ -1,4 +1,4 @@
-"""Beyond one backward pass every backend is as right as naive, or says that it cannot."""
+"""Higher derivatives of every backend equal those of naive, or raise an error."""
 
 import re
 
@@ -176,7 +176,7 @@ TWICE = (backward_twice_from_ones, backward_twice_from_output)
 
 
 def assert_equal_or_refused(name, backend, way):
-    """Whether the derivative is refused by name, with a way out."""
+    """Whether the derivative raises an error with a name and a hint."""
     want = way(*as_function(name, "naive"))
     assert want.abs().max() > 1e-3
     try:

@@ -1,4 +1,4 @@
-"""Sizes of 0: no sample, no head, no key or no value; every backend does what naive does."""
+"""Sizes of 0: no sample, no head, no key or no value; every backend agrees with naive."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def mlstm_inputs(**sizes):
 
 
 def dag(batch=1, heads=2, key_width=3, value_width=4):
-    """No sample is no node."""
+    """A batch of 0 samples is a graph of 0 nodes."""
     edge_index = torch.tensor([[0, 1, 0], [1, 2, 2]])[:, : 3 * batch]
     graph = LineGraph.from_edges(edge_index, 3 * batch)
     edges, pairs, nodes = graph.num_edges, graph.line_index.shape[1], graph.num_nodes
@@ -57,7 +57,7 @@ def dag(batch=1, heads=2, key_width=3, value_width=4):
 
 
 def mamba2d_inputs(batch=2, heads=2, key_width=3, value_width=4):
-    """Channels are heads and values, state numbers are keys."""
+    """Channels correspond to heads and values, state dimensions to keys."""
     nodes, width = (batch, 2, 3), heads * value_width
     wide = {name: torch.randn(*nodes, width) for name in ("x", "dt_left", "dt_top")}
     rates = {name: torch.randn(width, key_width) for name in ("a_left", "a_top")}

@@ -1,4 +1,4 @@
-"""Kernels run on the device of their tensors, and where they do not compile the next form runs."""
+"""Kernels run on the device of their tensors; if they do not compile, another form runs."""
 
 import importlib
 import warnings
@@ -34,7 +34,7 @@ def replace_kernels(monkeypatch, function, kernel):
 
 @pytest.fixture
 def guarded(monkeypatch):
-    """Numbers of the devices that are made the current one at this moment."""
+    """Indices of the devices that are current at this moment."""
     devices = []
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""C++ kernels: compiled once, with clear words when they cannot be had."""
+"""C++ kernels: compiled once, with clear messages if that fails."""
 
 import subprocess
 

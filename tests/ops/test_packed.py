@@ -1,4 +1,4 @@
-"""Packed sequences: each equals itself alone, and nothing of one reaches another."""
+"""Packed sequences: each gives the same as alone, and none affects another."""
 
 import re
 
@@ -81,7 +81,7 @@ def packed(op, inputs, cu_seqlens, **options):
 
 
 def one_by_one(op, inputs, cu_seqlens, **options):
-    """Every sequence alone; an empty one hands on the state it got."""
+    """Every sequence alone; an empty one passes on its initial state."""
     inputs, outs, states = dict(inputs), [], []
     state = inputs.pop("state", None)
     for i, (start, end) in enumerate(cu_seqlens.unfold(0, 2, 1).tolist()):

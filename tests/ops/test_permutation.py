@@ -1,4 +1,4 @@
-"""Samples and heads of a recurrence do not meet: permuted inputs give permuted outputs."""
+"""Samples and heads of a recurrence are independent: permuted inputs give permuted outputs."""
 
 import pytest
 import torch

@@ -361,7 +361,7 @@ def test_empty_sequence():
 @pytest.mark.parametrize("lanes", [None, (2, 1, 2)], ids=["one_lane", "lanes"])
 @pytest.mark.parametrize("backend", ["naive", "chunk"])
 def test_numbers_that_are_not_finite(backend, lanes, name):
-    """They reach what they reach in the loop, and at most earlier outputs of their head."""
+    """They affect what they affect in the loop, and at most earlier outputs of their head."""
     inputs = {key: x.detach() for key, x in sequence_inputs(200, lanes).items()}
     inputs[name][0, 150, 1] = torch.nan
     naive = plstm_1d(**inputs, backend="naive").isfinite()

@@ -1,4 +1,4 @@
-"""Images of different sizes in a batch of plstm_2d are what each of them is alone."""
+"""Images of different sizes in a batch of plstm_2d give the same as each alone."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ BACKENDS = [
 
 
 def filled(inputs, valid, fill):
-    """Inputs of `plstm_2d` with NaN or other numbers where no token is."""
+    """Inputs of `plstm_2d` with NaN or other values at invalid positions."""
     return {
         name: on_canvas(
             valid.expand(len(x), *valid.shape) if name in OF_CORNERS else valid, x, fill

@@ -130,7 +130,7 @@ def test_read_out_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("backend", FORMS)
 def test_hand_computed(backend: str) -> None:
-    """A diamond 0 -> {1, 2} -> 3 with width 1: every number done by hand."""
+    """A diamond 0 -> {1, 2} -> 3 with width 1, computed by hand."""
     edges = torch.tensor([[0, 0, 1, 2], [1, 2, 3, 3]])
     graph = LineGraph(edges, torch.tensor([[0, 1], [2, 3]]), 4)
 

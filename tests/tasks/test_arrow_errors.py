@@ -1,4 +1,4 @@
-"""Which arrow-pointing images a net gets wrong, as numbers and as a picture."""
+"""The plot of errors on arrow-pointing images, and its values."""
 
 import pytest
 import torch

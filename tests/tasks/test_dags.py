@@ -1,4 +1,4 @@
-"""Files of DAGs: what is read, what is refused, and the data they become."""
+"""Files of DAGs: valid and invalid files, and the resulting data."""
 
 import csv
 import gzip
@@ -166,9 +166,9 @@ def test_edges_keep_their_directions_and_have_a_reverse(tmp_path: Path) -> None:
     assert LineGraph.from_edges(batch.dag_edge_index, 3).num_pairs == batch.line_index.shape[1] == 1
     both = dag["edges"] + [[dst, src] for src, dst in dag["edges"]]
     assert sorted(batch.edge_index.T.tolist()) == sorted(both)
-    assert data.net_args == {"edge_dim": 0, "code_dim": 2}
-    assert torch.equal(batch.position_code[:, 0], torch.zeros(3))
-    assert torch.equal(batch.position_code[:, 1], torch.full((3,), 0.5))  # on a triangle
+    assert data.net_args == {"edge_dim": 0, "encoding_dim": 2}
+    assert torch.equal(batch.position_encoding[:, 0], torch.zeros(3))
+    assert torch.equal(batch.position_encoding[:, 1], torch.full((3,), 0.5))  # on a triangle
 
 
 def test_checksum_is_of_the_file(tmp_path: Path) -> None:

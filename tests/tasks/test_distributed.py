@@ -1,4 +1,4 @@
-"""Two processes on CPUs come to what one process comes to with batches twice as large."""
+"""Two processes on CPUs give the same result as one process with twice the batch size."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Pictures as data: sets, shares, normalization, sequences, other sizes, predictions."""
+"""Image data: sets, splits, normalization, sequences, other sizes, predictions."""
 
 import csv
 import os
@@ -252,7 +252,7 @@ def test_mistakes_are_drawn(tmp_path):
     assert data.prediction_pictures({"": torch.stack([right, 1 - right], 1)}) == {}
 
 
-# What is said of mistakes.
+# Error messages.
 
 ARGUMENTS = {
     "size": ({"size": 0}, "size must be 1 or more, got 0"),

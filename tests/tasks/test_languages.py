@@ -10,7 +10,7 @@ languages = pytest.mark.parametrize("language", LANGUAGES)
 
 
 def value_of(language, word):
-    """What a word comes to, by its definition."""
+    """The label of a word, by its definition."""
     if language == "parity":
         return word.count("1") % 2
     if language == "even_pairs":

@@ -1,4 +1,4 @@
-"""A mixer, a net and a task of one's own, by class path, in a folder without this project."""
+"""A custom mixer, net and task, by class path, in a folder without this project."""
 
 import shutil
 import sys

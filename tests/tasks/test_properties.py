@@ -59,7 +59,7 @@ def test_data(target: str) -> None:
     data = make(target=target, laplacian=2)
     per_node = target != "diameter"
     assert (data.in_dim, data.out_dim) == (1 + (target == "shortest_paths"), 1)
-    assert data.net_args == {"edge_dim": 0, "code_dim": 2, "per_node": per_node}
+    assert data.net_args == {"edge_dim": 0, "encoding_dim": 2, "per_node": per_node}
     assert [len(data.splits[name]) for name in ("train", "val", "test")] == [6, 3, 4]
     seen, targets = 0, []
     for batch in data.train_dataloader():

@@ -1,4 +1,4 @@
-"""Schedulers of the learning rate: each means what its name says, and gets what it asks for."""
+"""Learning-rate schedulers: each does what its name says, and gets its arguments."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Labelled sequences: metrics leave out what has no label, and the picture shows positions."""
+"""Labelled sequences: metrics ignore missing labels, and the plot shows positions."""
 
 import pytest
 import torch

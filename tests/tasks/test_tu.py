@@ -288,26 +288,29 @@ def test_random_order_augments_training_only(tiny: Path) -> None:
     assert torch.equal(stored(numbers).dag_edge_index, again.dag_edge_index)
 
 
-def test_position_codes_have_new_signs_in_training_only(tiny: Path) -> None:
+def test_position_encodings_have_new_signs_in_training_only(tiny: Path) -> None:
     data = make(tiny, random_walk=2, laplacian=3)
-    assert data.net_args == {"edge_dim": 2, "code_dim": 5}
+    assert data.net_args == {"edge_dim": 2, "encoding_dim": 5}
     train, size = data.train_dataloader().collate_fn, len(data.splits["train"])
     numbers = list(range(size))
-    first, second = (train([epoch * size + i for i in numbers]).position_code for epoch in (0, 1))
+    first, second = (
+        train([epoch * size + i for i in numbers]).position_encoding for epoch in (0, 1)
+    )
     assert torch.equal(first[:, :2], second[:, :2])
     assert torch.equal(first[:, 2:].abs(), second[:, 2:].abs())
     assert not torch.equal(first, second)
-    assert torch.equal(first, train(numbers).position_code)
+    assert torch.equal(first, train(numbers).position_encoding)
     (batch,) = (val for val in data.val_dataloader() if val.num_graphs == 2)
-    stored = [data.dataset[int(i)].position_code for i in data.splits["val"]]
-    assert torch.equal(batch.position_code, torch.cat(stored))
+    stored = [data.dataset[int(i)].position_encoding for i in data.splits["val"]]
+    assert torch.equal(batch.position_encoding, torch.cat(stored))
 
 
-def test_other_position_codes_never_come_from_the_cache(tiny: Path) -> None:
+def test_other_position_encodings_never_come_from_the_cache(tiny: Path) -> None:
     choices = ({}, {"random_walk": 2}, {"random_walk": 3}, {"laplacian": 2})
     sets = [make(tiny, **codes).dataset for codes in choices]
     assert len({data.processed_dir for data in sets}) == len(sets)
-    assert [data[0].get("position_code", torch.ones(0)).shape[-1] for data in sets] == [0, 2, 3, 2]
+    encodings = [data[0].get("position_encoding", torch.ones(0)) for data in sets]
+    assert [x.shape[-1] for x in encodings] == [0, 2, 3, 2]
 
 
 def test_mutag(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run stops where its numbers are no longer finite."""
+"""A run stops when gradients are not finite."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The search of a learning rate: on problems whose right rate is known, and what it leaves."""
+"""The learning rate search on problems with known optimal rates, and its files."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What a run reports about itself, and what wandb keeps of it."""
+"""Facts and metrics of a run, in files and in wandb."""
 
 import csv
 import json

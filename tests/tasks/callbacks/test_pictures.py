@@ -1,4 +1,4 @@
-"""Numbers behind the pictures, what is drawn of them, and what `predict` leaves behind."""
+"""Values in the pictures, the pictures, and the files of `predict`."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def perturbed(module):
     return module.eval()
 
 
-# Where tokens look.
+# Gates between tokens.
 
 
 @pytest.mark.parametrize("corners", [CORNERS, ("bottom_left", "top_right"), ("top_left",)])

@@ -1,4 +1,4 @@
-"""Files of a run: a checkpoint is the old one or the new one, whole, and holds weights only."""
+"""Files of a run: checkpoints are written atomically, and contain only weights."""
 
 import csv
 import errno

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def told(monkeypatch, capsys):
-    """What train.py says before it exits with code 2."""
+    """The message of train.py before it exits with code 2."""
 
     from tasks.cli import run_process  # imports Lightning
 

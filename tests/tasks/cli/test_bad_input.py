@@ -1,4 +1,4 @@
-"""Mistakes of a user: what is said of each, on the command line and by what can be imported."""
+"""User errors and their messages, on the command line and in Python."""
 
 import os
 import re
@@ -235,7 +235,7 @@ class Harmful:
 
 
 def write_checkpoint(kind):
-    """A file that is no checkpoint to test with."""
+    """A file that is not a valid checkpoint."""
     file = Path(kind if kind == "best" else f"{kind}.ckpt")
     if kind == "cut":
         file.write_bytes(

@@ -1,4 +1,4 @@
-"""Callbacks that every run has, whatever a config names; and what a run leaves behind."""
+"""Default callbacks of every run, and the files of a run."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ STANDARD = {BestCheckpoint, StopIfNotFinite, Monitor, Pictures, SavePredictions}
 
 
 def callbacks(*args):
-    """Kinds of the callbacks of a run that is not begun."""
+    """Callback types of a run that is not started."""
     _, *rest = arguments("fit", "text", *args)
     return [type(callback) for callback in main(rest, run=False).trainer.callbacks]
 

@@ -1,4 +1,4 @@
-"""Settings of the trainer that are refused before anything starts."""
+"""Trainer settings that are rejected before anything starts."""
 
 import inspect
 

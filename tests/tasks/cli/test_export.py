@@ -76,7 +76,7 @@ def test_image_net_at_other_sizes(mixer, position, written, tmp_path):
     assert "any batch and size; at (3, 1, 40, 32) it differs" in said
     program = torch.export.load(tmp_path / "model.pt2").module()
     with torch.no_grad():
-        for shape in ((1, 1, 20, 28), (2, 1, 8, 12)):  # that of the position code, and smaller
+        for shape in ((1, 1, 20, 28), (2, 1, 8, 12)):  # that of the position encoding, and smaller
             x = torch.rand(shape)
             assert_close(str(shape), program(x), net(x), 1e-5)
 

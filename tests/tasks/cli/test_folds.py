@@ -1,4 +1,4 @@
-"""Cross-validation: with a stand-in for training, stopped and resumed, asked for wrongly."""
+"""Cross-validation: with mocked training, stopped and resumed, and with wrong arguments."""
 
 import sys
 from pathlib import Path

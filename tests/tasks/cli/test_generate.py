@@ -1,4 +1,4 @@
-"""Text from a prompt on the command line, and what is said of wrong ones."""
+"""Text generation on the command line, and errors for invalid prompts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What train.py says of its arguments."""
+"""The help of train.py."""
 
 import inspect
 import pydoc

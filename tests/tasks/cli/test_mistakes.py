@@ -1,4 +1,4 @@
-"""Errors that are a user's, and those that are not: what is said, and what is left behind."""
+"""User errors and other errors: their messages, and the files that remain."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""A net that is named on the command line has nothing of the net before it."""
+"""A net on the command line inherits nothing from the previous net."""
 
 import sys
 

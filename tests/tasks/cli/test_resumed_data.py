@@ -1,4 +1,4 @@
-"""What may change before a run goes on, and what it notices: other data, another process."""
+"""Allowed and detected changes before resuming: other data, another process."""
 
 from pathlib import Path
 

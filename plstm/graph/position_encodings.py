@@ -7,7 +7,7 @@ from plstm.extras import extra
 from plstm.graph.orientation import mix, simple_both_ways
 from plstm.graph.topology import IntArray
 
-with extra("graphs", "plstm.graph.position_codes"):
+with extra("graphs", "plstm.graph.position_encodings"):
     from scipy.sparse.csgraph import connected_components
     from torch_geometric.data import Data
     from torch_geometric.transforms import AddRandomWalkPE, BaseTransform
@@ -15,8 +15,8 @@ with extra("graphs", "plstm.graph.position_codes"):
 NEARLY_LARGEST = 1 - 1e-6  # tolerance, so that rounding does not choose among equal entries
 
 
-class AddPositionCodes(BaseTransform):
-    """Adds position encodings of nodes: data.position_code, (N, random_walk + laplacian).
+class AddPositionEncodings(BaseTransform):
+    """Adds position encodings of nodes: data.position_encoding, (N, random_walk + laplacian).
 
     The first columns are the probabilities that a random walk returns to a node after 1, 2, ...
     steps, the last ones the entries of `laplacian_vectors`. Nodes without edges have zeros.
@@ -34,7 +34,7 @@ class AddPositionCodes(BaseTransform):
     def __init__(self, random_walk: int = 0, laplacian: int = 0) -> None:
         for name, number in {"random_walk": random_walk, "laplacian": laplacian}.items():
             if number < 0:
-                raise ValueError(f"AddPositionCodes: {name} must be 0 or more, got {number}")
+                raise ValueError(f"AddPositionEncodings: {name} must be 0 or more, got {number}")
         self.random_walk, self.laplacian = random_walk, laplacian
 
     @property
@@ -43,20 +43,20 @@ class AddPositionCodes(BaseTransform):
         return self.random_walk + self.laplacian
 
     def forward(self, data: Data) -> Data:
-        """Return data with position_code; edge_index must have both directions of every edge."""
+        """Return data with position_encoding; edge_index must have both directions of edges."""
         codes = torch.zeros(data.num_nodes or 0, self.width)
         if data.num_edges and self.random_walk:
-            walks = AddRandomWalkPE(self.random_walk, "position_code")(data)
-            codes[:, : self.random_walk] = walks.position_code
+            walks = AddRandomWalkPE(self.random_walk, "position_encoding")(data)
+            codes[:, : self.random_walk] = walks.position_encoding
         if data.num_edges and self.laplacian:
             edges = data.edge_index.cpu().numpy()
             vectors = laplacian_vectors(edges, data.num_nodes, self.laplacian)
             codes[:, self.random_walk :] = torch.from_numpy(vectors)
-        data.position_code = codes
+        data.position_encoding = codes
         return data
 
     def __repr__(self) -> str:
-        return f"AddPositionCodes(random_walk={self.random_walk}, laplacian={self.laplacian})"
+        return f"AddPositionEncodings(random_walk={self.random_walk}, laplacian={self.laplacian})"
 
 
 def laplacian_vectors(edge_index: IntArray, num_nodes: int, count: int) -> np.ndarray:

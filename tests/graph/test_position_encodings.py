@@ -1,4 +1,4 @@
-"""Position codes against their definitions and PyG's transforms, on odd graphs too."""
+"""Position encodings against their definitions and PyG's transforms, on odd graphs too."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from torch_geometric.transforms import AddLaplacianEigenvectorPE, Compose
 
 from plstm.graph import ToDag
 from plstm.graph.batching import GraphBatcher
-from plstm.graph.position_codes import AddPositionCodes, drawn_signs, laplacian_vectors
+from plstm.graph.position_encodings import AddPositionEncodings, drawn_signs, laplacian_vectors
 from plstm.graph.storing import StoredGraphs
 from tests.graph.graphs import molecule
 
@@ -22,7 +22,7 @@ def graph(kind: str) -> Data:
 
 
 def codes(data: Data, **options: int) -> Tensor:
-    return AddPositionCodes(**options)(data).position_code
+    return AddPositionEncodings(**options)(data).position_encoding
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -36,7 +36,7 @@ def test_walks_return_with_the_powers_of_the_transition_matrix(kind: str) -> Non
 
 
 def test_eigenvectors_are_those_of_pyg() -> None:
-    """Of a connected graph whose eigenvalues differ, up to the sign."""
+    """For a connected graph with distinct eigenvalues, up to the sign."""
     data = graph("ring")
     data.edge_index = torch.cat([data.edge_index, torch.tensor([[0, 2], [2, 0]])], 1)
     want = AddLaplacianEigenvectorPE(5, attr_name="code", is_undirected=True)(data).code
@@ -46,7 +46,7 @@ def test_eigenvectors_are_those_of_pyg() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_eigenvectors_of_components(kind: str) -> None:
-    """Each has those of its own, whatever is beside it; missing ones are 0."""
+    """Components are independent; missing eigenvectors are 0."""
     edges, size = (x.numpy() if isinstance(x, Tensor) else x for x in molecule(kind))
     vectors = laplacian_vectors(edges, size, 9)
     adjacency = np.zeros((size, size))
@@ -87,11 +87,11 @@ def test_graphs_without_edges(data: Data) -> None:
 
 
 def test_the_transform_keeps_what_is_given_and_names_its_options() -> None:
-    transform, data = AddPositionCodes(2, 3), graph("ring")
-    assert repr(transform) == "AddPositionCodes(random_walk=2, laplacian=3)"
-    assert transform(data).position_code.shape == (8, 5) and "position_code" not in data
-    with pytest.raises(ValueError, match="AddPositionCodes: laplacian must be 0 or more, got -1"):
-        AddPositionCodes(2, -1)
+    transform, data = AddPositionEncodings(2, 3), graph("ring")
+    assert repr(transform) == "AddPositionEncodings(random_walk=2, laplacian=3)"
+    assert transform(data).position_encoding.shape == (8, 5) and "position_encoding" not in data
+    with pytest.raises(ValueError, match="AddPositionEncodings: laplacian must be 0 or more"):
+        AddPositionEncodings(2, -1)
 
 
 def test_signs_follow_from_the_seed_of_each_graph() -> None:
@@ -102,15 +102,15 @@ def test_signs_follow_from_the_seed_of_each_graph() -> None:
 
 
 def test_batches_draw_signs_of_the_last_columns() -> None:
-    prepare = Compose([ToDag(), AddPositionCodes(2, 3)])
+    prepare = Compose([ToDag(), AddPositionEncodings(2, 3)])
     stored = StoredGraphs([prepare(graph(kind)) for kind in KINDS])
     batcher, numbers = GraphBatcher(stored, signed=3), [3, 0, 0]
-    want = Batch.from_data_list([stored[i] for i in numbers]).position_code
-    assert torch.equal(batcher(numbers).position_code, want)
+    want = Batch.from_data_list([stored[i] for i in numbers]).position_encoding
+    assert torch.equal(batcher(numbers).position_encoding, want)
     seeds = [5, -9, 4]
     signs = torch.from_numpy(drawn_signs(np.asarray(seeds), 3))
     assert len(signs.unique(dim=0)) > 1
     batch = batcher(numbers, sign_seeds=seeds)
-    assert torch.equal(batch.position_code[:, :2], want[:, :2])
-    assert torch.equal(batch.position_code[:, 2:], want[:, 2:] * signs[batch.batch])
-    assert torch.equal(batcher(numbers).position_code, want)  # those of the data set stay
+    assert torch.equal(batch.position_encoding[:, :2], want[:, :2])
+    assert torch.equal(batch.position_encoding[:, 2:], want[:, 2:] * signs[batch.batch])
+    assert torch.equal(batcher(numbers).position_encoding, want)  # those of the data set stay
