@@ -199,14 +199,14 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI | None:
     Raises:
         ValueError: a config file that is no YAML, and wrong values of all kinds.
     """
+    # Lightning and torch.onnx ask PyTorch 2.13 in a way that works and that PyTorch calls old.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     arguments = sys.argv[1:] if args is None else args
     if arguments[:1] == ["export"]:
         return export.main(arguments[1:])
     finish_wandb()
     check_config_files(arguments)
     options = {"default_config_files": [str(DEFAULTS)]}
-    # Lightning asks PyTorch 2.13 in a way that works and that PyTorch calls old.
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Lightning cannot know that ours leaves nothing out.
     warnings.filterwarnings("ignore", message="You are using a custom batch sampler")
     # A checkpoint that is tested belongs to another run folder, as it should.
