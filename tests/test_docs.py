@@ -20,6 +20,7 @@ from tests.tasks.runs import FURTHER, SMALL, folder_of, run
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {str(page.relative_to(DOCS)): page.read_text("utf-8") for page in DOCS.rglob("*.md")}
+QUICK = ("how_to/layer.md", "how_to/task.md", "tasks/index.md")  # every config, files of one's own
 FENCE = re.compile(r'^```(\w+)(?: title="(.*?)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 INLINE_COMMAND = re.compile(r"`(python (?:train\.py|-m) [^`\n]*)`")
 INLINE_ARGUMENTS = re.compile(r"`(--(?:data|model|trainer)\.?[^`\n]*)`")
@@ -70,7 +71,6 @@ def first_named() -> dict[str, list[list[str]]]:
 WITH_COMMANDS = [page for page in sorted(PAGES) if commands(page)]
 WITH_PYTHON = [page for page in sorted(PAGES) if blocks(page, "python")]
 TRAINING = first_named()
-QUICK = ("how_to/layer.md", "how_to/task.md", "tasks/index.md")  # every config, files of one's own
 FOLDERS = ("configs", "benchmarks", "plstm", "tasks", "examples", "tests")
 PLACEHOLDER = re.compile("NAME|NET|my_file|help")
 
