@@ -1,4 +1,7 @@
-"""Train, validate, test or predict: python train.py {fit,validate,test,predict} --config FILE."""
+"""Train, validate, test or predict: python train.py {fit,validate,test,predict} --config FILE.
+
+python train.py export --ckpt_path FILE --to FOLDER exports a trained net.
+"""
 
 import sys
 

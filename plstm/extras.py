@@ -1,23 +1,23 @@
-"""Packages that only some parts need, by the extra that installs them."""
+"""Optional packages, and the extras that install them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class MissingExtra(ModuleNotFoundError):
-    """A package that a part needs is not installed; the message names the extra that has it."""
+    """An optional package is not installed; the message names its extra."""
 
 
 @contextmanager
 def extra(name: str, part: str) -> Iterator[None]:
-    """Around imports: name the extra where one of them is not installed.
+    """Context for imports that names the extra of a missing package.
 
     Args:
         name: The extra, for example "graphs".
         part: What needs it, for example "plstm.graph.ToDag".
 
     Raises:
-        MissingExtra: a module is not there.
+        MissingExtra: a module is not installed.
     """
     try:
         yield

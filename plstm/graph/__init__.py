@@ -1,4 +1,4 @@
-"""Graphs a pLSTM runs on; the PyTorch Geometric parts load on first use."""
+"""Graphs for pLSTM; the parts that need PyTorch Geometric load on first use."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Batches of graphs cut out of a stored data set, without a Python loop over graphs."""
+"""Batches of graphs from a stored data set, without a Python loop over graphs."""
 
 from collections.abc import Sequence
 
@@ -17,15 +17,15 @@ with extra("graphs", "plstm.graph.batching"):
 
 
 class GraphBatcher:
-    """Packs the graphs of given numbers into one DagData; a `collate_fn` for lists of numbers.
+    """Packs graphs with the given indices into one DagData; a `collate_fn` for lists of indices.
 
-    Equal to PyG's Batch.from_data_list of these graphs in every tensor, several times faster.
+    All tensors equal those of PyG's Batch.from_data_list; several times faster.
 
     Args:
-        dataset: Graphs prepared by ToDag as pre_transform, as PyG keeps them in memory; an
-            index_select of it will not do.
-        plans: Let batches carry the plans of plstm_dag, made where the batches are made.
-        signed: How many columns at the end of position_code have any sign.
+        dataset: Graphs prepared by ToDag as pre_transform, in the in-memory format of PyG; not an
+            index_select of it.
+        plans: Add the plans of plstm_dag to batches, computed by the loader.
+        signed: Number of trailing columns of position_code with arbitrary signs.
     """
 
     def __init__(self, dataset: InMemoryDataset, plans: bool = False, signed: int = 0) -> None:
@@ -43,14 +43,14 @@ class GraphBatcher:
         order_seeds: Sequence[int] | None = None,
         sign_seeds: Sequence[int] | None = None,
     ) -> DagData:
-        """One packed batch, with `batch` (N,) and `num_graphs`.
+        """Pack one batch, with `batch` (N,) and `num_graphs`.
 
         Args:
-            numbers: Which graphs, B of them.
-            order_seeds: A seed for each; its DAG is then made anew by a random node order that
-                follows from the seed. None takes the DAGs of the data set.
-            sign_seeds: A seed for each; the signs of its position codes follow from the seed. None
-                takes those of the data set.
+            numbers: Indices of B graphs.
+            order_seeds: A seed per graph, for a new DAG with a random node order; None keeps the
+                DAGs of the data set.
+            sign_seeds: A seed per graph, for the signs of its position encodings; None keeps those
+                of the data set.
         """
         graphs = torch.as_tensor(numbers)
         counts = self.num_nodes[graphs]
@@ -68,7 +68,7 @@ class GraphBatcher:
         return add_plans(out) if self.plans else out
 
     def _cut(self, key: str, graphs: Tensor) -> Tensor:
-        """The entries of all graphs side by side; indices count on from graph to graph."""
+        """Concatenate the entries of all graphs, with indices offset per graph."""
         start, count = self._bounds(key, graphs)
         axis = self.data.__cat_dim__(key, self.data[key])
         value = self.data[key].index_select(axis, _ranges(start, count))
@@ -82,11 +82,11 @@ class GraphBatcher:
 
 
 def _before(sizes: Tensor, count: Tensor) -> Tensor:
-    """Total size of the earlier graphs, for every entry."""
+    """Total size of the previous graphs, for every entry."""
     return (sizes.cumsum(0) - sizes).repeat_interleave(count)
 
 
 def _ranges(start: Tensor, count: Tensor) -> Tensor:
-    """arange(start, start + count) of all graphs side by side."""
+    """Concatenate arange(start, start + count) of all graphs."""
     shift = (start - (count.cumsum(0) - count)).repeat_interleave(count)
     return shift + torch.arange(shift.numel())

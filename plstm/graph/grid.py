@@ -1,4 +1,4 @@
-"""Regular grids of any number of axes as graphs, and where their gates are."""
+"""Regular grids with any number of axes as graphs, and the indices of their gates."""
 
 import math
 from collections.abc import Sequence
@@ -9,25 +9,25 @@ from torch import Tensor
 
 
 class GridIndex(NamedTuple):
-    """Edges and pairs of a grid, and the places of their gates.
+    """Edges and pairs of a grid, and the indices of their gates.
 
     Edges are in the order of the source gates (nodes, N) and pairs in that of the transitions
-    (nodes, N, N) [out, in], row-major, without those that a border cuts off.
+    (nodes, N, N) [out, in], row-major, without those that leave the grid.
     """
 
     edge_index: Tensor  # (2, E)
     line_index: Tensor  # (2, A)
     edge_level: Tensor  # (E,) steps from the corner to src
-    source: Tensor  # (E,) place in (nodes N): of src and the direction of the edge
-    transition: Tensor  # (A,) place in (nodes N N): of the node in the middle
-    mark: Tensor  # (E,) place in (nodes N): of dst
+    source: Tensor  # (E,) index into (nodes N): src and direction of the edge
+    transition: Tensor  # (A,) index into (nodes N N): node in the middle
+    mark: Tensor  # (E,) index into (nodes N): dst
     in_tree: Tensor  # (A,) whether the pair belongs to the multitree: see `LineGraph.grid`
 
 
 def grid_index(
     shape: Sequence[int], signs: Sequence[int] | None = None, num_graphs: int = 1
 ) -> GridIndex:
-    """Number the edges and pairs of equal grids; arguments as for `LineGraph.grid`."""
+    """Index the edges and pairs of equal grids; arguments as for `LineGraph.grid`."""
     shape, signs = tuple(shape), (1,) * len(shape) if signs is None else tuple(signs)
     _check(shape, signs, num_graphs)
     axes, num_nodes = len(shape), num_graphs * math.prod(shape)
@@ -60,7 +60,7 @@ def grid_index(
 def grid_gates(
     source: Tensor, transition: Tensor, mark: Tensor, signs: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gates of one corner of a batch of grids in the order of `LineGraph.grid`.
+    """Gates of one corner for a batch of grids, in the order of `LineGraph.grid`.
 
     Args:
         source: Factor from a node to its edge along each of N directions, (B, *grid, H, N).

@@ -1,4 +1,4 @@
-"""The graph a pLSTM runs on: DAG edges, their consecutive pairs, and what follows from them."""
+"""The graph of a pLSTM: DAG edges, pairs of consecutive edges, and derived quantities."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,22 +31,22 @@ _NO_PLANNING = -1  # limit of a plan
 
 
 class LineGraph:
-    """A DAG, or a packed batch of DAGs, with the pairs of edges along which states move on.
+    """A DAG, or a packed batch of DAGs, with the pairs of edges along which states move.
 
     Args:
         edge_index: Edges, (2, E) int64, row 0 = src, row 1 = dst.
-        line_index: Pairs [incoming edge, outgoing edge], (2, A) int64, dst of the one = src of the
-            other.
+        line_index: Pairs [incoming edge, outgoing edge], (2, A) int64; dst of the first is src of
+            the second.
         num_nodes: Number of nodes N.
-        batch: Graph of every node, (N,) int64, ascending; None for a single graph.
-        edge_level: Topological level of every edge, (E,) int64, rising along every pair; computed
-            when missing as the length of the longest path to src.
-        num_graphs: Number of graphs; up to the last one with a node if None.
+        batch: Graph index of every node, (N,) int64, ascending; None for a single graph.
+        edge_level: Topological level of every edge, (E,) int64, increasing along every pair; by
+            default the length of the longest path to src.
+        num_graphs: Number of graphs; if None, up to the last graph with a node.
 
     Raises:
-        ValueError: wrong dtype or shape, index out of range, a pair that does not meet in a node,
-            an edge between two graphs, a batch that is not ascending or has more graphs than
-            num_graphs, or a directed cycle (its nodes are named).
+        ValueError: wrong dtype or shape, index out of range, a pair whose edges do not meet, an
+            edge between two graphs, a batch that is not ascending or has more graphs than
+            num_graphs, or a directed cycle (the message lists its nodes).
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LineGraph:
         check_batch(edge_index, num_nodes, batch)
         check_num_graphs(batch, num_graphs)
         check_pairs(edge_index, line_index)
-        level = checked_levels(edge_index, num_nodes)  # finds a cycle, which pairs may leave out
+        level = checked_levels(edge_index, num_nodes)  # finds cycles that have no pairs
         if edge_level is not None:
             check_level(edge_index, line_index, edge_level)
             level = edge_level
@@ -89,23 +89,23 @@ class LineGraph:
     def grid(
         cls, shape: Sequence[int], signs: Sequence[int] | None = None, *, num_graphs: int = 1
     ) -> "LineGraph":
-        """Regular grids with an edge along every axis, away from one corner, and all pairs.
+        """Regular grids with an edge along every axis, away from a corner, and all pairs.
 
-        Nodes are numbered row-major, grid after grid. Edges are ordered by src, then by direction,
-        the last axis first; pairs by the node in the middle, then by the direction of the outgoing
-        edge, then by that of the incoming one. `plstm.graph.grid.grid_gates` brings gates of
-        (nodes, N) and (nodes, N, N) into this order.
+        Nodes are in row-major order, grid by grid. Edges are sorted by src, then by direction, the
+        last axis first; pairs by the node in the middle, then by the direction of the outgoing
+        edge, then by that of the incoming one. `plstm.graph.grid.grid_gates` converts gates of
+        (nodes, N) and (nodes, N, N) to this order.
 
-        The multitree of a grid has the paths that go along the first axis, then along the second,
-        and so on, one between any two nodes; with two axes that of PLSTM2d with chirality "L".
+        The multitree of a grid has the paths that follow the first axis, then the second, and so
+        on, one between any two nodes; with two axes it is that of PLSTM2d with chirality "L".
 
         Args:
-            shape: Nodes along each of N axes, for example (Y, X) or (T, Y, X).
-            signs: Of every axis 1 if its edges point along it, -1 against it; all 1 if None.
-            num_graphs: Number of such grids.
+            shape: Number of nodes along each of N axes, for example (Y, X) or (T, Y, X).
+            signs: For every axis 1 if its edges point along it, -1 against it; all 1 if None.
+            num_graphs: Number of grids.
 
         Raises:
-            ValueError: an empty grid; signs that do not fit.
+            ValueError: an empty grid; invalid signs.
         """
         index = grid_index(shape, signs, num_graphs)
         nodes = math.prod(shape)
@@ -135,7 +135,7 @@ class LineGraph:
         edge_level: Tensor,
         num_graphs: int | None = None,
     ) -> "LineGraph":
-        """Build from arrays known to be right: no checks, no computation.
+        """Build from valid arrays, without checks or computation.
 
         Arguments as for the constructor.
         """
@@ -175,31 +175,31 @@ class LineGraph:
 
     @property
     def node_graph(self) -> Tensor:
-        """Graph of every node, (N,), zeros for a single graph."""
+        """Graph index of every node, (N,), zeros for a single graph."""
         if self.batch is not None:
             return self.batch
         return self.edge_index.new_zeros(self.num_nodes)
 
     @property
     def forward(self) -> "LineGraph":
-        """The graph itself, or what it is the reverse of."""
+        """The graph itself, or the graph of which it is the reverse."""
         return self._reverse if self.flipped else self
 
     def cached(self, key: str, build: Callable[["LineGraph"], T]) -> T:
-        """build(self.forward), kept under `key` for both directions as long as the graph lives."""
+        """build(self.forward), cached under `key` for both directions."""
         plans = self.forward._plans
         if key not in plans:
             plans[key] = build(self.forward)
         return plans[key]
 
     def reach_plan(self, limit: int | None = None) -> ReachPlan | None:
-        """The plan of the sparse parallel form for both directions; made once and kept.
+        """The plan of the sparse parallel form for both directions, cached.
 
         Args:
-            limit: Make it if it has at most this many products.
+            limit: Largest number of products of a new plan.
 
         Returns:
-            None if there is no plan and it is too large for the limit.
+            The plan; None if it does not exist and exceeds the limit.
         """
         plans = self.forward._plans
         if "reach" not in plans and (
@@ -213,12 +213,12 @@ class LineGraph:
         return plans.get("reach")
 
     def paying_reach_plan(self, qk_dim: int, v_dim: int, planning: bool = True) -> ReachPlan | None:
-        """The plan of the sparse parallel form if that form is no slower than the recurrent one.
+        """The plan of the sparse parallel form if it is at least as fast as the recurrent form.
 
         Args:
-            qk_dim: Width of queries and keys per head.
-            v_dim: Width of values per head.
-            planning: Make the plan if there is none; else take what is there.
+            qk_dim: Key width per head.
+            v_dim: Value width per head.
+            planning: Make the plan if it does not exist.
         """
         moves = self.num_edges + self.num_pairs
         limit = largest_number_of_products(moves, qk_dim, v_dim) if planning else _NO_PLANNING
@@ -226,7 +226,7 @@ class LineGraph:
         return plan if plan is not None and plan.pays(moves, qk_dim, v_dim) else None
 
     def take_reach_plan(self, plan: ReachPlan | None, qk_dim: int, v_dim: int) -> None:
-        """Keep a plan that came with a batch; None if it does not pay at these widths."""
+        """Set a plan that comes with a batch; None means that it does not pay at these widths."""
         if plan is None:
             moves = self.num_edges + self.num_pairs
             self._plans["reach limit"] = largest_number_of_products(moves, qk_dim, v_dim)
@@ -234,13 +234,13 @@ class LineGraph:
             self._plans["reach"] = plan
 
     def take_multitree(self, tree: "LineGraph") -> None:
-        """Keep a multitree that came with a batch."""
+        """Set a multitree that comes with a batch."""
         self._plans["multitree"], tree._is_multitree = tree, True
 
     def reverse(self) -> "LineGraph":
-        """The same graph with all edges and pairs flipped; edges and pairs keep their numbers.
+        """The same graph with all edges and pairs reversed; edges and pairs keep their indices.
 
-        Its levels are the negative ones of this graph.
+        Its levels are the negative levels of this graph.
         """
         if self._reverse is None:
             back = LineGraph.prepared(
@@ -256,10 +256,10 @@ class LineGraph:
         return self._reverse
 
     def multitree(self) -> "LineGraph":
-        """The same edges with pairs left out until any two edges are joined by at most one path.
+        """The same edges without some pairs, so that at most one path joins any two edges.
 
-        The multitree of the reverse is the reverse of the multitree. Memory grows as the square of
-        the edges of the largest graph; see `plstm.graph.multitree`.
+        The multitree of the reverse is the reverse of the multitree. Memory grows with the square
+        of the edges of the largest graph; see `plstm.graph.multitree`.
 
         Raises:
             ValueError: a graph is too large.
@@ -270,17 +270,17 @@ class LineGraph:
         return tree.reverse() if self.flipped else tree
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "LineGraph":
-        """Copy to another device with all plans, self if it is there already."""
+        """Copy to another device with all plans; self if it is already there."""
         if torch.device(device) == self.device:
             return self
         return self.apply(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "LineGraph":
-        """Copy in pinned memory, from where `to` need not block."""
+        """Copy to pinned memory, so that `to` can be asynchronous."""
         return self.apply(Tensor.pin_memory)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> "LineGraph":
-        """Copy with a function applied to every tensor, those of plans included."""
+        """Copy with a function applied to every tensor, including plans."""
         if self.flipped:
             return self.forward.apply(function).reverse()
         graph = LineGraph.prepared(
@@ -302,7 +302,7 @@ class LineGraph:
         )
 
 
-@disable  # numpy, whose sizes depend on the edges
+@disable  # numpy, with sizes that depend on the edges
 def _plan(graph: LineGraph, limit: int | None) -> ReachPlan | None:
     edge_graph = graph.node_graph.index_select(0, graph.edge_index[0])
     tensors = graph.edge_index, graph.line_index, graph.edge_level, edge_graph
@@ -328,7 +328,7 @@ def _pruned(graph: LineGraph) -> LineGraph:
 
 
 def _applied(plan: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """What `LineGraph._plans` holds, moved."""
+    """Apply a function to a value of `LineGraph._plans`."""
     if isinstance(plan, LineGraph):
         return plan.apply(function)
     return apply_to_plan(plan, function) if isinstance(plan, tuple) else plan

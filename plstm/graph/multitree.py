@@ -14,23 +14,22 @@ def prune_to_multitree(
     edge_src: IntArray,
     edge_graph: IntArray | None = None,
 ) -> np.ndarray:
-    """Choose the line-graph pairs that stay in the multitree of D-mode.
+    """Choose the line-graph pairs that stay in the multitree of mode D.
 
-    Edges are visited level by level, all edges of one level at once. Every edge takes incoming
-    edges one after another as long as their ancestor sets (themselves included) are disjoint from
-    all it has taken before: then no two kept paths ever meet twice. Edges with many ancestors are
-    tried first, and the list is rotated by the position of the edge among the outgoing edges of its
-    source node, so that sibling edges prefer different incoming ones and together carry more of
-    them on.
+    Edges are visited by level, all edges of one level at once. Every edge takes incoming edges one
+    by one, as long as their ancestor sets (themselves included) are disjoint from all sets it has
+    taken: then two kept paths never meet twice. Edges with many ancestors are tried first. The list
+    is rotated by the position of the edge among the outgoing edges of its source node, so that
+    sibling edges prefer different incoming edges and together continue more of them.
 
-    An ancestor set has a bit for every edge of its graph: E^2 / 8 bytes for one graph of E edges,
-    at most MAX_BYTES.
+    An ancestor set has one bit per edge of its graph: E^2 / 8 bytes for a graph of E edges, at most
+    MAX_BYTES.
 
     Args:
         line_index: Pairs [incoming edge, outgoing edge], (2, A).
-        edge_level: Topological level of every edge, (E,); rises along every pair.
+        edge_level: Topological level of every edge, (E,); increases along every pair.
         edge_src: Source node of every edge, (E,).
-        edge_graph: Graph of every edge in a packed batch, (E,).
+        edge_graph: Graph index of every edge in a packed batch, (E,).
 
     Returns:
         Mask of the pairs to keep, (A,) bool.
@@ -60,7 +59,7 @@ def _choose_level(
     sibling: IntArray,
     keep: np.ndarray,
 ) -> None:
-    """Choose among the pairs into the edges of one level; updates ancestors, size and keep."""
+    """Choose pairs into the edges of one level; updates ancestors, size and keep."""
     incoming, outgoing = line_index[:, pairs]
     order = np.lexsort((incoming, -size[incoming], outgoing))
     pairs, incoming, outgoing = pairs[order], incoming[order], outgoing[order]

@@ -1,4 +1,4 @@
-"""Turn a graph into a DAG: a rank per node, edges point from low to high rank."""
+"""Orient a graph as a DAG: a rank per node, edges from low to high rank."""
 
 import numpy as np
 import torch
@@ -15,22 +15,22 @@ def node_rank(
     """Rank of every node, a permutation of 0..N-1.
 
     Args:
-        edge_index: Undirected edges, (2, E), in one or both directions; for "directed" those of a
-            DAG.
+        edge_index: Undirected edges, (2, E), in one or both directions; for "directed", the edges
+            of a DAG.
         num_nodes: Number of nodes N.
-        order: "given" keeps the node numbers. "bfs" is canonical: by connected component, distance
-            from the root of the component, Weisfeiler-Leman colour, node number; the root has the
-            largest degree, then the smallest colour. "random" draws a permutation. "directed" is
-            topological, by the longest path to a node, then node number: edges keep their
-            directions.
+        order: "given" keeps the node order. "bfs" is canonical: sorted by connected component,
+            distance from the root of the component, Weisfeiler-Leman colour, node index; the root
+            has the largest degree, then the smallest colour. "random" draws a permutation.
+            "directed" is topological: sorted by the longest path to a node, then node index; edges
+            keep their directions.
         seed: For "random": the permutation is a fixed function of seed and graph; None draws a new
-            one from torch's global generator in every call (augmentation).
+            one from torch's global generator at every call (augmentation).
 
     Returns:
         Ranks, (N,).
 
     Raises:
-        ValueError: unknown order; "directed" edges that have a cycle.
+        ValueError: order is unknown; "directed" edges have a cycle.
     """
     check_choice("node_rank", "order", order, ORDERS)
     if order == "given":
@@ -43,15 +43,15 @@ def node_rank(
 
 
 def drawn_rank(seeds: IntArray, nodes: IntArray) -> IntArray:
-    """Random ranks of the nodes of several graphs that follow from the seed of each graph.
+    """Random ranks of the nodes of several graphs, each a function of the seed of its graph.
 
     Args:
         seeds: Seed of the graph of every node, (N,).
-        nodes: Number of every node inside its graph, (N,).
+        nodes: Index of every node within its graph, (N,).
 
     Returns:
-        Ranks, a permutation of 0..N-1, (N,). How the nodes of one graph are ordered among
-        themselves depends on its own seed only.
+        Ranks, a permutation of 0..N-1, (N,). The relative order of the nodes of a graph depends
+        only on its own seed.
     """
     return _invert(np.argsort(mix(mix(seeds.astype(np.uint64)) ^ nodes.astype(np.uint64))))
 
@@ -64,8 +64,8 @@ def orient(edge_index: IntArray, rank: IntArray) -> tuple[IntArray, IntArray]:
         rank: A permutation of 0..N-1, (N,).
 
     Returns:
-        DAG edges sorted by the ranks of src and dst, (2, E), and for each the column of edge_index
-        it was taken from, (E,): `edge_attr[column]` are its attributes.
+        DAG edges sorted by the ranks of src and dst, (2, E), and the column of edge_index for each,
+        (E,): `edge_attr[column]` are its attributes.
 
     Raises:
         ValueError: rank is not a permutation.
@@ -84,10 +84,10 @@ def orient(edge_index: IntArray, rank: IntArray) -> tuple[IntArray, IntArray]:
 
 
 def wl_colours(edge_index: IntArray, num_nodes: int) -> np.ndarray:
-    """Weisfeiler-Leman colours from the degree, (N,) uint64; equal under any relabelling.
+    """Weisfeiler-Leman colours, starting from the degree, (N,) uint64; invariant to node order.
 
-    A round hashes every colour together with the sum of its neighbours' hashed colours; rounds go
-    on while they split colour classes. Expects a simple graph with both directions stored.
+    A round hashes every colour together with the sum of its neighbors' hashed colours; rounds
+    continue while they split colour classes. Expects a simple graph with both directions stored.
     """
     src, dst = edge_index
     colour = mix(np.bincount(dst, minlength=num_nodes).astype(np.uint64))
@@ -97,14 +97,14 @@ def wl_colours(edge_index: IntArray, num_nodes: int) -> np.ndarray:
         if now == classes:
             break
         classes = now
-        neighbours = np.zeros(num_nodes, dtype=np.uint64)
-        np.add.at(neighbours, dst, mix(colour)[src])
-        colour = mix(colour * np.uint64(3) + neighbours)
+        neighbors = np.zeros(num_nodes, dtype=np.uint64)
+        np.add.at(neighbors, dst, mix(colour)[src])
+        colour = mix(colour * np.uint64(3) + neighbors)
     return colour
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """Bijective scrambling of 64-bit numbers (the finaliser of splitmix64)."""
+    """Bijective hash of 64-bit integers (the finalizer of SplitMix64)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -137,7 +137,7 @@ def _invert(order: IntArray) -> IntArray:
 
 
 def _smallest_in_component(edges: IntArray, value: IntArray) -> IntArray:
-    """Smallest value in the connected component of every node."""
+    """Minimum over the connected component of every node."""
     value, (src, dst) = value.copy(), edges
     while True:
         before = value.copy()

@@ -1,4 +1,4 @@
-"""What the fast forms of plstm_dag compute in advance from a graph; gates play no part in it."""
+"""Precomputed plans of the fast forms of plstm_dag; they depend on the graph only."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -9,33 +9,32 @@ from torch import Tensor
 
 from plstm.graph.topology import IntArray, positions_in_group, ranges
 
-# Cost of a product, in numbers that "levels" moves in the same time: 3 in the op, the rest for the
-# share of the plan. A pair of nodes costs (K + V) / 2, an edge and a pair of "levels" K V. Measured
-# on a CPU, forward and backward with 4 heads, on molecules, proteins, paths, grids and complete
-# DAGs.
+# Cost of a product, in elements that "levels" moves in the same time: 3 in the op, the rest for the
+# plan. A pair of nodes costs (K + V) / 2, an edge and a pair of "levels" K V. Measured on a CPU,
+# forward and backward with 4 heads, on molecules, proteins, paths, grids and complete DAGs.
 _PRODUCT = 5
 _ONES = np.array([number.bit_count() for number in range(2**16)], dtype=np.uint8)
 _SAMPLES = 64  # bits of a word
 
 
 class LevelPlan(NamedTuple):
-    """Order of the pairs for the recurrent form; backwards it serves the reverse of the graph."""
+    """Order of the pairs for the recurrent form; reversed, that of the reverse graph."""
 
     order: Tensor  # (A,) pairs by the level of their outgoing edge
-    sizes: Tensor  # (E,) pairs per level, then zeros; on the CPU wherever the graph is
+    sizes: Tensor  # (E,) pairs per level, then zeros; always on the CPU
 
 
 class ReachPlan(NamedTuple):
     """Entries (early edge, late edge) joined by a path along the forward direction of a graph.
 
-    An entry is the sum of products (entry before) * (transition), level after level. The reverse of
-    the graph has the same entries with the two edges in each other's role.
+    An entry is the sum of products (previous entry) * (transition), level by level. The reverse
+    graph has the same entries with the two edges exchanged.
     """
 
-    entries: Tensor  # (3, R): early edge, late edge, which of the pairs of nodes
-    products: Tensor  # (3, Q): line-graph pair, entry that is multiplied, entry it adds to
+    entries: Tensor  # (3, R): early edge, late edge, index of the pair of nodes
+    products: Tensor  # (3, Q): line-graph pair, input entry, output entry
     nodes: Tensor  # (2, P) pairs of nodes: src of early edges, dst of late ones
-    sizes: Tensor  # (levels,) products per level; on the CPU wherever the graph is
+    sizes: Tensor  # (levels,) products per level; always on the CPU
 
     @property
     def num_products(self) -> int:
@@ -48,7 +47,7 @@ class ReachPlan(NamedTuple):
 
 
 def largest_number_of_products(moves: int, qk_dim: int, v_dim: int) -> int:
-    """Of plans that may pay."""
+    """Largest number of products of plans that may pay."""
     return moves * qk_dim * v_dim // _PRODUCT
 
 
@@ -56,7 +55,7 @@ Plan = TypeVar("Plan", LevelPlan, ReachPlan)
 
 
 def apply_to_plan(plan: Plan, function: Callable[[Tensor], Tensor]) -> Plan:
-    """The plan with a function applied to all tensors but the sizes, which loops read."""
+    """Apply a function to all tensors of a plan except the sizes, which loops read."""
     changed = {name: function(x) for name, x in plan._asdict().items() if name != "sizes"}
     return plan._replace(**changed)
 
@@ -69,18 +68,18 @@ def make_reach_plan(
     num_nodes: int,
     limit: int | None = None,
 ) -> ReachPlan | None:
-    """List the entries and how they follow from each other.
+    """List the entries and the products that compute them.
 
     Args:
         edge_index: Edges, (2, E).
         line_index: Pairs [incoming edge, outgoing edge], (2, A).
-        edge_level: Topological level of every edge, (E,); rises along every pair.
-        edge_graph: Graph of every edge, (E,).
+        edge_level: Topological level of every edge, (E,); increases along every pair.
+        edge_graph: Graph index of every edge, (E,).
         num_nodes: Number of nodes N.
         limit: Largest number of products.
 
     Returns:
-        The plan, on the CPU; None beyond the limit, which an estimate finds without listing them.
+        The plan, on the CPU; None beyond the limit, which an estimate checks first.
     """
     if limit is not None and estimated_products(line_index, edge_level, edge_graph, limit) > limit:
         return None
@@ -96,11 +95,11 @@ def make_reach_plan(
 def estimated_products(
     line_index: IntArray, edge_level: IntArray, edge_graph: IntArray, limit: int
 ) -> float:
-    """About the number of products of a reach plan; counting ends beyond `limit`.
+    """Approximate number of products of a reach plan; counting stops beyond `limit`.
 
-    There is a product for every pair and every edge from which the incoming edge can be reached.
-    Of the latter up to 64 of each graph are followed, spread over its levels, one bit each: the
-    count is exact for graphs of up to 64 edges.
+    There is a product for every pair and every edge from which the incoming edge can be reached. Up
+    to 64 of these edges per graph are followed, spread over its levels, one bit each: the count is
+    exact for graphs of up to 64 edges.
     """
     reached, weight = _samples(edge_level, edge_graph)
     total = 0.0
@@ -114,7 +113,7 @@ def estimated_products(
 
 
 def _samples(edge_level: IntArray, edge_graph: IntArray) -> tuple[np.ndarray, np.ndarray]:
-    """A word per edge with a bit of its own for those followed, and edges per bit of each graph."""
+    """A word per edge, with one bit set if it is followed, and edges per bit for each graph."""
     count = np.bincount(edge_graph)
     order = np.lexsort((edge_level, edge_graph))
     place = np.empty_like(order)
@@ -133,7 +132,7 @@ def _count_ones(words: np.ndarray) -> np.ndarray:
 def _incoming_by_level(
     line_index: IntArray, edge_level: IntArray
 ) -> list[tuple[IntArray, IntArray, IntArray]]:
-    """Outgoing edges of a level, and their incoming edges side by side from `starts` on."""
+    """Outgoing edges of a level, and their concatenated incoming edges, starting at `starts`."""
     incoming, outgoing = line_index
     order = np.lexsort((outgoing, edge_level[outgoing]))
     incoming, outgoing, level = incoming[order], outgoing[order], edge_level[outgoing[order]]

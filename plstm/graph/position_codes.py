@@ -1,4 +1,4 @@
-"""Position codes of nodes: return probabilities of random walks, eigenvectors of the Laplacian."""
+"""Position encodings of nodes: random-walk return probabilities, Laplacian eigenvectors."""
 
 import numpy as np
 import torch
@@ -12,21 +12,21 @@ with extra("graphs", "plstm.graph.position_codes"):
     from torch_geometric.data import Data
     from torch_geometric.transforms import AddRandomWalkPE, BaseTransform
 
-NEARLY_LARGEST = 1 - 1e-6  # of equal entries, rounding must not choose the largest
+NEARLY_LARGEST = 1 - 1e-6  # tolerance, so that rounding does not choose among equal entries
 
 
 class AddPositionCodes(BaseTransform):
-    """Give nodes codes of their place: data.position_code, (N, random_walk + laplacian).
+    """Adds position encodings of nodes: data.position_code, (N, random_walk + laplacian).
 
-    The first columns are the probabilities that a random walk from a node is back there after 1, 2,
-    ... steps, the last ones the entries of `laplacian_vectors`. Nodes without edges have zeros.
+    The first columns are the probabilities that a random walk returns to a node after 1, 2, ...
+    steps, the last ones the entries of `laplacian_vectors`. Nodes without edges have zeros.
 
     Args:
         random_walk: Number of steps.
         laplacian: Number of eigenvectors.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a number is negative.
 
     Source: arXiv 2110.07875 (random walks), 2003.00982 (eigenvectors).
     """
@@ -39,11 +39,11 @@ class AddPositionCodes(BaseTransform):
 
     @property
     def width(self) -> int:
-        """Columns of the code."""
+        """Number of columns."""
         return self.random_walk + self.laplacian
 
     def forward(self, data: Data) -> Data:
-        """Return data with position_code; edge_index has both directions of every edge."""
+        """Return data with position_code; edge_index must have both directions of every edge."""
         codes = torch.zeros(data.num_nodes or 0, self.width)
         if data.num_edges and self.random_walk:
             walks = AddRandomWalkPE(self.random_walk, "position_code")(data)
@@ -60,11 +60,11 @@ class AddPositionCodes(BaseTransform):
 
 
 def laplacian_vectors(edge_index: IntArray, num_nodes: int, count: int) -> np.ndarray:
-    """Eigenvectors of the normalised Laplacian I - D^(-1/2) A D^(-1/2) of every component.
+    """Eigenvectors of the normalized Laplacian I - D^(-1/2) A D^(-1/2) of every component.
 
-    They are those of the smallest eigenvalues without the first one, which is 0, of length 1. What
-    a small component has too few of is 0. Of the two signs that one is taken whose largest entry is
-    positive; among eigenvectors of one eigenvalue the choice is that of the solver.
+    They belong to the smallest eigenvalues except the first, which is 0, and have norm 1. If a
+    component is too small, the rest is 0. The sign makes the largest entry positive; for repeated
+    eigenvalues, the basis is that of the solver.
 
     Args:
         edge_index: Edges of an undirected graph, (2, E), in one or both directions.
@@ -87,7 +87,7 @@ def laplacian_vectors(edge_index: IntArray, num_nodes: int, count: int) -> np.nd
 
 
 def drawn_signs(seeds: IntArray, count: int) -> np.ndarray:
-    """Random signs, (B, count), that follow from a seed of each graph, (B,)."""
+    """Random signs, (B, count), from a seed per graph, (B,)."""
     columns = np.arange(count, dtype=np.uint64)
     bits = mix(mix(~mix(seeds.astype(np.uint64)))[:, None] ^ columns) >> np.uint64(63)
     return 1.0 - 2.0 * bits.astype(np.float32)

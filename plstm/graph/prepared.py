@@ -1,4 +1,4 @@
-"""LineGraphs of prepared data and the plans that batches carry; without PyTorch Geometric."""
+"""LineGraphs of prepared data, and plans in batches; does not need PyTorch Geometric."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ from plstm.graph.line_graph import LineGraph
 from plstm.graph.plans import ReachPlan
 
 PLAN_PREFIXES = ("line", "tree")
-PLANNED_WIDTHS = 24, 24  # keys and values per head at which a plan has to pay to be carried
-HOST_KEYS = tuple(f"{prefix}_sizes" for prefix in PLAN_PREFIXES)  # read by the host, stay there
+PLANNED_WIDTHS = 24, 24  # key and value width per head at which a plan must pay to be added
+HOST_KEYS = tuple(f"{prefix}_sizes" for prefix in PLAN_PREFIXES)  # read on the CPU, stay there
 
 
 def line_graph(data: Any) -> LineGraph:
-    """The LineGraph of a DagData or of a batch of them, without computing anything.
+    """The LineGraph of a DagData or of a batch of them, without computation.
 
     Args:
-        data: Object with the fields of DagData; `batch` and `num_graphs` too if it is a batch.
+        data: Object with the fields of DagData; for a batch also `batch` and `num_graphs`.
 
     Raises:
-        ValueError: the data have not been prepared.
+        ValueError: the data are not prepared.
     """
     if getattr(data, "dag_edge_index", None) is None:
         raise ValueError(
@@ -44,7 +44,7 @@ def line_graph(data: Any) -> LineGraph:
 
 
 def count_nodes(data: Any) -> int:
-    """Number of nodes of a PyG Data, from a shape if it can: torch.compile follows those."""
+    """Number of nodes of a PyG Data, from a shape if possible, for torch.compile."""
     for name in ("x", "batch"):
         rows = getattr(data, name, None)
         if rows is not None:
@@ -53,7 +53,7 @@ def count_nodes(data: Any) -> int:
 
 
 def add_plans(data: Any) -> Any:
-    """Let a batch of DagData carry the reach plans that pay; `line_graph` takes them up."""
+    """Add the reach plans that pay to a batch of DagData, for use by `line_graph`."""
     graph = line_graph(data)
     for prefix, part in zip(PLAN_PREFIXES, (graph, graph.multitree()), strict=True):
         plan = part.paying_reach_plan(*PLANNED_WIDTHS)

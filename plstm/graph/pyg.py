@@ -1,4 +1,4 @@
-"""PyTorch Geometric side: a Data class that batches line graphs, and its transform."""
+"""PyTorch Geometric: a Data class that batches line graphs, and its transform."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +20,8 @@ with extra("graphs", "plstm.graph.pyg"):
 
 __all__ = ["DAG_KEYS", "PAIR_KEYS", "VERSION", "DagData", "ToDag", "line_graph"]
 
-VERSION = 2  # raise when ToDag or AddPositionCodes make other arrays: caches are made anew
-PAIR_KEYS = ("line_index", "tree_index")  # count edges of dag_edge_index, not nodes
+VERSION = 2  # increment when ToDag or AddPositionCodes change, to renew caches
+PAIR_KEYS = ("line_index", "tree_index")  # index edges of dag_edge_index, not nodes
 DAG_KEYS = (*PAIR_KEYS, "dag_edge_index", "dag_edge_attr", "edge_level")
 
 
@@ -30,11 +30,11 @@ class DagData(Data):
 
     dag_edge_index (2, E), dag_edge_attr (E, F), line_index (2, A), tree_index (2, A'), edge_level
     (E,); edge_index and edge_attr are those of the undirected graph, for message passing. A batch
-    may carry plans too, see `plstm.graph.prepared.add_plans`.
+    may also have plans, see `plstm.graph.prepared.add_plans`.
     """
 
     def apply(self, function: Callable, *args: str) -> "DagData":
-        """Change the given attributes, or all but those that stay on the host."""
+        """Apply a function to the given attributes, or to all that do not stay on the CPU."""
         return super().apply(function, *(args or [k for k in self.keys() if k not in HOST_KEYS]))
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -50,19 +50,19 @@ torch.serialization.add_safe_globals([DagData])  # cached data sets load with we
 
 
 class ToDag(BaseTransform):
-    """Orient a graph by a node order and prepare its line graph.
+    """Orients a graph by a node order and prepares its line graph.
 
     Works as pre_transform (once, cached) and as transform (at every access, for random orders).
 
     Args:
-        order: "bfs" (canonical), "given" (node numbers) or "random" for undirected graphs;
+        order: "bfs" (canonical), "given" (node order) or "random" for undirected graphs;
             "directed" for DAGs, which keep their directions: edge_index and edge_attr then get the
-            reverse of every edge, with the same attributes, behind the edges.
-        seed: For "random": the order is a fixed function of seed and graph; None draws a new one in
+            reverse of every edge, with the same attributes, after the edges.
+        seed: For "random": the order is a fixed function of seed and graph; None draws a new one at
             every call, which is augmentation when used as `transform`.
 
     Raises:
-        ValueError: unknown order; directed edges that have a cycle.
+        ValueError: order is unknown; directed edges have a cycle.
     """
 
     def __init__(self, order: str = "bfs", seed: int | None = None) -> None:
@@ -70,10 +70,10 @@ class ToDag(BaseTransform):
         self.order, self.seed = order, seed
 
     def forward(self, data: Data) -> DagData:
-        """Return a DagData with all fields of data (x, edge_index, edge_attr, y ... untouched).
+        """Return a DagData with all fields of data (x, edge_index, edge_attr, y ... unchanged).
 
-        A packed batch (with `batch`) is prepared as a whole. Each of its graphs then has an order
-        of the kind asked for, but not the one it has alone if it is drawn at random or has ties.
+        A packed batch (with `batch`) is prepared as one graph. Each of its graphs then has an order
+        of the requested kind, but not the same as alone, if it is random or has ties.
         """
         edges = _edges(data)
         out = prepare(data, node_rank(edges, data.num_nodes or 0, self.order, self.seed))
@@ -101,7 +101,7 @@ def prepare(data: Data, rank: np.ndarray) -> DagData:
 
 
 def both_ways(data: DagData) -> DagData:
-    """Edges that are there in one direction in the other one too."""
+    """Add the reverse of every edge."""
     data.edge_index = torch.cat([data.edge_index, data.edge_index.flip(0)], 1)
     if data.edge_attr is not None:
         data.edge_attr = torch.cat([data.edge_attr, data.edge_attr])

@@ -13,11 +13,11 @@ from plstm.graph.pyg import PAIR_KEYS, DagData, ToDag, both_ways, prepare
 with extra("graphs", "plstm.graph.storing"):
     from torch_geometric.data import Data, InMemoryDataset
 
-TOGETHER = 256  # graphs in a pack; larger ones take more memory and save no more time
+TOGETHER = 256  # graphs per pack; larger packs take more memory and save no time
 
 
 class StoredGraphs(InMemoryDataset):
-    """Prepared graphs, kept in memory as PyG keeps a data set; GraphBatcher packs them."""
+    """Prepared graphs in the in-memory format of PyG, for GraphBatcher."""
 
     def __init__(self, graphs: Sequence[Data]) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class StoredGraphs(InMemoryDataset):
 
 
 def prepare_together(graphs: Sequence[Data], to_dag: ToDag) -> Iterator[DagData]:
-    """to_dag(graph) of every graph, in a fraction of the time.
+    """Apply to_dag to every graph, in a fraction of the time.
 
     Args:
         graphs: Graphs with edge_index.
@@ -39,14 +39,14 @@ def prepare_together(graphs: Sequence[Data], to_dag: ToDag) -> Iterator[DagData]
 
 
 def _dag_fields(graphs: Sequence[Data], to_dag: ToDag) -> list[dict[str, Tensor]]:
-    """What ToDag adds to each graph: made for all of them as one pack, and taken apart."""
+    """The fields that ToDag adds to each graph: computed for one pack, then split."""
     counts = torch.tensor([graph.num_nodes for graph in graphs])
     first, owner = counts.cumsum(0) - counts, torch.arange(len(graphs)).repeat_interleave(counts)
     edges = [g.edge_index + start for g, start in zip(graphs, first, strict=True)]
     packed = Data(edge_index=torch.cat(edges, 1), batch=owner, num_nodes=len(owner))
     if graphs[0].edge_attr is not None:
         packed.edge_attr = torch.cat([graph.edge_attr for graph in graphs])
-    ranks = [  # of each graph alone, one graph after the other
+    ranks = [  # computed per graph
         node_rank(g.edge_index.numpy(), g.num_nodes, to_dag.order, to_dag.seed) + int(start)
         for g, start in zip(graphs, first, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Vectorised algorithms on directed graphs: levels, cycles, consecutive edges (numpy only)."""
+"""Vectorized algorithms on directed graphs: levels, cycles, consecutive edges (numpy only)."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def ranges(starts: IntArray, counts: IntArray) -> IntArray:
 
 
 def positions_in_group(group: IntArray, num_groups: int) -> IntArray:
-    """Rank of every element among the elements of its own group, in the order given."""
+    """Rank of every element within its group, in the given order."""
     order = np.argsort(group, kind="stable")
     counts = np.bincount(group, minlength=num_groups)
     position = np.empty_like(order)
@@ -22,10 +22,10 @@ def positions_in_group(group: IntArray, num_groups: int) -> IntArray:
 
 
 def node_levels(edge_index: IntArray, num_nodes: int) -> IntArray:
-    """Length of the longest path that ends in each node; -1 on and behind a cycle.
+    """Length of the longest path that ends in each node; -1 on cycles and after them.
 
     Peels the graph: each round removes all nodes without remaining incoming edges, so the Python
-    loop runs over the depth only and every edge is touched once.
+    loop runs over the depth only and every edge is visited once.
 
     Args:
         edge_index: Edges, (2, E), row 0 = src.
@@ -50,14 +50,14 @@ def node_levels(edge_index: IntArray, num_nodes: int) -> IntArray:
 
 
 def find_cycle(edge_index: IntArray, num_nodes: int) -> list[int]:
-    """Nodes of one directed cycle along its edges, smallest first; empty for an acyclic graph."""
+    """Nodes of one directed cycle in order, smallest first; empty for an acyclic graph."""
     left = node_levels(edge_index, num_nodes) < 0
     if not left.any():
         return []
     src, dst = edge_index
     inside = left[src] & left[dst]
     predecessor = np.full(num_nodes, -1, dtype=np.int64)
-    predecessor[dst[inside]] = src[inside]  # every node left has a predecessor that is left
+    predecessor[dst[inside]] = src[inside]  # every remaining node has a remaining predecessor
     seen: dict[int, int] = {}
     node = int(np.flatnonzero(left)[0])
     while node not in seen:

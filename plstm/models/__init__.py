@@ -1,4 +1,4 @@
-"""Models: an embedding, blocks of any mixer, a head."""
+"""Models: embedding, blocks of any mixer, head."""
 
 from plstm.models.gnn import GNNModel
 from plstm.models.graph import GraphModel

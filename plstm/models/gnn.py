@@ -1,4 +1,4 @@
-"""Message-passing baselines of PyTorch Geometric between our encoder and our head."""
+"""Message-passing baselines of PyTorch Geometric with our encoder and head."""
 
 import importlib
 from typing import Any
@@ -20,36 +20,36 @@ OWN = {  # class to file in plstm.modules.gnns
     "MPNN": "mpnn",
     "PNA": "pna",
 }
-SINGLE_NODE = {"allow_single_element": True}  # one node has no statistics of its own
+SINGLE_NODE = {"allow_single_element": True}  # a single node has no statistics
 GNNS = ("GCN", "GraphSAGE", "GIN", "GAT", "EdgeCNN", *OWN)
 
 
 class GNNModel(Pretrained, nn.Module):
-    """Encoder and readout of GraphModel around a message-passing stack.
+    """Message-passing network with the encoder and readout of GraphModel.
 
     GCN, GraphSAGE, GIN, GAT, EdgeCNN, PNA and MPNN are BasicGNNs of torch_geometric and get batch
-    norm; GPS and AttentiveFP are built of its layers; DMPNN and LSTMGNN are our own. AttentiveFP
-    reads out graphs itself, which takes the place of the pooling.
+    norm; GPS and AttentiveFP use its layers; DMPNN and LSTMGNN are our own. AttentiveFP has its own
+    readout instead of pooling.
 
     Args:
         in_dim: Width of the node features.
-        out_dim: Number of outputs per graph, or per node.
+        out_dim: Number of outputs per graph or node.
         dim: Model width.
         depth: Number of layers, or of steps.
         gnn: Class in torch_geometric.nn.models (GCN, GraphSAGE, GIN, GAT, EdgeCNN) or in
             plstm.modules.gnns (AttentiveFP, DMPNN, GPS, LSTMGNN, MPNN, PNA).
-        edge_dim: Width of the edge features; GAT, PNA, GPS, DMPNN and AttentiveFP take them,
-            the others go without.
-        code_dim: Width of the position codes, 0 for none.
-        node_columns: Categories of a node, of which in_dim is the number; 0 if its features are
-            numbers.
-        edge_columns: Categories of an edge, of which edge_dim is the number; 0 if its features are
-            numbers.
-        per_node: Read out every node instead of every graph, which AttentiveFP cannot; `pooling`
-            then has no part in it.
-        dropout: Dropout in the stack and in the head.
-        pooling: "mean" or "sum" over the nodes of a graph, or "both" side by side.
-        gnn_args: Further arguments of the class, for example {"heads": 4, "v2": True} for GAT.
+        edge_dim: Width of the edge features; GAT, PNA, GPS, DMPNN and AttentiveFP use them, the
+            others do not.
+        code_dim: Width of the position encodings, 0 for none.
+        node_columns: Categorical features per node, with in_dim categories in total; 0 if node
+            features are real numbers.
+        edge_columns: Categorical features per edge, with edge_dim categories in total; 0 if edge
+            features are real numbers.
+        per_node: Read out every node instead of every graph; not for AttentiveFP. `pooling` is
+            ignored.
+        dropout: Dropout in message passing and in the head.
+        pooling: "mean" or "sum" over the nodes of a graph, or "both", concatenated.
+        gnn_args: Other arguments of the class, for example {"heads": 4, "v2": True} for GAT.
 
     Raises:
         ValueError: unknown gnn or pooling; per_node with AttentiveFP.
@@ -93,7 +93,7 @@ class GNNModel(Pretrained, nn.Module):
         self.readout = GraphReadout(dim, out_dim, pooling, dropout, per_node)
 
     def reset_parameters(self) -> None:
-        """Draw new initial values of all parts."""
+        """Initialize all parameters."""
         reset_children(self)
 
     def forward(self, data: Any) -> Tensor:
@@ -102,13 +102,13 @@ class GNNModel(Pretrained, nn.Module):
         edge_attr = self.encoder.edges(getattr(data, "edge_attr", None))
         num_graphs = 1 if batch is None else data.num_graphs
         x = self.gnn(x, data.edge_index, edge_attr=edge_attr, batch=batch)
-        if self.reads_out:  # every graph is one row by now
+        if self.reads_out:  # one row per graph
             batch = torch.arange(num_graphs, device=x.device)
         return self.readout(x, batch, num_graphs)
 
 
 def _gnn_class(name: str) -> type[nn.Module]:
-    """The class; imported here because torch_geometric is slow to import, and may be missing."""
+    """Import the class here, because torch_geometric is slow to import and optional."""
     module = f"plstm.modules.gnns.{OWN[name]}" if name in OWN else "torch_geometric.nn.models"
     with extra("graphs", f"GNNModel with gnn={name!r}"):
         return getattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""Graph classification and regression with blocks that run along a DAG and against it."""
+"""Graph classification and regression with blocks along a DAG and its reverse."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,27 +18,27 @@ from plstm.modules.norm import RMSNorm
 class GraphModel(Pretrained, nn.Module):
     """Encode nodes and edges, mix along the DAG in alternating directions, read out.
 
-    The direction flips each time the list of mixers has been used up: with mixers [P, D] and depth
-    4 the blocks are P, D along the DAG and P, D along its reverse; with [P] every other block is
-    reversed. Bidirectional mixers run both ways in every block.
+    The direction flips after each pass through the list of mixers: with mixers [P, D] and depth 4
+    the blocks are P, D along the DAG and P, D along its reverse; with [P] every other block is
+    reversed. Bidirectional mixers run in both directions in every block.
 
     Args:
         in_dim: Width of the node features.
-        out_dim: Number of outputs per graph, or per node.
+        out_dim: Number of outputs per graph or node.
         dim: Model width.
         depth: Number of blocks.
         mixers: Factories of graph mixers, cycled over the depth; called with dim, and with
-            edge_dim=dim too if the model has edge features.
+            edge_dim=dim if the model has edge features.
         edge_dim: Width of the edge features, 0 for none.
-        code_dim: Width of the position codes, 0 for none.
-        node_columns: Categories of a node, of which in_dim is the number; 0 if its features are
-            numbers.
-        edge_columns: Categories of an edge, of which edge_dim is the number; 0 if its features are
-            numbers.
-        per_node: Read out every node instead of every graph; `pooling` then has no part in it.
-        feed_forward_ratio: Hidden width of the feed-forward parts over dim; 0 leaves them out.
+        code_dim: Width of the position encodings, 0 for none.
+        node_columns: Categorical features per node, with in_dim categories in total; 0 if node
+            features are real numbers.
+        edge_columns: Categorical features per edge, with edge_dim categories in total; 0 if edge
+            features are real numbers.
+        per_node: Read out every node instead of every graph; `pooling` is ignored.
+        feed_forward_ratio: Hidden width of the feed-forward parts relative to dim; 0 for none.
         dropout: Dropout on the branches of the blocks and in the head.
-        pooling: "mean" or "sum" over the nodes of a graph, or "both" side by side.
+        pooling: "mean" or "sum" over the nodes of a graph, or "both", concatenated.
 
     Raises:
         ValueError: no mixers, depth < 1, unknown pooling.
@@ -71,12 +71,12 @@ class GraphModel(Pretrained, nn.Module):
             feed_forward_ratio=feed_forward_ratio,
             dropout=dropout,
         )
-        self.period = len(mixers)  # blocks between two flips of the direction
+        self.period = len(mixers)  # blocks between flips of the direction
         self.norm = RMSNorm(dim, eps=1e-5)
         self.readout = GraphReadout(dim, out_dim, pooling, dropout, per_node)
 
     def reset_parameters(self) -> None:
-        """Draw new initial values of all parts."""
+        """Initialize all parameters."""
         reset_children(self)
 
     def forward(self, data: Any) -> Tensor:

@@ -1,8 +1,8 @@
-"""Nets in folders and on the Hugging Face Hub: weights as safetensors, the net as JSON.
+"""Saving and loading models, also on the Hugging Face Hub, as safetensors and JSON.
 
-`config.json` names the class of a net and all its arguments as configs/net/*.yaml do, mixers by
-`class_path` and `init_args` too. Loading runs no code but that of the classes it names, which are
-those of plstm unless the caller trusts others.
+`config.json` has the class of a model and all its arguments, in the format of configs/net/*.yaml,
+with mixers by `class_path` and `init_args`. Loading executes only the classes it names, which must
+be from plstm unless the caller trusts other packages.
 """
 
 import importlib
@@ -19,53 +19,53 @@ from plstm.extras import MissingExtra, extra
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KEYS = ("class_path", "init_args")
-TRUSTED = ("plstm",)  # packages whose classes a config may name
+TRUSTED = ("plstm",)  # packages with classes that a config may use
 PAPER = "https://arxiv.org/abs/2506.11997"
 
 Config = dict[str, Any]
 
 
 class Pretrained:
-    """Base of nets that are saved to a folder or to the Hugging Face Hub, and built from there."""
+    """Base of models that can be saved to and loaded from a folder or the Hugging Face Hub."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Self:
         net = super().__new__(cls)
-        try:  # plain values, so that nets can be copied and pickled whatever they are made of
+        try:  # plain values, so that any model can be copied and pickled
             net._config = _encode_class(cls, args, kwargs)
         except (TypeError, ValueError) as error:
-            net._config = str(error)  # matters to those who save it
+            net._config = str(error)  # raised when it is saved
         return net
 
     @property
     def config(self) -> Config:
-        """Class and arguments of the net, defaults included, as config.json holds them.
+        """Class and arguments of the model, including defaults, as in config.json.
 
         Raises:
-            ValueError: an argument is no plain value, no class and no functools.partial of one.
+            ValueError: an argument is not a plain value, a class, or functools.partial of one.
         """
         if isinstance(self._config, str):
-            raise ValueError(f"{type(self).__name__}: config.json cannot hold it: {self._config}")
+            raise ValueError(f"{type(self).__name__}: not possible in config.json: {self._config}")
         return self._config
 
     def save_pretrained(self, folder: str | Path, **hub: Any) -> None:
         """Write config.json, model.safetensors and a model card to a folder.
 
         Args:
-            folder: Where to; it is made if it is not there.
+            folder: Output folder, created if missing.
             hub: Arguments of `huggingface_hub.PyTorchModelHubMixin.save_pretrained`: with
-                `push_to_hub=True, repo_id="user/name"` the folder goes to the Hub as well.
+                `push_to_hub=True, repo_id="user/name"` the folder is also uploaded to the Hub.
 
         Raises:
-            ValueError: the config cannot be written; then nothing is.
+            ValueError: the config cannot be written; nothing is written.
             MissingExtra: huggingface_hub or safetensors is not installed.
         """
         config = self.config
         with extra("hub", f"{type(self).__name__}.save_pretrained"):
-            import safetensors.torch  # noqa: F401  # of which the mixin makes use
+            import safetensors.torch  # noqa: F401  # used by the mixin
             from huggingface_hub import PyTorchModelHubMixin
 
         class Saved(PyTorchModelHubMixin, library_name="plstm", paper_url=PAPER):
-            """The net under the name by which the mixin looks for the weights."""
+            """The model under the name that the mixin expects."""
 
             def __init__(self, module: nn.Module) -> None:
                 self.module = module
@@ -76,19 +76,19 @@ class Pretrained:
     def from_pretrained(
         cls, source: str | Path, *, trusted: Sequence[str] = TRUSTED, **download: Any
     ) -> Self:
-        """Build the net that `save_pretrained` has saved, on the CPU and in evaluation mode.
+        """Load a model saved by `save_pretrained`, on the CPU and in evaluation mode.
 
         Only safetensors are read, never a pickle.
 
         Args:
-            source: A folder, or the id of a model on the Hub as in "user/name".
-            trusted: Packages whose classes may be built; name your own package to load nets with
-                mixers of your own. Classes of others are refused before they are imported.
+            source: A folder, or the id of a model on the Hub, such as "user/name".
+            trusted: Packages whose classes may be built; add your own package to load models with
+                your own mixers. Other classes are rejected before they are imported.
             download: Arguments of `huggingface_hub.hf_hub_download`: revision, token, ...
 
         Raises:
-            ValueError: no such folder or model; a config that names no net of this class, classes
-                that are not trusted or no modules, or arguments they do not have; other weights.
+            ValueError: no such folder or model; the config does not describe a model of this class,
+                or uses untrusted classes, other objects or unknown arguments; the weights differ.
             MissingExtra: huggingface_hub or safetensors is not installed.
         """
         with extra("hub", f"{cls.__name__}.from_pretrained"):
@@ -104,7 +104,7 @@ class Pretrained:
             load_model(net, weights)
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(
-                f"from_pretrained: {weights} must hold the weights of the net of {CONFIG}, as "
+                f"from_pretrained: {weights} must have the weights of the model in {CONFIG}, as "
                 f"save_pretrained writes them: {' '.join(str(error).split())}"
             ) from error
         return net.eval()
@@ -113,15 +113,15 @@ class Pretrained:
 def build_net(
     config: object, trusted: Sequence[str] = TRUSTED, kind: type[nn.Module] = nn.Module
 ) -> nn.Module:
-    """The net of a config, with new weights.
+    """Build the model of a config, with new weights.
 
     Args:
         config: class_path and init_args.
         trusted: Packages whose classes may be built.
-        kind: What the net has to be.
+        kind: Required base class of the model.
 
     Raises:
-        ValueError: the config is wrong, or not trusted.
+        ValueError: the config is invalid or not trusted.
     """
     if not isinstance(config, dict) or KEYS[0] not in config:
         raise ValueError(
@@ -131,7 +131,7 @@ def build_net(
     make = _decode(config, trusted)
     if not issubclass(make.func, kind):
         raise ValueError(
-            f"build_net: the config must name a {kind.__name__}, got {make.func.__name__}; "
+            f"build_net: the config must describe a {kind.__name__}, got {make.func.__name__}; "
             f"call {make.func.__name__}.from_pretrained"
         )
     try:
@@ -172,18 +172,18 @@ def _encode(value: object) -> object:
     function, args, kwargs = value, (), {}
     if isinstance(value, partial):
         function, args, kwargs = value.func, value.args, value.keywords
-    if args and not inspect.isclass(function):  # LightningCLI hands the class to a function
+    if args and not inspect.isclass(function):  # LightningCLI passes the class to a function
         function, *args = args
     if not inspect.isclass(function) or args:
         raise ValueError(
-            f"{value!r} is no plain value, and neither a class nor functools.partial of a class "
+            f"{value!r} is neither a plain value, a class, nor functools.partial of a class "
             "with keyword arguments"
         )
     return _encode_class(function, (), kwargs)
 
 
 def _decode(value: object, trusted: Sequence[str]) -> Any:
-    """A value with every class_path in it replaced by a factory."""
+    """Replace every class_path in a value by a factory."""
     if isinstance(value, list):
         return [_decode(x, trusted) for x in value]
     if not isinstance(value, dict):
@@ -210,7 +210,7 @@ def _find_class(path: object, trusted: Sequence[str]) -> type[nn.Module]:
     if not _is_within(module, trusted):
         raise ValueError(
             f"build_net: the config must name classes of {', '.join(trusted)}, got {path}; if you "
-            "trust that code, name its package in trusted"
+            "trust that code, add its package to trusted"
         )
     try:
         found = getattr(importlib.import_module(module), name, None)
@@ -218,7 +218,7 @@ def _find_class(path: object, trusted: Sequence[str]) -> type[nn.Module]:
         raise
     except ImportError:
         found = None
-    # What a module has imported from elsewhere is not of the package.
+    # Objects that a module imports do not belong to its package.
     ours = inspect.isclass(found) and _is_within(found.__module__, trusted)
     if not ours or not issubclass(found, nn.Module):
         raise ValueError(f"build_net: the config must name subclasses of nn.Module, got {path}")
@@ -241,10 +241,10 @@ def _file(source: str | Path, name: str, download: dict[str, Any]) -> Path:
         from huggingface_hub import hf_hub_download
     try:
         return Path(hf_hub_download(str(source), name, **download))
-    except (OSError, ValueError) as error:  # of the Hub, the network, or the form of the id
+    except (OSError, ValueError) as error:  # of the Hub, the network, or the format of the id
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"from_pretrained: there is no folder {source}, and the Hub gives no {name} of a model "
+            f"from_pretrained: there is no folder {source}, and the Hub has no {name} of a model "
             f"of this name: {reason}"
         ) from error
 
@@ -253,4 +253,4 @@ def _read_json(path: Path) -> object:
     try:
         return json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"from_pretrained: {path} is no JSON: {error}") from error
+        raise ValueError(f"from_pretrained: {path} is not JSON: {error}") from error

@@ -17,33 +17,33 @@ from plstm.modules.norm import RMSNorm
 from plstm.modules.position import LearnedPosition1d
 from plstm.ops.packed import CuSeqlens, Packing, as_packing
 
-PROMPT_PIECE = 4096  # positions of a prompt that are read at once
+PROMPT_PIECE = 4096  # positions of a prompt per call
 
 
 class SequenceState(NamedTuple):
-    """What the net carries from one position to the next."""
+    """Recurrent state of the model."""
 
     blocks: tuple[NamedTuple, ...]  # states of the mixers
     seen: Tensor  # positions so far, (B,)
 
 
 class SequenceModel(Pretrained, nn.Module):
-    """Predicts the next token of a sequence; with causal mixers only.
+    """Predicts the next token of a sequence, with causal mixers.
 
     Args:
         in_dim: Input vocabulary size.
         out_dim: Output vocabulary size.
         dim: Model width.
-        depth: Blocks.
+        depth: Number of blocks.
         mixers: Factories called with `dim`, cycled over the depth.
-        max_length: Positions of a learned position code; None for no code, and any length.
+        max_length: Number of learned position encodings; None for no encoding, and any length.
         tied: Use the embedding as output weights; needs in_dim = out_dim.
-        logit_cap: Bound c on the logits by c tanh(logit / c); None for no bound.
-        feed_forward_ratio: Hidden width of the feed-forward part over `dim`; 0 leaves it out.
+        logit_cap: Soft cap c on the logits, c tanh(logit / c); None for none.
+        feed_forward_ratio: Hidden width of the feed-forward part relative to `dim`; 0 for none.
         dropout: Dropout on the embedding and on every branch.
 
     Raises:
-        ValueError: tied sizes differ; depth or mixers make no sense.
+        ValueError: tied sizes differ; depth or mixers are invalid.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class SequenceModel(Pretrained, nn.Module):
         self._reset_ends()
 
     def reset_parameters(self) -> None:
-        """Draw new initial values of all parts."""
+        """Initialize all parameters."""
         reset_children(self)
         self._reset_ends()
 
     def _reset_ends(self) -> None:
         nn.init.normal_(self.embed.weight, std=0.02)
-        if self.tied:  # again after to_empty, which parts them
+        if self.tied:  # again after to_empty, which unties them
             self.head.weight = self.embed.weight
         else:
             nn.init.normal_(self.head.weight, std=0.02)
@@ -97,15 +97,15 @@ class SequenceModel(Pretrained, nn.Module):
         return_state: bool = False,
         cu_seqlens: CuSeqlens | None = None,
     ) -> Tensor | tuple[Tensor, SequenceState]:
-        """Logits (B, L, out_dim) of tokens (B, L), integers below in_dim, from `state` on.
+        """Logits (B, L, out_dim) of tokens (B, L), integers below in_dim, starting from `state`.
 
-        A text of any length can be read piece by piece, each from the state after the one before.
-        With cu_seqlens, borders (S + 1,), tokens (1, total) are S sequences one after another, each
-        read by itself and with a state of its own; see `plstm.ops.packed`.
+        A text of any length can be processed in pieces, each starting from the previous state. With
+        cu_seqlens, cumulative lengths (S + 1,), tokens (1, total) are S packed sequences, each with
+        its own state; see `plstm.ops.packed`.
 
         Raises:
-            ValueError: tokens are no such integers; wrong cu_seqlens, or a mixer that takes none;
-                positions beyond max_length; a state of another number of sequences.
+            ValueError: tokens are not such integers; cu_seqlens is invalid or not supported by a
+                mixer; positions exceed max_length; the state has another number of sequences.
         """
         _check_tokens(tokens)
         packing = as_packing("SequenceModel", cu_seqlens, tokens)
@@ -119,7 +119,7 @@ class SequenceModel(Pretrained, nn.Module):
         return_state: bool,
         packing: Packing | None = None,
     ) -> tuple[Tensor, SequenceState | None]:
-        """What the last block makes of tokens, and the next state on request."""
+        """Output of the last block, and the next state if requested."""
         options = {} if packing is None else {"cu_seqlens": packing}
         if state is None and not return_state:
             x = self._embed(tokens, None if packing is None else packing.positions)
@@ -145,7 +145,7 @@ class SequenceModel(Pretrained, nn.Module):
     ) -> Tensor:
         """Continue tokens (B, L) by `length` samples: prompt and samples, (B, L + length).
 
-        Further arguments and errors are those of `stream`.
+        Other arguments and errors as in `stream`.
         """
         with closing(
             self.stream(tokens, temperature=temperature, top_k=top_k, generator=generator)
@@ -160,17 +160,17 @@ class SequenceModel(Pretrained, nn.Module):
         top_k: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Generator[Tensor, None, None]:
-        """Continue tokens (B, L) by sampling, one position after another and without end.
+        """Continue tokens (B, L) by sampling, position by position and without end.
 
-        Prompt and continuation may have any length: the net reads the prompt in pieces and then
-        its own samples, and keeps nothing but its state. It is in evaluation mode until the
-        iterator is closed.
+        Prompt and continuation may have any length: the model reads the prompt in pieces, then its
+        own samples, and stores nothing but its state. It is in evaluation mode until the iterator
+        is closed.
 
         Args:
             tokens: Prompt, (B, L) with L >= 1.
             temperature: Divides the logits; 0 takes the most likely token.
-            top_k: Sample from the k most likely tokens only.
-            generator: Source of randomness.
+            top_k: Sample only from the k most likely tokens.
+            generator: Random generator.
 
         Yields:
             Samples (B, 1).
@@ -183,7 +183,7 @@ class SequenceModel(Pretrained, nn.Module):
         if not temperature >= 0 or (top_k is not None and top_k < 1):
             raise ValueError(
                 "SequenceModel.stream: temperature must be 0 or more and top_k 1 or more, got "
-                f"{temperature} and {top_k}; leave top_k out to sample from all tokens"
+                f"{temperature} and {top_k}; omit top_k to sample from all tokens"
             )
         return self._continue(tokens, temperature, top_k, generator)
 
@@ -210,11 +210,11 @@ class SequenceModel(Pretrained, nn.Module):
     def _embed(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         try:
             x = self.embed(tokens)
-        except IndexError:  # found by the CPU alone; looking for it takes time on a GPU
+        except IndexError:  # raised on the CPU only; a check on a GPU would cost time
             low, high = tokens.aminmax()
             raise ValueError(
                 f"SequenceModel: tokens must lie in 0..{self.embed.num_embeddings - 1}, got "
-                f"{int(low)}..{int(high)}; in_dim is the size of the vocabulary"
+                f"{int(low)}..{int(high)}; in_dim is the vocabulary size"
             ) from None
         if self.position is not None:
             x = self.position(x, positions)
@@ -231,7 +231,7 @@ def _check_tokens(tokens: Tensor) -> None:
     if tokens.ndim != 2 or tokens.is_floating_point():
         raise ValueError(
             f"SequenceModel: tokens must be integers (B, L), got {tokens.dtype} of shape "
-            f"{tuple(tokens.shape)}; give their numbers in the vocabulary"
+            f"{tuple(tokens.shape)}; pass vocabulary indices"
         )
     check_not_empty("SequenceModel", tokens)
 
@@ -239,7 +239,7 @@ def _check_tokens(tokens: Tensor) -> None:
 def _sample(
     logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
 ) -> Tensor:
-    """One token per row of logits (B, out_dim), (B, 1)."""
+    """Sample one token per row of logits (B, out_dim), (B, 1)."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     if top_k is not None:

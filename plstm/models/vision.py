@@ -21,24 +21,24 @@ class VisionModel(Pretrained, nn.Module):
 
     Args:
         in_dim: Channels of the image.
-        out_dim: Classes.
+        out_dim: Number of classes.
         dim: Model width.
-        depth: Blocks.
+        depth: Number of blocks.
         mixers: Factories called with `dim`, cycled over the depth.
         patch_size: Side of a square patch in pixels.
-        position_grid: Rows and columns of a learned position code, resized to other grids;
-            None for no code.
-        stem: Channels of the 3 x 3 convolutions that make tokens, without the last, at least one
-            for patch_size 4 and three for 16; empty for one convolution that cuts patches.
+        position_grid: Rows and columns of learned position encodings, interpolated for other grids;
+            None for none.
+        stem: Channels of the 3 x 3 convolutions of the stem, without the last, at least one for
+            patch_size 4 and three for 16; empty for a single patch-embedding convolution.
         pooling: "corners" concatenates the four corner tokens, "mean" averages all tokens, "max"
-            takes the greatest value of each channel, wherever it is.
-        feed_forward_ratio: Hidden width of the feed-forward part over `dim`; 0 leaves it out.
+            takes the maximum of each channel.
+        feed_forward_ratio: Hidden width of the feed-forward part relative to `dim`; 0 for none.
         dropout: Dropout on every branch.
-        drop_path: Drop-path probability of the last block, growing linearly up to it.
+        drop_path: Drop-path probability of the last block; increases linearly with depth.
         layer_scale: Initial value of a learned scale on every branch, None for no scale.
         bias: Biases in stem, patch embedding and feed-forward parts. Without them, and with
             PLSTM2d(bias=False), tokens of black pixels stay 0, so that with max pooling a black
-            margin around the image changes nothing.
+            margin around the image has no effect.
 
     Raises:
         ValueError: sizes below 1, no mixers, unknown pooling, a stem too short for the patch_size.
@@ -91,20 +91,20 @@ class VisionModel(Pretrained, nn.Module):
         small_init_(self.head)
 
     def reset_parameters(self) -> None:
-        """Draw new initial values of all parts."""
+        """Initialize all parameters."""
         reset_children(self)
         small_init_(self.head)
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> Tensor:
         """Logits (B, out_dim) of images (B, in_dim, height, width).
 
-        Images of different sizes share a batch on canvases of one size: valid (B, Y, X),
-        torch.bool, is True at the patches of the image, at least one of them. The logits are those
-        of the image by itself, with mixers that take `valid`, patches that do not overlap and no
-        position code.
+        Images of different sizes can share a batch on a common canvas: valid (B, Y, X), torch.bool,
+        is True at the patches of the image, at least one of them. The logits equal those of the
+        image alone, if mixers accept `valid`, patches do not overlap and there are no position
+        encodings.
 
         Raises:
-            ValueError: images do not fit, or valid is given and the model does not allow for it.
+            ValueError: images have a wrong shape, or the model does not support valid.
         """
         self._check_images(images)
         blocks = {}
@@ -119,11 +119,11 @@ class VisionModel(Pretrained, nn.Module):
         return self.head(POOLINGS[self.pooling](self.norm(x), valid))
 
     def _without_margins(self, images: Tensor, valid: Tensor) -> Tensor:
-        """Zeros at the pixels of all patches that are not valid."""
+        """Set the pixels of all invalid patches to zero."""
         if self.position is not None or isinstance(self.embed, ConvStem):
             raise ValueError(
-                "VisionModel: valid needs patches that see no pixel of others and no position "
-                "code, which follow the canvas, not the image; set stem=() and position_grid=None"
+                "VisionModel: valid needs patches that do not overlap and no position encodings, "
+                "which depend on the canvas, not on the image; set stem=() and position_grid=None"
             )
         patches = images.shape[0], *(n // self.patch_size for n in images.shape[2:])
         check_valid("VisionModel", valid, patches, images.device)

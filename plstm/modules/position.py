@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from plstm.compiler import statically_known_true
+
 
 class LearnedPosition2d(nn.Module):
     """A learned vector per grid position, interpolated bicubically for grids of other sizes.
@@ -24,8 +26,9 @@ class LearnedPosition2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the encoding to x (B, Y, X, dim)."""
-        code = self.code
-        if code.shape[2:] != x.shape[1:3]:
+        code, sides = self.code, zip(self.code.shape[2:], x.shape[1:3], strict=True)
+        # With dynamic sizes it always interpolates, which is exact at the learned size.
+        if not all(statically_known_true(own == side) for own, side in sides):
             code = nn.functional.interpolate(code, size=tuple(x.shape[1:3]), mode="bicubic")
         return x + code.movedim(1, -1)
 

@@ -132,8 +132,8 @@ def test_corners_of_an_image_that_is_no_rectangle():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stem": (4,), "patch_size": 4}, "VisionModel: valid needs patches that see no pixel"),
-        ({"position_grid": (2, 2)}, "VisionModel: valid needs patches .* no position code"),
+        ({"stem": (4,), "patch_size": 4}, "VisionModel: valid needs patches that do not overlap"),
+        ({"position_grid": (2, 2)}, "VisionModel: valid needs patches .* no position encodings"),
         ({"valid": torch.ones(1, 4, 4)}, r"VisionModel: valid must be a torch.bool tensor \(1, "),
         ({"mixers": [torch.nn.Identity]}, "Block: the mixer Identity takes no valid"),
     ],

@@ -133,7 +133,7 @@ def test_nets_that_no_config_describes(tmp_path):
     for mixer in (lambda dim: PLSTM1d(dim, 2), partial(lambda dim: PLSTM1d(dim, 2))):
         net = SequenceModel(5, 5, **SIZES, mixers=[mixer])
         with pytest.raises(
-            ValueError, match=r"SequenceModel: config.json cannot hold it: .*lambda"
+            ValueError, match=r"SequenceModel: not possible in config.json: .*lambda"
         ):
             net.save_pretrained(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
@@ -214,7 +214,7 @@ def test_wrong_fields(changes, message, folder):
 @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", "[" * 100_000], ids=lambda text: text[:9])
 def test_no_config(text, folder):
     (folder / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json is no JSON|the config must be an object"):
+    with pytest.raises(ValueError, match=r"config\.json is not JSON|the config must be an object"):
         SequenceModel.from_pretrained(folder)
 
 
@@ -224,12 +224,12 @@ def test_other_models_weights_and_folders(folder, tmp_path_factory):
     assert isinstance(Pretrained.from_pretrained(folder), SequenceModel)
     saved = json.loads((folder / "config.json").read_text())["init_args"]
     saved_config(folder, init_args=saved | {"depth": 3})
-    with pytest.raises(ValueError, match=r"must hold the weights of the net .*Missing key"):
+    with pytest.raises(ValueError, match=r"must have the weights of the model .*Missing key"):
         SequenceModel.from_pretrained(folder)
     saved_config(folder, init_args=saved)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
-    with pytest.raises(ValueError, match="must hold the weights of the net"):
+    with pytest.raises(ValueError, match="must have the weights of the model"):
         SequenceModel.from_pretrained(folder)
     weights.rename(folder / "pytorch_model.bin")  # a pickle is not looked for
     with pytest.raises(ValueError, match=r"there is no model\.safetensors in"):
@@ -240,7 +240,7 @@ def test_other_models_weights_and_folders(folder, tmp_path_factory):
 
 def test_no_folder_and_no_network(tmp_path):
     for source in (tmp_path / "absent", "user/name"):
-        with pytest.raises(ValueError, match=r"there is no folder .*, and the Hub gives no config"):
+        with pytest.raises(ValueError, match=r"there is no folder .*, and the Hub has no config"):
             SequenceModel.from_pretrained(source, local_files_only=True, cache_dir=tmp_path)
 
 

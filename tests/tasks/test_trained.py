@@ -10,11 +10,11 @@ from tasks.arrow import ArrowData
 from tasks.classification import Classification
 from tests.tasks.runs import CONFIGS, folder_of, run
 
-README = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
-(LOADING,) = re.findall(r"```python\n([^`]*load_from_checkpoint.*?)```", README, re.DOTALL)
+PAGE = (CONFIGS.parent / "docs" / "command_line.md").read_text("utf-8")
+(LOADING,) = re.findall(r"```python\n([^`]*load_from_checkpoint.*?)```", PAGE, re.DOTALL)
 
 
-def test_readme_loads_a_trained_net(workplace):
+def test_documented_code_loads_a_trained_net(workplace):
     cli = run("fit", "quickstart")
     checkpoint = folder_of(cli) / "checkpoints" / "best.ckpt"
     names = {"images": torch.rand(2, 1, 40, 32)}
