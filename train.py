@@ -1,6 +1,6 @@
 """Train, validate, test or predict: python train.py {fit,validate,test,predict} --config FILE.
 
-python train.py export --ckpt_path FILE --to FOLDER writes a trained net for use elsewhere.
+python train.py export --ckpt_path FILE --to FOLDER exports a trained net.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """A network of PyTorch Geometric whose second layer is a GCNConv or a PLSTMGraph, on random trees.
 
 The root of a tree is red or blue, and every node has to tell its colour. A message-passing layer
-reaches the neighbours of a node, a pLSTM layer everything below it.
+reaches the neighbors of a node, a pLSTM layer everything below it.
 """
 
 import torch

@@ -1,6 +1,6 @@
-"""Regular languages: what does a whole sequence come to?
+"""Regular languages: classify a whole sequence.
 
-Each is decided by a machine of a few states, so a net that carries its state answers at any length.
+Each has a finite automaton with few states, so a recurrent net can generalize to any length.
 """
 
 from collections.abc import Callable
@@ -22,16 +22,16 @@ from tasks.sequences import (
 )
 
 MODULUS = 5
-CYCLE = 5  # places to be at
+CYCLE = 5  # positions on the cycle
 STEPS = (0, 1, -1)  # of the actions
 
 
 class Language(NamedTuple):
-    """A language by its tokens and the labels of all their beginnings."""
+    """A language: its tokens, and the labels of all prefixes."""
 
-    tokens: str  # a character for each
+    tokens: str  # one character per token
     classes: int
-    label: Callable[[Tensor], Tensor]  # of tokens (B, L): of each beginning, (B, L)
+    label: Callable[[Tensor], Tensor]  # labels of all prefixes, (B, L), of tokens (B, L)
 
 
 def parity(tokens: Tensor) -> Tensor:
@@ -40,12 +40,12 @@ def parity(tokens: Tensor) -> Tensor:
 
 
 def even_pairs(tokens: Tensor) -> Tensor:
-    """Whether neighbours differ an even number of times, so that first and last are the same."""
+    """Whether adjacent tokens differ an even number of times, so first and last are equal."""
     return (tokens == tokens[:, :1]).long()
 
 
 def cycle_navigation(tokens: Tensor) -> Tensor:
-    """Where on a cycle of 5 one stands after actions: stay, forwards, backwards."""
+    """Position on a cycle of 5 after the actions stay, forwards and backwards."""
     return torch.tensor(STEPS)[tokens].cumsum(1) % CYCLE
 
 
@@ -79,22 +79,22 @@ def draw_language(
     language: str,
     prefixes: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Draw sequences and what they come to.
+    """Draw sequences and their labels.
 
     Example: the sequence 0 1 1 1 has odd parity, so its targets are -100 -100 -100 1, and with
     prefixes 0 1 0 1.
 
     Args:
         seed: Seed of the split.
-        index: Which sequences, (B,) integers.
-        lengths: Least and greatest length; all are as likely, for modular_arithmetic all odd ones.
+        index: Indices of the sequences, (B,) integers.
+        lengths: Minimum and maximum length, sampled uniformly; odd ones for modular_arithmetic.
         language: One of parity, even_pairs, cycle_navigation, modular_arithmetic.
-        prefixes: Label every position with what the sequence up to there comes to; an expression
-            that ends in an operator comes to what it does without.
+        prefixes: Label every position with the label of the sequence up to it; an expression that
+            ends in an operator has the value without it.
 
     Returns:
-        Tokens and targets, both (B, greatest length): the label is the target of the last position
-        of a sequence, with prefixes of all its positions, and `UNLABELLED` of the others.
+        Tokens and targets, both (B, maximum length): the label of the sequence at its last
+        position, with prefixes labels at all its positions, and `UNLABELLED` elsewhere.
 
     Source: arXiv 2207.02098.
     """
@@ -114,24 +114,24 @@ def draw_language(
 
 
 def odd(lengths: tuple[int, int]) -> tuple[int, int]:
-    """The least and the greatest odd length of a range."""
+    """The minimum and maximum odd length of a range."""
     low, high = lengths
     return low | 1, (high - 1) | 1
 
 
 class LanguageData(SequenceData):
-    """Sequences of a regular language; what each comes to is asked for at its last position.
+    """Sequences of a regular language, with their labels at the last position.
 
     Args:
         language: parity, even_pairs, cycle_navigation or modular_arithmetic.
         prefixes: Label every position of a sequence in training, see `draw_language`; validation
-            and test ask at the last position in any case. The published figures are of nets that
-            learn from the last label alone, over many more sequences; those of nets that learn from
-            all labels compare with each other only.
+            and test sets always have the label at the last position. Published results are of nets
+            that train on the last label alone, with many more sequences; results with prefixes are
+            not comparable with them.
 
     Raises:
-        ValueError: unknown language; no odd length for modular_arithmetic, in a set or in an epoch
-            of training.
+        ValueError: unknown language; no odd length for modular_arithmetic, in a set or in a
+            training epoch.
     """
 
     def __init__(self, language: str = "parity", prefixes: bool = False, **kwargs: object) -> None:
@@ -143,11 +143,11 @@ class LanguageData(SequenceData):
             if language == "modular_arithmetic" and low > high:
                 raise ValueError(
                     "LanguageData: expressions of modular_arithmetic have odd lengths, got "
-                    f"{lengths}; take a range with one in it, or a greater first_length"
+                    f"{lengths}; use a range with an odd length, or a larger first_length"
                 )
 
     def _training_ranges(self) -> list[tuple[int, int]]:
-        """Lengths of every epoch until they no longer grow."""
+        """Lengths of every epoch until they stop growing."""
         first, epochs = self.hparams.first_length, range(self.sizes[0].bit_length())
         return [epoch_lengths(self.ranges[0], first, epoch) for epoch in epochs]
 
@@ -170,7 +170,7 @@ class LanguageData(SequenceData):
 
 
 class LanguageLabelling(SequenceLabelling):
-    """SequenceLabelling with `scaled_accuracy`: 0 for guesses, 1 if every label is right.
+    """SequenceLabelling with `scaled_accuracy`: 0 for chance, 1 if all labels are correct.
 
     It is (accuracy - 1 / classes) / (1 - 1 / classes).
 

@@ -50,9 +50,9 @@ class Regression(TargetModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
-            self.standardise_by(self.trainer.datamodule.training_targets)
+            self.standardize_by(self.trainer.datamodule.training_targets)
 
-    def standardise_by(self, targets: Tensor) -> None:
+    def standardize_by(self, targets: Tensor) -> None:
         """Set mean and scale from targets (n, T) or (n,), ignoring NaN."""
         x = self.columns(targets).flatten(0, -2).double()
         if (absent := x.isnan().all(0)).any():

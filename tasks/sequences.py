@@ -1,4 +1,4 @@
-"""What tasks of drawn, labelled sequences have in common: lengths, splits, loaders, a picture."""
+"""Shared parts of tasks with generated, labelled sequences: lengths, splits, loaders."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -14,20 +14,20 @@ from tasks.drawn import MAX_SIZE, DrawnData
 from tasks.draws import integers
 from tasks.packing import Packed, pack
 
-Length = int | tuple[int, int]  # one, or the least and the greatest
+Length = int | tuple[int, int]  # one length, or minimum and maximum
 Draw = Callable[[int, Tensor, tuple[int, int]], tuple[Tensor, Tensor]]
 
 
 class SequenceDataset(Dataset):
-    """Sequences of one split at one range of lengths; a batch is drawn at once.
+    """Sequences of one split with one range of lengths, drawn a batch at a time.
 
     Args:
-        draw: Makes tokens and targets from a seed, indices (B,) and the range.
+        draw: Draws tokens and targets from a seed, indices (B,) and the range.
         seed: Seed of the split.
         size: Number of sequences.
-        lengths: Least and greatest length.
-        first_length: Greatest length of the first `size` sequences; it doubles for the next ones
-            until the greatest. None for the same lengths everywhere.
+        lengths: Minimum and maximum length.
+        first_length: Maximum length of the first `size` sequences; it doubles for every further
+            `size` sequences, up to the maximum. None for the same lengths everywhere.
     """
 
     def __init__(
@@ -50,31 +50,30 @@ class SequenceDataset(Dataset):
 
 
 class SequenceData(DrawnData):
-    """Drawn sequences: train at some lengths, validate and test there and at further ones.
+    """Generated sequences: train at some lengths, validate and test there and at other lengths.
 
-    A batch is tokens (B, L) and targets (B, L), of which `UNLABELLED` ones count nowhere. Sequences
-    shorter than the greatest length of their set end in the padding token, the last of the
-    vocabulary. Metrics of further lengths end in @ and the greatest one.
+    A batch is tokens (B, L) and targets (B, L), where `UNLABELLED` targets are ignored. Sequences
+    shorter than the maximum length of their set are padded with the last token of the vocabulary.
+    Metrics of other lengths have the suffix @ and the maximum length.
 
     Args:
-        length: Length in training, or the least and the greatest, between which all are as likely.
-        extrapolation_lengths: Lengths of further validation and test sets, each as `length`.
-        first_length: Greatest length in the first epoch of training; it doubles with every epoch
-            until that of `length`. None for `length` in all epochs; needs `fresh`.
-        train_size: Sequences of an epoch.
-        fresh: Draw new sequences in every epoch instead of the same ones in another order.
-        val_size: Validation sequences of every set.
-        test_size: Test sequences of every set.
-        batch_size: Sequences of a batch.
-        packed: Put the sequences of a batch one after another instead of padding them, which
-            saves the work on the padding; loss and metrics are the same. For nets that take
-            cu_seqlens.
-        seed: Seed of the data; the splits and sets of one seed share no random number. None takes
-            that of `seed_everything`.
+        length: Training length, or minimum and maximum, sampled uniformly.
+        extrapolation_lengths: Lengths of additional validation and test sets, each like `length`.
+        first_length: Maximum length in the first training epoch; it doubles with every epoch up to
+            that of `length`. None for `length` in all epochs; needs `fresh`.
+        train_size: Sequences per epoch.
+        fresh: Draw new sequences in every epoch, instead of shuffling the same ones.
+        val_size: Sequences per validation set.
+        test_size: Sequences per test set.
+        batch_size: Sequences per batch.
+        packed: Concatenate the sequences of a batch instead of padding them, which saves the work
+            on padding; loss and metrics are the same. For nets that accept cu_seqlens.
+        seed: Seed of the data; splits and sets of one seed share no random numbers. If None, that
+            of `seed_everything`.
 
     Raises:
-        ValueError: lengths that are none, or two sets of the same greatest length; first_length
-            beyond `length` or without `fresh`; packed without a range of lengths; seed out of
+        ValueError: a length is invalid, or two sets have the same maximum length; first_length is
+            above `length` or without `fresh`; packed without a range of lengths; seed is out of
             range.
     """
 
@@ -98,14 +97,14 @@ class SequenceData(DrawnData):
         self.check_settings()
         if packed and all(low == high for low, high in self.ranges):
             raise ValueError(
-                f"{type(self).__name__}: packed is for sequences of many lengths, got "
-                f"length={length}; give a range such as [1, {self.sizes[0]}], or set packed to "
+                f"{type(self).__name__}: packed is for sequences of different lengths, got "
+                f"length={length}; use a range such as [1, {self.sizes[0]}], or set packed to "
                 "false"
             )
         if first_length is not None and not (fresh and 1 <= first_length <= self.sizes[0]):
             raise ValueError(
                 f"{type(self).__name__}: first_length must lie in 1..{self.sizes[0]}, the length "
-                f"in training, and needs fresh, got {first_length} and fresh={fresh}; leave it out "
+                f"in training, and needs fresh, got {first_length} and fresh={fresh}; omit it "
                 "to train at one length"
             )
 
@@ -114,22 +113,22 @@ class SequenceData(DrawnData):
         if not 1 <= low <= high <= MAX_SIZE:
             raise ValueError(
                 f"{type(self).__name__}: a length must be a number in 1..{MAX_SIZE}, or the "
-                f"least and the greatest of a range in it, got {length}"
+                f"minimum and the maximum of a range in it, got {length}"
             )
         return low, high
 
     @abstractmethod
     def draw(self, seed: int, index: Tensor, lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Tokens and targets, both (B, greatest length), of the sequences `index` (B,)."""
+        """Tokens and targets, both (B, maximum length), of the sequences `index` (B,)."""
 
     def draw_training(
         self, seed: int, index: Tensor, lengths: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """As `draw`, for training; a task may label more there."""
+        """Like `draw`, for training, where a task may add labels."""
         return self.draw(seed, index, lengths)
 
     def collate(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor | Packed, Tensor]:
-        """Pack the tokens on request; the targets stay as they are."""
+        """Pack the tokens if requested; the targets stay padded."""
         tokens, targets = batch
         if self.hparams.packed:
             return pack(tokens, tokens != self.in_dim - 1), targets
@@ -137,15 +136,15 @@ class SequenceData(DrawnData):
 
     @property
     def sizes(self) -> list[int]:
-        """Greatest length of every set; the first one is that of training."""
+        """Maximum length of every set; the first is the training length."""
         return [high for _, high in self.ranges]
 
     @property
     def size_name(self) -> str:
-        return "length of the sequences"
+        return "sequence length"
 
     def dataset(self, split: str, size: int) -> Dataset:
-        """Sequences of a split, in the set whose greatest length is `size`."""
+        """Sequences of a split, in the set whose maximum length is `size`."""
         seed, lengths = self.split_seed(split, size), self.ranges[self.sizes.index(size)]
         draw, first = self.draw, None
         if split == "train":
@@ -153,7 +152,7 @@ class SequenceData(DrawnData):
         return SequenceDataset(draw, seed, self.split_size(split), lengths, first)
 
     def prediction_pictures(self, predictions: dict[str, Tensor]) -> dict[str, Figure]:
-        """`accuracy_by_length`: accuracy against the position of the label."""
+        """The plot `accuracy_by_length`: accuracy against the position of the label."""
         results = {}
         for name, size in zip(self.eval_names, self.sizes, strict=True):
             probabilities = predictions[name]
@@ -167,7 +166,7 @@ class SequenceData(DrawnData):
 def epoch_lengths(
     lengths: tuple[int, int], first_length: int | None, epoch: int
 ) -> tuple[int, int]:
-    """Least and greatest length in an epoch of training; see `first_length` of `SequenceData`."""
+    """Minimum and maximum length in a training epoch; see `first_length` of `SequenceData`."""
     low, high = lengths
     if first_length is not None:
         high = min(high, first_length << min(epoch, high.bit_length()))
@@ -175,17 +174,17 @@ def epoch_lengths(
 
 
 def draw_lengths(seed: int, index: Tensor, lengths: tuple[int, int]) -> Tensor:
-    """Lengths of sequences, (B,), uniform in the range; takes draw 0 of their random numbers."""
+    """Lengths of sequences, (B,), uniform in the range; uses draw 0 of their random numbers."""
     low, high = lengths
     return low + integers(seed, index, 1, high - low + 1)[:, 0]
 
 
 def inside(lengths: Tensor, greatest: int) -> Tensor:
-    """Which positions (B, greatest) belong to sequences of `lengths` (B,)."""
+    """Mask (B, greatest) of the positions in sequences of `lengths` (B,)."""
     return torch.arange(greatest, device=lengths.device) < lengths[:, None]
 
 
 def at_the_end(labels: Tensor, lengths: Tensor) -> Tensor:
-    """Targets (B, L): of the labels (B, L) of all positions only those of the last of each."""
+    """Targets (B, L) that keep the labels (B, L) only at the last position of each sequence."""
     targets, last = torch.full_like(labels, UNLABELLED), lengths[:, None] - 1
     return targets.scatter(1, last, labels.gather(1, last))

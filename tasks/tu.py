@@ -1,6 +1,6 @@
-"""Graph classification on the TU Dortmund data sets, stratified cross-validation.
+"""Graph classification on the TU Dortmund data sets, with stratified cross-validation.
 
-Example: MUTAG asks of 188 molecules (atoms are nodes, bonds are edges) whether they are mutagenic.
+Example: in MUTAG, 188 molecules (nodes are atoms, edges are bonds) are mutagenic or not.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ from tasks.graphs import GraphData
 from tasks.prepared_files import make_once, user_cache
 from tasks.tu_files import check_files
 
-ATOM = re.compile(r"^\s*(\d+)\s+([A-Z][a-z]?)\s*$", re.MULTILINE)  # a line as in "  0  C"
+ATOM = re.compile(r"^\s*(\d+)\s+([A-Z][a-z]?)\s*$", re.MULTILINE)  # a line such as "  0  C"
 VALIDATION_SHARE = 1 / 9  # of the graphs outside the test fold
 
 
 class DagTUDataset(TUDataset):
-    """TUDataset for several processes at once; its cache is of these files and this transform.
+    """TUDataset for several processes; its cache depends on the files and the transform.
 
-    One process downloads and prepares, the others wait; what is half there is never read. Prepared
-    graphs are kept beside the raw files, or in the cache of the user where those cannot be written.
+    One process downloads and prepares, the others wait; incomplete folders are never used. Prepared
+    graphs are stored next to the raw files, or in the user's cache folder if that is not possible.
 
     Args:
         root: Folder of all TU data sets.
@@ -40,7 +40,7 @@ class DagTUDataset(TUDataset):
         pre_transform: Prepares every graph once.
 
     Raises:
-        ValueError: damaged files.
+        ValueError: files are damaged.
         OSError: the files cannot be downloaded.
     """
 
@@ -48,7 +48,7 @@ class DagTUDataset(TUDataset):
 
     def __init__(self, root: str, name: str, pre_transform: BaseTransform) -> None:
         super().__init__(root, name, pre_transform=pre_transform)
-        # As TUDataset does with edge_attr: leave out numeric attributes, keep the labels.
+        # Like TUDataset with edge_attr: drop numeric attributes, keep the labels.
         if "dag_edge_attr" in self._data:
             self._data.dag_edge_attr = self._data.dag_edge_attr[:, self.num_edge_attributes :]
 
@@ -77,7 +77,7 @@ class DagTUDataset(TUDataset):
         if Path(own, self._key).exists() or os.access(own, os.W_OK):
             return own
         folder = user_cache("tu", self.name)
-        rank_zero_info(f"TUData: {own} cannot be written; prepared graphs are kept in {folder}")
+        rank_zero_info(f"TUData: {own} cannot be written; prepared graphs are stored in {folder}")
         return folder
 
     def _download(self) -> None:
@@ -93,9 +93,9 @@ class DagTUDataset(TUDataset):
                     super()._download()
                     Path(self.raw_dir).rename(final)
                     self.downloading = False
-        except Exception as error:  # of whatever fetches files
+        except Exception as error:  # downloads raise various errors
             raise OSError(
-                f"TUData: could not download {self.name} ({error}); check its name, or put its "
+                f"TUData: could not download {self.name} ({error}); check the name, or put its "
                 f"files into {final}"
             ) from error
 
@@ -103,7 +103,7 @@ class DagTUDataset(TUDataset):
         make_once(Path(self.processed_dir), self._fill)
 
     def _fill(self, folder: Path) -> None:
-        self.preparing = True  # which makes `folder` the processed_dir
+        self.preparing = True  # makes `folder` the processed_dir
         self._prepare()
         self.preparing = False
 
@@ -111,15 +111,15 @@ class DagTUDataset(TUDataset):
         try:
             check_files(Path(self.raw_dir), self.name)
             super()._process()
-        except Exception as error:  # readers of files have errors of their own
+        except Exception as error:  # readers raise various errors
             raise ValueError(
-                f"TUData: the files of {self.name} in {self.raw_dir} are damaged ({error}); mend "
-                "them, or name another --data.root, where they are downloaded anew"
+                f"TUData: the files of {self.name} in {self.raw_dir} are damaged ({error}); repair "
+                "them, or set another --data.root, to download them again"
             ) from error
         x = self._data.get("x")
         if x is not None and not torch.isfinite(x).all():
             raise ValueError(
-                f"TUData: node attributes of {self.name} are not finite; mend {self.raw_dir}"
+                f"TUData: node attributes of {self.name} are not finite; repair {self.raw_dir}"
             )
 
 
@@ -128,19 +128,19 @@ def _has_files(folder: Path) -> bool:
 
 
 class TUData(GraphData):
-    """One fold of a TU data set: the fold is the test set, a ninth of the rest validates.
+    """One fold of a TU data set: the fold is the test set, 1/9 of the rest the validation set.
 
-    Raw files are read from root/name/raw and downloaded if they are not there.
+    Raw files are read from root/name/raw, and downloaded if missing.
 
     Args:
         name: Name of the data set, for example MUTAG, NCI1 or PROTEINS.
         root: Folder of all TU data sets.
-        fold: Which fold is the test set, 0..num_folds - 1.
+        fold: Index of the test fold, 0..num_folds - 1.
         num_folds: Number of folds.
-        kwargs: As `GraphData`.
+        kwargs: See `GraphData`.
 
     Raises:
-        ValueError: fold or number of folds out of range; damaged files.
+        ValueError: fold or num_folds is out of range; files are damaged.
         OSError: the files cannot be downloaded.
     """
 
@@ -165,7 +165,7 @@ class TUData(GraphData):
 
     @cached_property
     def dataset(self) -> DagTUDataset:
-        """All graphs, prepared once and cached on disk; sizes are read from them before setup."""
+        """All graphs, prepared once and cached on disk; provide sizes before setup."""
         return DagTUDataset(self.hparams.root, self.hparams.name, self.pre_transform)
 
     @property
@@ -178,13 +178,13 @@ class TUData(GraphData):
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The labels of the raw file, which the data set numbers in their order."""
+        """The labels of the raw file, in the order of the class indices."""
         file = Path(self.dataset.raw_dir, f"{self.hparams.name}_graph_labels.txt")
         return [str(label) for label in sorted(set(map(int, file.read_text("utf-8").split())))]
 
     @cached_property
     def node_names(self) -> list[str] | None:
-        """Symbols of the atoms, where the description beside the raw files lists all of them."""
+        """Element symbols, if the description in the raw files lists all of them."""
         symbols: dict[int, str] = {}
         raw = Path(self.dataset.raw_dir)
         for file in (file for file in raw.iterdir() if "readme" in file.name.lower()):

@@ -83,6 +83,7 @@ def test_missing_extras_are_named():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_wheel_runs_in_a_bare_environment(tmp_path):
     def pip(python, *args):
         command = [python, "-m", "pip", *args]

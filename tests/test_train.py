@@ -257,7 +257,10 @@ def test_wrong_arguments_are_refused(argument, capsys):
         (["--data.path=none.txt"], "TextData: path must be a text file, got 'none.txt'"),
         (["--data.path=input.txt", "--data.context=600"], "TextData: every part needs more than"),
         (["--data.path=input.txt", "--trainer.logger.save_dir=input.txt"], "cannot write in"),
-        (["--data.path=input.txt", "--resume=nowhere"], "--resume nowhere: no run was begun there"),
+        (
+            ["--data.path=input.txt", "--resume=nowhere"],
+            "--resume nowhere: no run was started there",
+        ),
     ],
     ids=str,
 )

@@ -97,9 +97,9 @@ def wl_colours(edge_index: IntArray, num_nodes: int) -> np.ndarray:
         if now == classes:
             break
         classes = now
-        neighbours = np.zeros(num_nodes, dtype=np.uint64)
-        np.add.at(neighbours, dst, mix(colour)[src])
-        colour = mix(colour * np.uint64(3) + neighbours)
+        neighbors = np.zeros(num_nodes, dtype=np.uint64)
+        np.add.at(neighbors, dst, mix(colour)[src])
+        colour = mix(colour * np.uint64(3) + neighbors)
     return colour
 
 

@@ -18,43 +18,43 @@ NORMS = {"head": HeadRMSNorm, "batch": MergedBatchNorm}
 class PLSTMGraph(nn.Module):
     """Multi-head pLSTM over a DAG, or a packed batch of DAGs.
 
-    q, k, v come from the nodes, gates from nodes and edges as in GraphGates:
+    q, k, v come from the nodes; `GraphGates` computes the gates from nodes and edges:
 
         P: T = t / (1/2 + sum |t|), the sum over all outgoing edges b of the incoming edge a
         D: T = tanh(t), on the multitree of the graph
 
-    In P-mode the mass that arrives at a node is split, never amplified; in D-mode at most one path
-    joins two edges and every factor is below 1. Gate weights start at zero: a new layer has the
-    gates of its biases.
+    In mode P, a state that arrives at a node is split and never amplified; in mode D, at most one
+    path joins two edges and every factor is below 1. Gate weights start at zero, so a new layer has
+    the gates of its biases.
 
-    What is read is normalised, y = W_out norm(plstm_dag(...)); with an output gate,
+    The output is y = W_out norm(plstm_dag(...)), or with an output gate
     y = W_out (norm(plstm_dag(...)) * silu(W_z x)). A bidirectional layer adds plstm_dag on the
-    reverse of the graph, with the same q, k, v and gates of its own, before the norm.
+    reverse graph before the norm, with the same q, k, v and separate gates.
 
     Args:
         dim: Model width.
         num_heads: Number of heads H.
         mode: "P" (propagation, directed) or "D" (diffusion).
-        edge_dim: Width of the edge features; 0 takes the mean of the two end nodes instead.
-        qk_dim: Width of queries and keys per head, dim // num_heads if None.
-        v_dim: Width of values per head, dim // num_heads if None.
+        edge_dim: Width of the edge features; 0 uses the mean of the two end nodes instead.
+        qk_dim: Key width per head, dim // num_heads if None.
+        v_dim: Value width per head, dim // num_heads if None.
         source_bias: Initial logit of the source gate.
         mark_bias: Initial logit of the mark gate.
         direct_bias: Initial logit of the direct gate.
         transition_bias: Mean of the initial transition logit t over the heads.
-        transition_std: Its standard deviation over the heads; small values make a new layer read
-            neighbours first, from where it learns to look farther.
-        bidirectional: Let information flow along the edges and against them in one layer.
-        norm: "head" normalises every head of every node, "batch" every channel over all nodes,
-            which keeps how much arrives at a node compared with the others.
-        output_gate: Multiply what is read by silu(W_z x), after the norm.
+        transition_std: Its standard deviation over the heads; with small values a new layer reads
+            mostly neighbors, and learns to look farther.
+        bidirectional: Propagate along the edges and against them in one layer.
+        norm: "head" normalizes every head of every node, "batch" every channel over all nodes,
+            which keeps the relative size of what arrives at different nodes.
+        output_gate: Multiply the normalized output of plstm_dag by silu(W_z x).
         backend: Backend of plstm_dag.
 
     Raises:
-        ValueError: unknown mode or norm; widths that do not divide.
+        ValueError: mode or norm is unknown; widths do not divide.
 
     Source:
-        arXiv 2506.11997. The published biases of source and mark are -4; with those a new layer
+        arXiv 2506.11997. The published biases of source and mark are -4; with them a new layer
         hardly mixes nodes and learns more slowly. Output gate, batch norm and the sum of both
         directions are ours. NCI1, 6 epochs of 1536 graphs in the order "bfs", both directions,
         transition_std 0.1, one seed: training loss 0.37 and validation accuracy 0.784 with norm
@@ -110,7 +110,7 @@ class PLSTMGraph(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the initial values."""
+        """Initialize the parameters."""
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             small_init_(linear)
         if self.output_gate_proj is not None:
@@ -124,7 +124,7 @@ class PLSTMGraph(nn.Module):
 
         Args:
             x: Node features, (N, dim).
-            graph: The DAG; `graph.reverse()` lets information flow the other way, with the same
+            graph: The DAG; `graph.reverse()` propagates in the other direction, with the same
                 edge_attr.
             edge_attr: Edge features in the order of graph.edge_index, (E, edge_dim).
 
@@ -153,7 +153,7 @@ class PLSTMGraph(nn.Module):
         return self.out_proj(y)
 
     def paths(self, graph: LineGraph) -> LineGraph:
-        """What states move along, to be handed to `gates`: in mode D the multitree of the graph."""
+        """The graph on which states propagate, for `gates`: in mode D the multitree."""
         return graph.multitree() if self.mode == "D" else graph
 
     def extra_repr(self) -> str:

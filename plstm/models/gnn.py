@@ -48,7 +48,7 @@ class GNNModel(Pretrained, nn.Module):
         per_node: Read out every node instead of every graph; not for AttentiveFP. `pooling` is
             ignored.
         dropout: Dropout in message passing and in the head.
-        pooling: "mean" or "sum" over the nodes of a graph, or "both" side by side.
+        pooling: "mean" or "sum" over the nodes of a graph, or "both", concatenated.
         gnn_args: Other arguments of the class, for example {"heads": 4, "v2": True} for GAT.
 
     Raises:

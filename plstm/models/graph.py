@@ -38,7 +38,7 @@ class GraphModel(Pretrained, nn.Module):
         per_node: Read out every node instead of every graph; `pooling` is ignored.
         feed_forward_ratio: Hidden width of the feed-forward parts relative to dim; 0 for none.
         dropout: Dropout on the branches of the blocks and in the head.
-        pooling: "mean" or "sum" over the nodes of a graph, or "both" side by side.
+        pooling: "mean" or "sum" over the nodes of a graph, or "both", concatenated.
 
     Raises:
         ValueError: no mixers, depth < 1, unknown pooling.

@@ -174,7 +174,7 @@ class GraphReadout(nn.Module):
     Args:
         dim: Model width.
         out_dim: Number of outputs.
-        pooling: "mean", "sum" or "both" side by side.
+        pooling: "mean", "sum" or "both", concatenated.
         dropout: Dropout between the two linear maps.
         per_node: Do not pool.
     """

@@ -1,4 +1,4 @@
-"""Gates of the pLSTM over a DAG."""
+"""Gates of pLSTM on a DAG."""
 
 import torch
 from torch import Tensor, nn
@@ -9,22 +9,22 @@ from plstm.modules.init import constant_gate_
 
 
 class GraphGates(nn.Module):
-    """Gates from nodes and edges, by linear maps.
+    """Gates from linear maps of nodes and edges.
 
-    Source of e from (x_src, edge_e), mark of e from (x_dst, edge_e), direct of n from x_n, all
-    through a sigmoid, and the transition logit t of a pair (a, b) that meets in node m from
-    (edge_a, edge_b, x_m):
+    The source of e depends on (x_src, edge_e), the mark of e on (x_dst, edge_e), the direct gate of
+    n on x_n, all with a sigmoid. The transition logit t of a pair (a, b) that meets in node m
+    depends on (edge_a, edge_b, x_m):
 
         P: T = t / (1/2 + sum |t|), the sum over all outgoing edges b of the incoming edge a
         D: T = tanh(t)
 
-    Weights start at zero: new gates are those of the biases.
+    Weights start at zero, so initial gates depend only on the biases.
 
     Args:
         dim: Width of the nodes.
         num_heads: Number of heads H.
         mode: "P" (propagation, directed) or "D" (diffusion).
-        edge_dim: Width of the edge features; 0 takes the mean of the two end nodes instead.
+        edge_dim: Width of the edge features; 0 uses the mean of the two end nodes instead.
         source_bias: Initial logit of the source gate.
         mark_bias: Initial logit of the mark gate.
         direct_bias: Initial logit of the direct gate.
@@ -56,7 +56,7 @@ class GraphGates(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the initial values."""
+        """Initialize the parameters."""
         constant_gate_(self.node_proj)
         constant_gate_(self.edge_proj)
         with torch.no_grad():
@@ -73,7 +73,7 @@ class GraphGates(nn.Module):
 
         Args:
             x: Nodes, (N, dim).
-            graph: What states move along: in mode "D" a multitree.
+            graph: The graph on which states propagate: in mode "D" a multitree.
             edge_attr: Edge features in the order of graph.edge_index, (E, edge_dim).
         """
         (src, dst), (incoming, outgoing) = graph.edge_index, graph.line_index
@@ -96,7 +96,7 @@ class GraphGates(nn.Module):
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """Logits in float32 or wider: bfloat16 cannot tell 0.999 from 1."""
+    """Logits in float32 or wider, because bfloat16 rounds 0.999 to 1."""
     return logits.to(accumulation_dtype(logits))
 
 

@@ -82,7 +82,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 class MergedBatchNorm(BatchNorm):
-    """Batch norm of all channels of all heads: a row with larger entries than others keeps them.
+    """Batch norm of all channels of all heads, which keeps the relative size of rows.
 
     Args:
         num_heads: Number of heads H.
@@ -93,7 +93,7 @@ class MergedBatchNorm(BatchNorm):
         super().__init__(num_heads * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Merge the heads of x (N, H, W) and normalise over N: (N, H * W)."""
+        """Merge the heads of x (N, H, W) and normalize over N: (N, H * W)."""
         return super().forward(x.flatten(-2))
 
 

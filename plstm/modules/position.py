@@ -27,7 +27,7 @@ class LearnedPosition2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add the encoding to x (B, Y, X, dim)."""
         code, sides = self.code, zip(self.code.shape[2:], x.shape[1:3], strict=True)
-        # A graph with open sizes always interpolates, which changes nothing at the learned size.
+        # With dynamic sizes it always interpolates, which is exact at the learned size.
         if not all(statically_known_true(own == side) for own, side in sides):
             code = nn.functional.interpolate(code, size=tuple(x.shape[1:3]), mode="bicubic")
         return x + code.movedim(1, -1)

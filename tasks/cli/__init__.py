@@ -1,4 +1,4 @@
-"""The command line: LightningCLI with our defaults."""
+"""The command line: LightningCLI with the defaults of this project."""
 
 import sys
 import warnings
@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
-import tasks.arrow  # makes the short names ArrowData, ... known to the command line
+import tasks.arrow  # registers the short names ArrowData, ...
 import tasks.callbacks.lr_finder
 import tasks.dags
 import tasks.images
@@ -47,35 +47,35 @@ DESCRIPTION = """Train a net, or use a trained one:
   python train.py test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   python train.py export --ckpt_path RUN/checkpoints/best.ckpt --to FOLDER
 
-Arguments after --config override it. --debug shows the stack of an error."""
+Arguments after --config override it. --debug shows the traceback of an error."""
 SUBCOMMANDS = {
     "fit": "Train a net.",
-    "validate": "Loss and metrics of a trained net on the validation sets.",
-    "test": "Loss and metrics of a trained net on the test sets.",
-    "predict": "What a trained net predicts for the test sets, and pictures: gates, confusion, ...",
+    "validate": "Compute loss and metrics of a trained net on the validation sets.",
+    "test": "Compute loss and metrics of a trained net on the test sets.",
+    "predict": "Save predictions of a trained net on the test sets, and pictures of gates, ...",
 }
 CLASS_HELP = """
 
-Classes have help of their own, for example --data.help TUData, --model.help LanguageModel
+Classes have their own help, for example --data.help TUData, --model.help LanguageModel
 and, after --config FILE, --model.net.help plstm.VisionModel.
---print_config shows every value, --debug the stack of an error."""
-LINKED = ("in_dim", "out_dim", "net_args")  # sizes the data knows and the net needs
+--print_config shows every value, --debug the traceback of an error."""
+LINKED = ("in_dim", "out_dim", "net_args")  # sizes from the data that the net needs
 
 
 class CLI(LightningCLI):
-    """Hands the sizes of the data to the model, so that a config names them nowhere; resumes runs.
+    """Passes the sizes of the data to the model, so that configs do not contain them; resumes runs.
 
-    The configuration that is saved is that of a new run: it names no run to resume.
+    The saved configuration is that of a new run, without --resume.
     """
 
     resumed: resume.Resumed | None = None
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        with ExitStack() as self.held:  # the lock of a run's folder, while the command runs
+        with ExitStack() as self.held:  # holds the lock of the run folder while the command runs
             super().__init__(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, object]) -> "CLI":
-        """Itself: the copy of a model, as averaged weights need one, was made by it as well."""
+        """Not copied: weight averaging copies the model, which refers to the CLI."""
         return self
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -87,9 +87,9 @@ class CLI(LightningCLI):
             "--standard_callbacks",
             type=bool,
             default=True,
-            help="Whether a run keeps best.ckpt, stops if its numbers are no longer finite, logs "
-            "gradient norm and speed, draws pictures and saves predictions, beside the callbacks "
-            "of the trainer.",
+            help="Whether to save best.ckpt, stop if gradients are not finite, log gradient norm "
+            "and speed, draw pictures and save predictions, in addition to the callbacks of the "
+            "trainer.",
         )
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: object) -> None:
@@ -104,26 +104,26 @@ class CLI(LightningCLI):
         if subcommand == "fit":
             parser.add_argument("--resume", type=str | None, default=None, help=resume.HELP)
         for action in parser._actions:
-            if action.dest == "ckpt_path":  # Lightning describes names that only its own loops know
+            if action.dest == "ckpt_path":  # Lightning describes names that only its loops know
                 action.help = "File with the weights, for example RUN/checkpoints/best.ckpt."
         return parser
 
     def _parse_ckpt_path(self) -> None:
-        """Look at the checkpoint before anything is built, and say so if there is none.
+        """Check the checkpoint before anything is built, and report if there is none.
 
-        Lightning would change the model by it; but what the model is stands in the config.
+        Lightning would change the model by it, but the config defines the model.
         """
         command = self.config.get("subcommand")
         path = self.config[command].ckpt_path if command else None
         if path is not None and self.config[command].get("resume"):
-            return  # refused when that run is looked for
+            return  # rejected when that run is searched
         if path is None and command not in (None, "fit"):
-            rank_zero_info("No --ckpt_path: the weights are those of a new net.")
+            rank_zero_info("No --ckpt_path: using newly initialized weights.")
         elif path is not None and "://" not in str(path):
             self._take_arguments(read_checkpoint(path).get("data_arguments", {}))
 
     def _take_arguments(self, arguments: dict[str, object]) -> None:
-        """Give the data what the net of a checkpoint asks of them, such as its alphabet."""
+        """Pass arguments of the checkpoint to the data, such as its alphabet."""
         data = self.config[self.config.subcommand].data.init_args
         for key in arguments.keys() & vars(data).keys():
             data[key] = arguments[key]
@@ -144,24 +144,24 @@ class CLI(LightningCLI):
         config[resume.LOGGER] = loggers
 
     def _instantiate_trainer(self, config: dict[str, object], callbacks: list[Callback]) -> Trainer:
-        """Add our callbacks to those of a config, which cannot remove them by naming others."""
+        """Add default callbacks to those of a config, which does not replace them."""
         own = config["callbacks"] or []
         own = own if isinstance(own, list) else [own]
         standard = [StopIfNotFinite(), Monitor(), Pictures(), SavePredictions()]
         if not self._get(self.config_init, "standard_callbacks"):
             standard, callbacks = [], _without(callbacks, BestCheckpoint)
-        if config["limit_val_batches"] == 0:  # nothing is better than anything
+        if config["limit_val_batches"] == 0:  # without validation there is no best checkpoint
             callbacks = _without(callbacks, BestCheckpoint)
         if config["logger"] in (False, []) and config["default_root_dir"] is None:
             callbacks = _without(callbacks, Checkpoint)
             if own == _without(own, Checkpoint):
                 config["enable_checkpointing"] = False  # Lightning would save in the working folder
-        if config["enable_checkpointing"] is False:  # with which Lightning refuses checkpoints
+        if config["enable_checkpointing"] is False:  # Lightning then rejects them
             callbacks, own = _without(callbacks, Checkpoint), _without(own, Checkpoint)
         config["callbacks"], callbacks = [], [*standard, *callbacks, *own]
         try:
             trainer = super()._instantiate_trainer(config, callbacks)
-        except TypeError as error:  # Lightning's word for devices that an accelerator cannot have
+        except TypeError as error:  # raised by Lightning for invalid devices
             raise ValueError(f"trainer: {error}") from error
         check_processes(trainer)
         return trainer
@@ -177,7 +177,7 @@ class CLI(LightningCLI):
             raise
 
     def before_fit(self) -> None:
-        """Prepare the folder of a run, and the checkpoint it goes on from."""
+        """Prepare the folder of a run, and the checkpoint to resume from."""
         resume.prepare(self.trainer, self.datamodule, self.resumed, self.held)
         if self.resumed is not None and self.resumed.checkpoint is not None:
             self.config_init.fit.ckpt_path = str(self.resumed.checkpoint)
@@ -188,16 +188,16 @@ def _without(callbacks: list[Callback], kind: type[Callback]) -> list[Callback]:
 
 
 def main(args: list[str] | None = None, run: bool = True) -> CLI | None:
-    """Run a command line (that of the process if None) and return its trainer, model and data.
+    """Run a command line (sys.argv if None) and return its trainer, model and data.
 
-    The command line of `export` has none of these: see tasks.cli.export.
+    Returns None for the command `export`, see tasks.cli.export.
 
     Args:
         args: For example ["fit", "--config", "configs/quickstart.yaml"].
         run: Run the subcommand; otherwise only build, with no subcommand in `args`.
 
     Raises:
-        ValueError: a config file that is no YAML, and wrong values of all kinds.
+        ValueError: a config file is not YAML, or any value is invalid.
     """
     arguments = sys.argv[1:] if args is None else args
     if arguments[:1] == ["export"]:
@@ -205,13 +205,13 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI | None:
     finish_wandb()
     check_config_files(arguments)
     options = {"default_config_files": [str(DEFAULTS)]}
-    # Lightning asks PyTorch 2.13 in a way that works and that PyTorch calls old.
+    # Lightning uses a function that PyTorch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    # Lightning cannot know that ours leaves nothing out.
+    # Our batch sampler covers all samples, which Lightning cannot know.
     warnings.filterwarnings("ignore", message="You are using a custom batch sampler")
-    # A checkpoint that is tested belongs to another run folder, as it should.
+    # A tested checkpoint belongs to another run folder, as intended.
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
-    # PyTorch 2.13 calls it old; the argument that it names instead is not known to PyTorch 2.11.
+    # PyTorch 2.13 deprecates it; PyTorch 2.11 does not have its replacement.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     per_command = {
         name: {**options, "usage": USAGE.format(name), "description": what + CLASS_HELP}
@@ -234,13 +234,13 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI | None:
 
 
 def run_process(command: Callable[[], object] = main, name: str = "train.py") -> None:
-    """Run the command line of the process; a mistake of the user is told in a line or two.
+    """Run the command line; report user errors in one or two lines.
 
-    --debug shows the whole stack instead. Class paths may name files of the working folder.
+    --debug shows the traceback instead. Class paths may refer to files of the working folder.
 
     Args:
         command: Reads sys.argv.
-        name: What its messages begin with.
+        name: Start of its messages.
     """
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -252,7 +252,7 @@ def run_process(command: Callable[[], object] = main, name: str = "train.py") ->
         message = None if debug else explain_error(error)
         if message is None:
             raise
-        print(f"{name}: {message}\n(--debug shows where this came from)", file=sys.stderr)
+        print(f"{name}: {message}\n(--debug shows the traceback)", file=sys.stderr)
         sys.exit(2)
     finally:
-        Parser.debug = False  # of this command only
+        Parser.debug = False  # for this command only

@@ -1,4 +1,4 @@
-"""Settings of the trainer that would train something else than was meant, refused at once."""
+"""Checks of trainer settings that would train differently than intended."""
 
 import math
 import os
@@ -17,9 +17,9 @@ def _batches(value: Number) -> bool:
     return 0 < value <= 1 if isinstance(value, float) else value >= 1
 
 
-SHARE = "a number of batches, 1 or more, or a share of them as in 0.5"
+SHARE = "a number of batches, 1 or more, or a fraction of them, such as 0.5"
 NONE_OR_SHARE = f"0 for none, {SHARE}"
-END = "1 or more, or -1 for no end"
+END = "1 or more, or -1 for no limit"
 NUMBERS: dict[str, tuple[str, Callable[[Number], bool]]] = {
     "accumulate_grad_batches": ("1 or more", lambda x: x >= 1),
     "check_val_every_n_epoch": ("1 or more", lambda x: x >= 1),
@@ -43,10 +43,10 @@ DEVICES = re.compile(r"auto|-1|0*[1-9]\d*|\d+(, ?\d+)*,?\s*|\[\d+(, ?\d+)*\]")
 
 
 def check_numbers(trainer: Namespace) -> None:
-    """Refuse numbers that Lightning takes and that mean nothing, or not what they seem to.
+    """Reject values that Lightning accepts, but that are meaningless or misleading.
 
     Raises:
-        ValueError: names the setting, what it may be and what it is.
+        ValueError: a setting is invalid; the message has the setting, the rule and the value.
     """
     for name, (rule, holds) in NUMBERS.items():
         value = trainer.get(name)
@@ -55,31 +55,31 @@ def check_numbers(trainer: Namespace) -> None:
     devices = str(trainer.get("devices"))
     if devices == "0" or not DEVICES.fullmatch(devices):
         raise ValueError(
-            "trainer.devices must be auto, a number from 1 on, -1 for all GPUs, or a list of their "
-            f"numbers as in [0, 1], got {devices}"
+            "trainer.devices must be auto, a number from 1, -1 for all GPUs, or a list of GPU "
+            f"indices such as [0, 1], got {devices}"
         )
 
 
 def check_processes(trainer: Trainer) -> None:
-    """Refuse to train the same net in every process that torchrun has started, or in copies.
+    """Reject settings where every process of torchrun, or copies of a process, train the same net.
 
-    DDP is not chosen by itself: the batch of a step would become larger, unasked.
+    DDP is not enabled automatically, because it would enlarge the batch of a step.
 
     Raises:
-        ValueError: torchrun has started more processes than train together; the strategy copies the
-            process, which cannot be copied.
+        ValueError: torchrun started more processes than train together; the strategy forks or
+            spawns this process, which is not supported.
     """
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise ValueError(
-            "trainer.strategy must not copy this process, as those with spawn, fork or notebook "
-            "in their names do; take --config configs/trainer/ddp.yaml, which starts new ones"
+            "trainer.strategy must not fork or spawn this process, as those with spawn, fork or "
+            "notebook in their names do; use --config configs/trainer/ddp.yaml"
         )
     if not TorchElasticEnvironment.detect():
         return
     started = int(os.environ["WORLD_SIZE"])
     if started != trainer.world_size:
         raise ValueError(
-            f"torchrun has started {started} processes, and each would train alone; let them "
-            "train together with --config configs/trainer/ddp.yaml after the config of the task "
-            f"and --trainer.devices {started} (of one node), or start one process"
+            f"torchrun started {started} processes, and each would train alone; to "
+            "train together, add --config configs/trainer/ddp.yaml after the config of the task "
+            f"and --trainer.devices {started} (per node), or start one process"
         )

@@ -1,4 +1,4 @@
-"""Config files that are no configs: named, with the line, before anything is read from them."""
+"""Syntax check of config files, with line numbers, before they are used."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -11,24 +11,24 @@ CONFIG = ("-c", "--config")
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
-    """Look at the syntax of the files of a command line, and of those they name.
+    """Check the syntax of the files of a command line, and of files that they refer to.
 
     Raises:
-        ValueError: the file, line and column of what is no YAML; the config of a class in place of
-            that of a run.
+        ValueError: a file is not YAML, with line and column; or it is the config of a class instead
+            of a run.
     """
     for name, path in dict.fromkeys(_named(arguments)):
         found = _read(path)
         if name in CONFIG and isinstance(found, dict) and "class_path" in found:
             raise ValueError(
                 f"{path}: a config must have keys like model, data and trainer, this file "
-                f"describes one class, {found['class_path']}; name it where that class belongs, "
+                f"describes one class, {found['class_path']}; pass it where that class belongs, "
                 f"for example --model.net {path}"
             )
 
 
 def _named(arguments: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """Arguments that name files, and the files."""
+    """Arguments that are files, with the files."""
     for before, argument in pairwise(["", *arguments]):
         name, _, value = argument.partition("=") if argument[:1] == "-" else (before, "", argument)
         if value.endswith(SUFFIXES) or (value and name in CONFIG):
@@ -36,7 +36,7 @@ def _named(arguments: Sequence[str]) -> Iterator[tuple[str, Path]]:
 
 
 def _read(path: Path) -> object:
-    """What a file holds, if it is one; the parser knows what a value may be that is no file."""
+    """Content of a file; None if the value is not a file, which the parser handles."""
     if not path.is_file():
         return None
     try:
@@ -45,7 +45,7 @@ def _read(path: Path) -> object:
         raise ValueError(f"{path}: a config must be a text file (UTF-8), {error.reason}") from None
     except yaml.MarkedYAMLError as error:
         mark, tab = error.problem_mark, "'\\t'" in str(error.problem)
-        hint = "; YAML is indented with spaces" if tab else ""
+        hint = "; indent YAML with spaces" if tab else ""
         raise ValueError(
             f"{path}, line {mark.line + 1}, column {mark.column + 1}: a config must be YAML, "
             f"{error.problem}{hint}"
@@ -59,7 +59,7 @@ def _read(path: Path) -> object:
 
 
 def _strings(value: object) -> Iterator[str]:
-    """All strings among the values of a config."""
+    """All strings in the values of a config."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):

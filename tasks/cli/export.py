@@ -1,16 +1,16 @@
-"""A trained net in files for use elsewhere, without Lightning.
+"""Export a trained net to files that do not need Lightning.
 
     python train.py export --ckpt_path runs/text/version_0/checkpoints/best.ckpt --to FOLDER
 
-writes to the folder, from a checkpoint that was read as weights only,
+writes to the folder, from a checkpoint loaded with weights_only:
 
     config.json, model.safetensors   the net, for plstm.models.Pretrained.from_pretrained
-    task.json      what else the checkpoint knows: alphabet, class names, units of the outputs, ...
-    model.pt2      its computation on a CPU by torch.export, with open batch, length and image size;
-                   torch.export.load reads it after `import plstm`, which brings our operators
-    model.onnx     the same for ONNX, if all operators of the net have a form there
+    task.json      other contents of the checkpoint: alphabet, class names, units of outputs, ...
+    model.pt2      its CPU program by torch.export, with dynamic batch, length and image size;
+                   torch.export.load needs `import plstm` first, which registers our operators
+    model.onnx     the same for ONNX, if ONNX supports all operators of the net
 
-Every file is read again, run at another size, and compared with the net.
+Every file is loaded again, run at another size, and compared with the net.
 """
 
 import argparse
@@ -32,16 +32,16 @@ from plstm.models.pretrained import TRUSTED, WEIGHTS, build_net
 from tasks.checkpoint_file import read_checkpoint
 
 PROGRAM, ONNX, TASK = "model.pt2", "model.onnx", "task.json"
-LENGTH, PATCHES = 100, (5, 7)  # traced where the size stays open
-LARGEST_ERROR = 1e-3  # of the largest output
+LENGTH, PATCHES = 100, (5, 7)  # traced sizes of dynamic axes
+LARGEST_ERROR = 1e-3  # relative to the largest output
 
 
 class Inputs(NamedTuple):
-    """What a net is traced with, and what it is compared with then."""
+    """Inputs to trace a net with, and inputs to compare it on."""
 
     traced: Tensor
     compared: Tensor
-    open_axes: dict[int, Dim]  # in which the two differ
+    dynamic: dict[int, Dim]  # dynamic axes, where the two differ
 
 
 def main(arguments: list[str]) -> None:
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Arguments of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="train.py export",
         description=__doc__,
@@ -66,7 +66,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--size",
         type=int,
         nargs="+",
-        help="length, or height and width in pixels, for nets that torch.export ties to one size",
+        help="length, or height and width in pixels, of the input that is traced; matters to nets "
+        "that torch.export can trace for one size only",
     )
     parser.add_argument(
         "--trust",
@@ -79,11 +80,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def read_net(checkpoint: Path, trust: Sequence[str]) -> tuple[Pretrained, dict[str, object]]:
-    """The net of a checkpoint in evaluation mode, and what task.json will say.
+    """The net of a checkpoint in evaluation mode, and the contents of task.json.
 
     Raises:
-        ValueError: damaged, or not of a run of train.py; a net whose class is not trusted, or that
-            is no `Pretrained`.
+        ValueError: the file is damaged, or not of a run of train.py; the class of the net is not
+            trusted, or not a `Pretrained`.
     """
     saved = read_checkpoint(checkpoint)
     told = saved.get("hyper_parameters", {})
@@ -120,15 +121,15 @@ def write(
     size: Sequence[int] | None = None,
     trust: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Write all files, and say of each in a line what came of it.
+    """Write all files, and yield one line of result for each.
 
     Raises:
-        ValueError: a file computes something else than the net; no such size.
+        ValueError: a file computes something other than the net; the size is invalid.
     """
     inputs = make_inputs(net, size)
-    for name in (PROGRAM, ONNX):  # of a net that was there before
-        (folder / name).unlink(missing_ok=True)
     net.save_pretrained(folder)
+    for name in (PROGRAM, ONNX):  # remove those of a previous net
+        (folder / name).unlink(missing_ok=True)
     (folder / TASK).write_text(json.dumps(task, indent=2), "utf-8")
     back = type(net).from_pretrained(folder, trusted=[*TRUSTED, *trust])
     if inputs is None:
@@ -138,7 +139,7 @@ def write(
     yield f"{folder}: config.json, {WEIGHTS} and {TASK}; {_compare(back, net, inputs.traced)}"
     try:
         program, inputs, sizes = _trace(net, inputs)
-    except Exception as error:  # the compiler has errors of many kinds
+    except Exception as error:  # the compiler raises many types
         yield f"no {folder / PROGRAM}: {_first_line(error)}"
         return
     torch.export.save(program, folder / PROGRAM)
@@ -151,7 +152,7 @@ def make_inputs(net: nn.Module, size: Sequence[int] | None = None) -> Inputs | N
     """Inputs of a sequence or image net, None for other nets.
 
     Raises:
-        ValueError: the net has no such size.
+        ValueError: the size is invalid for the net.
     """
     generator = torch.Generator().manual_seed(0)
     if isinstance(net, SequenceModel):
@@ -181,28 +182,28 @@ def _checked(size: Sequence[int], axes: int) -> Sequence[int]:
 
 @torch.no_grad()
 def _trace(net: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, Inputs, str]:
-    """Trace a net with as many open sizes as it allows: program, what to compare, open sizes."""
+    """Trace a net with as many dynamic sizes as it allows: program, inputs, dynamic sizes."""
 
     def trace(inputs: Inputs) -> ExportedProgram:
-        return torch.export.export(net, (inputs.traced,), dynamic_shapes=(inputs.open_axes,))
+        return torch.export.export(net, (inputs.traced,), dynamic_shapes=(inputs.dynamic,))
 
     try:
         return trace(inputs), inputs, "any batch and size"
-    except Exception as error:  # the compiler has errors of many kinds
+    except Exception as error:  # the compiler raises many types
         reason = _first_line(error)
     more = torch.cat([inputs.traced, inputs.traced[:1]])
-    inputs = Inputs(inputs.traced, more, {0: inputs.open_axes[0]})
+    inputs = Inputs(inputs.traced, more, {0: inputs.dynamic[0]})
     fixed = " x ".join(map(str, more.shape[1:]))
     return trace(inputs), inputs, f"any batch, but {fixed} only (--size changes that): {reason}"
 
 
 def _write_onnx(program: ExportedProgram, net: nn.Module, inputs: Inputs, path: Path) -> str:
-    """Translate a program, and say what came of it."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names packages that are not there
+    """Convert a program to ONNX, and return a line of result."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # lists missing packages
     try:
         with extra("onnx", str(path)):
             import onnxruntime
-            import onnxscript  # noqa: F401  # of which torch.onnx makes use
+            import onnxscript  # noqa: F401  # used by torch.onnx
         torch.onnx.export(program, (), path, dynamo=True, external_data=False, verbose=False)
     except MissingExtra as error:
         return f"no {path}: {error}"
@@ -220,7 +221,7 @@ def _write_onnx(program: ExportedProgram, net: nn.Module, inputs: Inputs, path: 
 
 @torch.no_grad()
 def _compare(run: Callable[[Tensor], Tensor], net: nn.Module, x: Tensor) -> str:
-    """How far what was written is from the net, in words."""
+    """Compare a written program with the net, as text."""
     got, want = run(x), net(x)
     error, largest = (got - want).abs().max().item(), want.abs().max().item()
     if not error <= LARGEST_ERROR * largest:

@@ -1,8 +1,8 @@
-"""Cross-validation: train on every fold, test the checkpoint that validated best.
+"""Cross-validation: train on every fold, test the best checkpoint in validation.
 
     python -m tasks.cli.folds --config configs/tu.yaml [--num_folds_to_run 3] [--data.name NCI1 ...]
 
---fold 4 runs that fold only, for a sweep. --resume auto goes on where the same command was stopped.
+--fold 4 runs only that fold, for a sweep. --resume auto continues the same command if it stopped.
 Other arguments go to `train.py fit`.
 """
 
@@ -22,11 +22,11 @@ Main = Callable[[list[str]], object]
 
 @dataclass(frozen=True)
 class FoldResult:
-    """What one fold came to."""
+    """Result of one fold."""
 
     fold: int
-    accuracy: float  # of the best-validation checkpoint on the test fold
-    seconds: float | None  # median over the epochs trained now, None if it was complete
+    accuracy: float  # of the best checkpoint on the test fold
+    seconds: float | None  # median per epoch of this command, None if the run was complete
     epochs: int
 
 
@@ -34,7 +34,7 @@ def run_fold(main: Main, arguments: list[str], fold: int) -> tuple[FoldResult, i
     """Fit and test one fold; also returns the number of folds of the data.
 
     Raises:
-        ValueError: the arguments name a fold too, or there is none of that number.
+        ValueError: the arguments also set the fold, or it is out of range.
     """
     if any(re.match(r"--data\.(init_args\.)?fold(=|$)", x) for x in arguments):
         raise ValueError("run_fold: --data.fold is set for every fold; choose one with --fold 4")
@@ -66,7 +66,7 @@ def run_folds(
     if num_folds_to_run is not None and num_folds_to_run < 1:
         raise ValueError(
             f"run_folds: num_folds_to_run must be 1 or more, got {num_folds_to_run}; "
-            "leave it out to run all"
+            "omit it to run all"
         )
     result, num_folds = run_fold(main, arguments, 0)
     results = [result]
@@ -93,19 +93,19 @@ def _seconds(results: list[FoldResult]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> list[FoldResult]:
-    """Run the command line (that of the process if None) and print the table.
+    """Run the command line (sys.argv if None) and print the table.
 
     Raises:
-        ValueError: a run to resume without its fold.
+        ValueError: --resume is a folder, without --fold.
     """
     parser = argparse.ArgumentParser(
         prog="python -m tasks.cli.folds", description=__doc__, allow_abbrev=False
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--num_folds_to_run", type=int, help="all folds if left out")
-    which.add_argument("--fold", type=int, help="run this fold only")
+    which.add_argument("--num_folds_to_run", type=int, help="default: all folds")
+    which.add_argument("--fold", type=int, help="run only this fold")
     parser.add_argument("--resume", help="auto, or with --fold the folder of a run")
-    if arguments is None:  # taken out of sys.argv: the CLI warns of a command line beside its own
+    if arguments is None:  # removed from sys.argv, which LightningCLI would warn about
         arguments, sys.argv[1:] = sys.argv[1:], []
     options, rest = parser.parse_known_args(arguments)
     if options.resume is not None:

@@ -1,8 +1,8 @@
-"""Text that a trained net writes after a prompt.
+"""Generate text with a trained net, given a prompt.
 
     python -m tasks.cli.generate runs/text/version_0 --prompt "ROMEO:" --length 1000
 
-The first argument is the folder of a run, whose best checkpoint is taken, or a checkpoint.
+The first argument is the folder of a run, for its best checkpoint, or a checkpoint.
 """
 
 import argparse
@@ -21,7 +21,7 @@ BEST = "best.ckpt"
 
 
 def find_checkpoint(run: Path) -> Path:
-    """The best checkpoint of a run, or its last one; a checkpoint itself.
+    """The best checkpoint of a run, or its last one; a checkpoint is returned unchanged.
 
     Raises:
         ValueError: there is none.
@@ -38,14 +38,14 @@ def find_checkpoint(run: Path) -> Path:
 
 
 def load(checkpoint: Path) -> LanguageModel:
-    """The trained net of a text task, with its alphabet.
+    """Load the trained net of a text task, with its alphabet.
 
     Raises:
-        ValueError: damaged, or the checkpoint of another task.
+        ValueError: the checkpoint is damaged, or of another task.
     """
     saved = read_checkpoint(checkpoint)
     if "vocabulary" not in saved.get("data_arguments", {}):
-        raise ValueError(f"generate: {checkpoint} has no alphabet; its net was not trained on text")
+        raise ValueError(f"generate: {checkpoint} has no alphabet; its net is not trained on text")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = LanguageModel.load_from_checkpoint(checkpoint, map_location=device, weights_only=True)
     return model.eval()
@@ -60,10 +60,10 @@ def write(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """The `length` characters that a net writes after a prompt, one at a time.
+    """Generate `length` characters after a prompt, one at a time.
 
     Raises:
-        ValueError: empty prompt, or characters that the net does not know; as SequenceModel.stream.
+        ValueError: the prompt is empty or has unknown characters; see also SequenceModel.stream.
     """
     tokens = model.alphabet.encode(prompt)[None].to(model.device)
     generator = torch.Generator(model.device).manual_seed(seed)
@@ -72,20 +72,18 @@ def write(
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Arguments of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tasks.cli.generate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, help="folder of a run, or a checkpoint")
-    parser.add_argument("--prompt", default="\n", help="what to continue; a line break if left out")
-    parser.add_argument("--length", type=int, default=300, help="characters to write (300)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 takes the likeliest character (0.8)"
-    )
-    parser.add_argument("--top_k", type=int, help="choose from the k likeliest characters only")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another text (0)")
+    parser.add_argument("--prompt", default="\n", help="text to continue; default: a line break")
+    parser.add_argument("--length", type=int, default=300, help="number of characters (300)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy decoding (0.8)")
+    parser.add_argument("--top_k", type=int, help="sample only from the k most likely characters")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (0)")
     args = parser.parse_args(arguments)
     if args.length < 0:
         parser.error(f"--length must be 0 or more, got {args.length}")
@@ -93,7 +91,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a mistake is told in a line."""
+    """Run the command line; report user errors in one line."""
     args = parse(arguments)
     try:
         model = load(find_checkpoint(args.run))

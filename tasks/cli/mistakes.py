@@ -1,4 +1,4 @@
-"""Which errors are mistakes of a user, and the line that is said of them."""
+"""User errors, and their one-line messages."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ import plstm
 from tasks.callbacks.guard import NotFinite
 from tasks.supervised import is_out_of_memory
 
-# Of the user; other errors are ours, and are shown with their whole stack.
+# User errors; other errors are bugs and are shown with their traceback.
 MISTAKES = (ValueError, OSError, ModuleNotFoundError, MisconfigurationException, NotFinite)
 ROOT = Path(__file__).parents[2]
 INSTALLED = {Path(sysconfig.get_path(x)) for x in ("stdlib", "platstdlib", "purelib", "platlib")}
@@ -22,23 +22,23 @@ LIGHTNING = Path(lightning.__file__).parent
 
 
 def explain_error(error: Exception) -> str | None:
-    """A line for a mistake of the user, None for an error of another kind.
+    """A one-line message for a user error, None for another error.
 
-    Mistakes are wrong values, missing files and the like, wherever they are found; what Lightning
-    and wandb refuse; and too little memory. Where the way to the error leads through code that is
-    neither ours nor installed, the line names the place, for it may be a mistake in that code.
+    User errors are invalid values, missing files and similar errors anywhere, errors of Lightning
+    and wandb, and running out of memory. If the traceback passes through code that is neither ours
+    nor installed, the line has the location, since the error may be in that code.
     """
     chain = _causes(error)
     if is_out_of_memory(error):
         return (
-            f"out of memory: {_first_line(error)}; take a smaller data.batch_size, and "
-            "trainer.accumulate_grad_batches for the same step, a smaller net, or "
+            f"out of memory: {_first_line(error)}; use a smaller data.batch_size with "
+            "trainer.accumulate_grad_batches, a smaller net, or "
             "--trainer.precision bf16-mixed"
         )
     if _is_of_wandb(error):
         return (
             f"wandb: {_first_line(error)} (WANDB_MODE=offline keeps the run on this machine, "
-            "--trainer.logger CSVLogger does without)"
+            "--trainer.logger CSVLogger does not use wandb)"
         )
     if isinstance(error, RuntimeError) and _raised_in(error, LIGHTNING):
         return _first_line(error)
@@ -46,14 +46,14 @@ def explain_error(error: Exception) -> str | None:
         return None
     framed = re.search(r"^Errors:\n  - (.*)$", str(error), re.MULTILINE)  # by jsonargparse
     if framed and not isinstance(chain[-1], MISTAKES):
-        return None  # a bug in a constructor, which jsonargparse takes for a wrong value
+        return None  # a bug in a constructor, which jsonargparse reports as an invalid value
     message = framed[1] if framed else str(error) or repr(error)
     place = next((found for x in reversed(chain) if (found := _own_place(x))), None)
     return f"{message} (raised in {place})" if place else message
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An error, that from which it was raised, and so on."""
+    """An error, its cause, the cause of that, and so on."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -70,7 +70,7 @@ def _raised_in(error: BaseException, folder: Path) -> bool:
 
 
 def _own_place(error: BaseException) -> str | None:
-    """The innermost place on the way to an error that is neither in our code nor installed."""
+    """The innermost location in a traceback that is neither in our code nor installed."""
     for frame in reversed(_files(error)):
         file = Path(frame.filename)
         if not any(file.is_relative_to(folder) for folder in INSTALLED | OURS):

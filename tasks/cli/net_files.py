@@ -1,7 +1,7 @@
-"""A net that is named replaces the net before it.
+"""A net on the command line replaces the previous net.
 
-jsonargparse merges what it finds: arguments that the new net does not name would keep the values
-of the old one, those of its mixers too, as long as the classes know such names.
+jsonargparse merges them: arguments that the new net does not set would keep the values of the old
+one, including those of its mixers, if the classes have such arguments.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ NET = "--model.net"
 
 
 class NoNet(nn.Module):
-    """Stands between two nets on the command line; it shares no argument with any."""
+    """A placeholder between two nets on the command line, without common arguments."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
 
 
 def replace_nets(arguments: Sequence[str]) -> list[str]:
-    """A command line in which every net but the first is named after `NoNet`."""
+    """Insert `NoNet` before every net of a command line but the first."""
     return list(_replaced(arguments))
 
 
@@ -41,7 +41,7 @@ def _replaced(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _names_a_net(path: str) -> bool:
-    """Whether a config has a net, by its file or by its class."""
+    """Whether a config sets a net, by file or class."""
     if not Path(path).is_file():
         return False
     found = yaml.safe_load(Path(path).read_text("utf-8"))

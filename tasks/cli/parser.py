@@ -1,7 +1,7 @@
-"""What the command line says: help that can be read, and wrong arguments in a line.
+"""Argument parser with readable help, and errors in one line.
 
-The patterns are those of jsonargparse 4.53, to which pyproject.toml holds it; a message that none
-of them fits is shown as it is, in one line.
+The patterns match messages of jsonargparse 4.53, which pyproject.toml requires; a message that
+matches none of them is shown unchanged, in one line.
 """
 
 import difflib
@@ -30,22 +30,22 @@ GOT = [
     re.compile(r"Given value: (?!Namespace|NestedArg)(.+?)(?:\. Got value.*)?$", re.MULTILINE),
 ]
 NO_CLASS = re.compile(r"expects a function or a callable class: (?!Parser key)(.+?)\.+ Got value")
-SHOWN = 16  # known subclasses named in the help of an argument, at most
-LISTED = 40  # arguments named in place of one that is unlike all of them, at most
-# Schedulers that are abstract or made of other schedulers, which no argument can name.
+SHOWN = 16  # maximum subclasses listed in the help of an argument
+LISTED = 40  # maximum arguments listed for an unknown one without a similar name
+# Abstract schedulers, and those composed of other schedulers.
 NOT_BY_NAME = {"LRScheduler", "SequentialLR", "ChainedScheduler"}
 KNOWN_NETS = (
     "known nets: the files of configs/net, "
     + ", ".join(f"plstm.models.{x}" for x in models.__all__ if x.endswith("Model"))
-    + ", or a class of your own"
+    + ", or your own class"
 )
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-FROM_ELSEWHERE = ("in_dim", "out_dim", "net_args", "params")  # the data, and the model, know these
+FROM_ELSEWHERE = ("in_dim", "out_dim", "net_args", "params")  # set by the data or the model
 NAMES = dict.fromkeys(("Sequence", "Iterable", "list", "tuple"), "a list")
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Keeps the lines of a description; names our classes where there are too many known ones."""
+    """Keeps the lines of descriptions; lists only our classes if there are too many."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "".join(f"{indent}{line}" for line in text.splitlines(keepends=True))
@@ -66,9 +66,9 @@ def _chosen(match: re.Match[str]) -> str:
 
 
 class Parser(LightningArgumentParser):
-    """Tells a wrong argument in two lines, on standard error, and exits with code 2.
+    """Reports an invalid argument in two lines on standard error, and exits with code 2.
 
-    With `debug` set it raises a ValueError with everything that is known of it instead.
+    With `debug`, it raises a ValueError with the full message instead.
     """
 
     debug = False
@@ -79,17 +79,17 @@ class Parser(LightningArgumentParser):
     def parse_args(
         self, args: Sequence[str] | None = None, *others: object, **kw: object
     ) -> object:
-        """Parse a command line, in which a net that is named replaces the one before it."""
+        """Parse a command line, where a net replaces the previous one."""
         args = sys.argv[1:] if args is None else args
         return super().parse_args(replace_nets(args), *others, **kw)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # an alternative inside another parser
+        if not self.exit_on_error:  # an alternative within another parser
             super().error(message, ex)
         if self.debug:
             raise ValueError(message) from ex
         options = [name for action in self._actions for name in _option_names(action)]
-        hint = "--help lists the arguments, --debug shows where this came from"
+        hint = "--help lists the arguments, --debug shows the traceback"
         print(f"train.py: {explain(message, options)}\n({hint})", file=sys.stderr)
         sys.exit(2)
 
@@ -104,12 +104,12 @@ def _option_names(action: Action) -> list[str]:
 
 
 def explain(message: str, options: Iterable[str] = ()) -> str:
-    """The reason in what jsonargparse says of a wrong argument, in one line.
+    """Extract the reason from an error message of jsonargparse, in one line.
 
     Args:
-        message: Text of its error: keys and classes on the way to the argument, then what it may
-            be, for every alternative that was tried.
-        options: Names of all arguments, to find one that was meant.
+        message: Its error message: keys and classes that lead to the argument, then the expected
+            type for every alternative.
+        options: Names of all arguments, for suggestions.
     """
     key = ".".join(KEY.findall(message))
     if refused := REFUSED.search(message):
@@ -124,7 +124,7 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     if missing := re.search(r"arguments are required: (.*)", message):
         if key:
             return f"{key} needs {missing[1]}"
-        return f"needs {missing[1]}; name the config of a task: --config configs/quickstart.yaml"
+        return f"needs {missing[1]}; pass the config of a task: --config configs/quickstart.yaml"
     if wrong := re.match(r"Unexpected config: *(.*)", message):
         return f"a config must be YAML with keys like model, data and trainer, got {wrong[1]!r}"
     if key and (kinds := _kinds(message)):
@@ -135,7 +135,7 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
 
 
 def _names(message: str, key: str, options: Iterable[str]) -> list[str]:
-    """Arguments of the class or group in which one was refused."""
+    """Arguments of the class or group that rejected one."""
     start = REFUSED.search(message).start()
     line_end = message.find("\n", start)
     inner = CLASS.search(message, start, line_end if line_end > 0 else len(message))
@@ -148,7 +148,7 @@ def _names(message: str, key: str, options: Iterable[str]) -> list[str]:
 
 
 def _parameters(path: str) -> list[str]:
-    """Arguments of a class, and of its bases as far as it hands on those it does not name."""
+    """Arguments of a class, and of its bases if it passes on keyword arguments."""
     found: dict[str, None] = {}
     for base in inspect.getmro(pydoc.locate(path)):
         parameters = inspect.signature(base).parameters.values()
@@ -166,7 +166,7 @@ def _meant(name: str, names: Iterable[str]) -> str:
 
 
 def _kinds(message: str) -> list[str]:
-    """What the argument may be, in the order of the alternatives."""
+    """Expected types of the argument, in the order of the alternatives."""
     reason = message[[found.end() for found in KEY.finditer(message)][-1] :]
     found = EXPECTED.findall(reason)
     kinds = [NAMES.get(name, name) or f"one of {choices}" for name, choices in found]
@@ -179,12 +179,12 @@ def _kinds(message: str) -> list[str]:
 
 
 def _plain(reason: str) -> str:
-    """A reason in which classes have their names only."""
+    """A reason with short class names."""
     return re.sub(r"<class '(\w+\.)*(\w+)'>", r"\2", reason)
 
 
 def _flat(message: str) -> str:
-    """All of a message in one line, without what says nothing."""
+    """A message in one line, without uninformative parts."""
     empty = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'None")
     lines = [line.strip().removeprefix("- ") for line in KEY.sub(r"\1:", message).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(empty))

@@ -1,4 +1,4 @@
-"""Going on with a run that was stopped: which one, from which checkpoint, with which command."""
+"""Resuming a stopped run: which run, from which checkpoint, with which command."""
 
 import copy
 import re
@@ -22,8 +22,8 @@ from tasks.data import checksums_of
 from tasks.runs import run_folder
 
 HELP = (
-    "Go on with the run of this folder, for example runs/text/version_0, with the command it was "
-    "started with; 'auto' takes the newest run of this command, and starts a new one if there is "
+    "Resume the run in this folder, for example runs/text/version_0, with the same command; "
+    "'auto' selects the newest run of this command, or starts a new one if there is "
     "none."
 )
 LOGGER = "trainer.logger"
@@ -31,12 +31,12 @@ LOGGER = "trainer.logger"
 
 @dataclass
 class Resumed:
-    """A run to go on with; from its beginning if it was stopped before its first checkpoint."""
+    """A run to resume; from the start if it stopped before its first checkpoint."""
 
     folder: Path
     checkpoint: Path | None
-    state: dict[str, object]  # what the checkpoint keeps for this purpose
-    moved: list[Change]  # where the data are
+    state: dict[str, object]  # part of the checkpoint for resuming
+    moved: list[Change]  # new paths of the data
 
     @property
     def rows(self) -> list[int | None]:
@@ -47,25 +47,25 @@ class Resumed:
 def find_run(
     parser: ArgumentParser, config: Namespace, resume: str | None, held: ExitStack
 ) -> Resumed | None:
-    """The run that `--resume` means, None if there is none to go on with.
+    """Find the run for `--resume`, None if there is none.
 
     Args:
-        parser: Of the subcommand fit.
-        config: What it parsed.
+        parser: Parser of the subcommand fit.
+        config: Its parsed config.
         resume: A folder, "auto" or None.
-        held: Gets the lock of the run's folder.
+        held: Receives the lock of the run folder.
 
     Raises:
-        ValueError: no run in the folder; its command was another one; no checkpoint can be read.
+        ValueError: no run in the folder; its command differs; no checkpoint can be read.
         OSError: another process is training the run.
     """
     if resume is None:
         return None
     if config.get("ckpt_path"):
-        raise ValueError("--resume chooses the checkpoint itself; leave out --ckpt_path")
+        raise ValueError("--resume chooses the checkpoint itself; omit --ckpt_path")
     loggers = _as_list(config.get(LOGGER))
     if not loggers:
-        raise ValueError("--resume needs a run folder: name a logger, --trainer.logger=CSVLogger")
+        raise ValueError("--resume needs a run folder: set a logger, --trainer.logger=CSVLogger")
     command = yaml.safe_load(parser.dump(config, skip_none=False))
     if resume != "auto":
         return _open(Path(resume), command, held)
@@ -79,14 +79,14 @@ def find_run(
         except ValueError as error:
             rank_zero_info(f"Not resumed: {error}")
     newest = f" (the newest: {others[0]})" if others else ""
-    rank_zero_info(f"--resume auto: no run in {parent} to go on with, a new one starts{newest}")
+    rank_zero_info(f"--resume auto: no run in {parent} to resume, starting a new one{newest}")
     return None
 
 
 def in_folder(
     loggers: Namespace | list[Namespace], resumed: Resumed
 ) -> Namespace | list[Namespace]:
-    """The same loggers, but writing where those of the run did."""
+    """The same loggers, writing to the folders of the run."""
     copies = [copy.deepcopy(logger) for logger in _as_list(loggers)]
     before = resumed.state.get("loggers", [])
     for logger, (kind, version) in zip(copies[1:], before[1:], strict=False):
@@ -104,16 +104,16 @@ def in_folder(
 def prepare(
     trainer: Trainer, data: LightningDataModule | None, resumed: Resumed | None, held: ExitStack
 ) -> None:
-    """Make sure that a run can write its folder; keep the metrics that a resumed one has logged.
+    """Check that the run folder is writable; keep the logged metrics of a resumed run.
 
     Args:
-        trainer: Its loggers have not logged yet.
-        data: What the run will train on.
-        resumed: The run to go on with, None for a new one.
-        held: Gets the lock of the folder of a new run.
+        trainer: A trainer whose loggers have not logged yet.
+        data: The training data.
+        resumed: The run to resume, None for a new run.
+        held: Receives the lock of the folder of a new run.
 
     Raises:
-        ValueError: a resumed run was trained on other data.
+        ValueError: a resumed run was trained on different data.
         OSError: the folder cannot be written; another process is training there.
     """
     if resumed is not None:
@@ -130,7 +130,7 @@ def prepare(
 
 
 def _new_folder(trainer: Trainer) -> Path | None:
-    """The folder of a run, before a CSVLogger removes the metrics of a run that is there."""
+    """The folder of a run, before a CSVLogger removes existing metrics."""
     first = trainer.logger
     return Path(first.log_dir) if isinstance(first, CSVLogger) else run_folder(trainer)
 
@@ -140,12 +140,12 @@ def _check_data(resumed: Resumed, data: LightningDataModule | None) -> None:
     if before is None:
         return  # no step was made yet
     changes = [f"{name} is new" for name in now if name not in before]
-    changes += [f"{name} is gone" for name in before if name not in now]
+    changes += [f"{name} is missing" for name in before if name not in now]
     changes += [f"{name} has changed" for name in now if before.get(name, now[name]) != now[name]]
     if changes:
         raise ValueError(
-            f"--resume {resumed.folder}: the data are not those the run was trained on: "
-            f"{'; '.join(changes)}; bring those back, or leave out --resume to start a new run"
+            f"--resume {resumed.folder}: the data differ from those of the run: "
+            f"{'; '.join(changes)}; restore them, or omit --resume to start a new run"
         )
     if resumed.moved and not now:
         raise AnotherCommand(resumed.folder, resumed.moved)
@@ -158,8 +158,8 @@ def _open(folder: Path, command: dict[str, object], held: ExitStack) -> Resumed:
         began = None
     if not isinstance(began, dict):
         raise ValueError(
-            f"--resume {folder}: no run was begun there, for it has no config.yaml that can be "
-            "read; leave out --resume or name another folder"
+            f"--resume {folder}: no run was started there, as it has no config.yaml that can be "
+            "read; omit --resume or use another folder"
         )
     changes = differences(began, command)
     moved = [change for change in changes if change[0] in PLACES]
@@ -178,16 +178,16 @@ def _newest_readable(folder: Path, trainer: dict[str, object], moved: list[Chang
             broken.append(str(error))
             continue
         if "resume" not in checkpoint:
-            broken.append(f"{path} was not saved for going on")
+            broken.append(f"{path} was not saved for resuming")
             continue
         for message in broken:
-            rank_zero_warn(f"{message}; going on from {path} instead")
-        rest = "it is complete" if _is_complete(checkpoint, trainer) else "it goes on"
+            rank_zero_warn(f"{message}; resuming from {path} instead")
+        rest = "it is complete" if _is_complete(checkpoint, trainer) else "training continues"
         rank_zero_info(f"Resumed {folder} after {checkpoint['global_step']} steps: {rest}")
         return Resumed(folder, path, checkpoint["resume"], moved)
     if broken:
         raise ValueError(f"--resume {folder}: no checkpoint can be used: {'; '.join(broken)}")
-    rank_zero_info(f"{folder} was stopped before its first checkpoint: it starts again")
+    rank_zero_info(f"{folder} was stopped before its first checkpoint: starting again")
     return Resumed(folder, None, {}, moved)
 
 
@@ -208,13 +208,13 @@ def _last_saved(folder: Path) -> float:
 
 
 def _as_list(loggers: object) -> list[Namespace]:
-    """Loggers of a config; true and false stand for none that can be named."""
+    """Loggers of a config; none for true and false."""
     loggers = loggers if isinstance(loggers, list) else [loggers]
     return [logger for logger in loggers if isinstance(logger, Namespace)]
 
 
 def _name(logger: Namespace) -> tuple[str, str]:
-    """Folder of all runs of a logger: save_dir and the name below it."""
+    """Folder of all runs of a logger: save_dir / name."""
     given = logger.init_args
     name = given.get("project") if "project" in given else given.get("name")
     return str(given.get("save_dir") or "."), str(name or "")

@@ -1,4 +1,4 @@
-"""One process at a time writes in the folder of a run."""
+"""A lock, so that one process at a time writes to the folder of a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,19 +8,19 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 LOCK = "run.lock"
-WAIT = 15.0  # seconds; processes that load data outlive a killed run by some of them
+WAIT = 15.0  # seconds; data-loading processes may outlive a killed run
 
 
 class RunInUse(OSError):
-    """Another process trains this run; its folder is not ours."""
+    """Another process is training this run."""
 
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in the folder of a run; of several ranks, the first does.
+    """Keep other processes from training in the folder of a run; held by the first rank.
 
     Raises:
-        RunInUse: another process trains there.
+        RunInUse: another process is training there.
     """
     if rank_zero_only.rank != 0:
         yield

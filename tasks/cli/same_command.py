@@ -1,4 +1,4 @@
-"""What may differ between the command that began a run and the one that goes on with it."""
+"""Allowed differences between the command that started a run and one that resumes it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +23,9 @@ FREE = (
     "data.init_args.num_workers",
     "data.init_args.test_path",
 )
-# May differ too if the data have checksums, which then are the same.
+# May also differ if the data have checksums, which must be equal.
 PLACES = tuple(f"data.init_args.{name}" for name in ("root", "path", "val_path", "test_path"))
-# Callbacks that leave the weights alone and may come and go.
+# Callbacks that do not affect the weights and may be added or removed.
 WATCHING = (
     "DeviceStatsMonitor",
     "LearningRateMonitor",
@@ -38,24 +38,24 @@ Change = tuple[str, object, object]  # key, value of the run, value of the comma
 
 
 class AnotherCommand(ValueError):
-    """A run was started with another command."""
+    """The run was started with a different command."""
 
     def __init__(self, folder: Path, changes: list[Change]) -> None:
         shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changes[:5])
         rest = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
         super().__init__(
-            f"--resume {folder}: the run was started with another command: {shown}{rest}; "
-            "repeat that command, or leave out --resume to start a new run"
+            f"--resume {folder}: the run was started with a different command: {shown}{rest}; "
+            "repeat that command, or omit --resume to start a new run"
         )
 
 
 def differences(began: dict[str, object], command: dict[str, object]) -> list[Change]:
-    """Where two commands, as nested configurations, would train two different nets."""
+    """Differences between two commands, as nested configs, that affect training."""
     return list(_differences(_without_watching(began), _without_watching(command)))
 
 
 def _without_watching(command: dict[str, object]) -> dict[str, object]:
-    """A command without what leaves the weights alone; of the first logger, its class stays."""
+    """A command without settings that do not affect the weights; keeps the first logger's class."""
     trainer = dict(command.get("trainer") or {})
     loggers = trainer.get("logger")
     first = loggers[0] if isinstance(loggers, list) and loggers else loggers

@@ -1,4 +1,4 @@
-"""What repeats a run: its resolved configuration, or the checkpoint that was tested."""
+"""Files for reproducing a run: its resolved configuration, or the tested checkpoint."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ from tasks.runs import run_folder
 
 
 class SaveResolvedConfig(SaveConfigCallback):
-    """Saves the resolved configuration in the run's own folder, and in wandb's record of it.
+    """Saves the resolved configuration in the run folder and in wandb.
 
-    Lightning's own callback writes it beside the runs, in the way of the next run of wandb. The
-    folders of other commands get `checkpoint.json`: the command, the file whose weights it used
-    (null for those of a new net), and its SHA-256.
+    Lightning's callback writes it next to the runs, where it blocks the next wandb run. The folders
+    of other commands get `checkpoint.json`: the command, the file with its weights (null for newly
+    initialized weights), and the SHA-256 of the file.
     """
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -26,7 +26,7 @@ class SaveResolvedConfig(SaveConfigCallback):
         if stage != "fit":
             (folder / "checkpoint.json").write_text(self._checkpoint(stage), encoding="utf-8")
             return
-        partial = folder / "config.yaml.partial"  # a run that is killed now keeps the old file
+        partial = folder / "config.yaml.partial"  # a run killed at this point keeps the old file
         self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
         partial.replace(folder / "config.yaml")
         for logger in trainer.loggers:

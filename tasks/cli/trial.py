@@ -1,6 +1,6 @@
-"""python -m tasks.cli.trial: train.py as a trial of a sweep, of which divergence is a result.
+"""python -m tasks.cli.trial: train.py as a trial of a sweep, where divergence is a valid result.
 
-A run whose gradient is no longer finite ends with exit code 0; its metrics have `diverged`.
+A run with a gradient that is not finite ends with exit code 0; its metrics have `diverged`.
 """
 
 from tasks.callbacks.guard import NotFinite
@@ -9,11 +9,11 @@ from tasks.cli import run_process
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a command line (that of the process if None)."""
+    """Run a command line (sys.argv if None)."""
     try:
         command_line(args)
     except NotFinite as error:
-        print(f"This run diverged, which is its result. {error}")
+        print(f"This run diverged. {error}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The unstabilised recurrence of the mLSTM, as published."""
+"""The unstabilized recurrence of the mLSTM, as published."""
 
 import math
 

@@ -42,7 +42,7 @@ def test_several_axes_by_hand(axes):
 
 
 def recurrence(causal, v, **kwargs):
-    """Normalised sums over v (1, L, 3, V) for random q and k."""
+    """Normalized sums over v (1, L, 3, V) for random q and k."""
     layer = perturbed(causal=causal, eps=0.0, **kwargs)
     q, k = torch.randn(2, 1, v.shape[1], 3, 5).double().unbind()
     return layer._attend(q, k, v, None, None)[0]

@@ -59,7 +59,7 @@ def test_corners_are_half_a_turn_apart():
 
 
 def test_local_path_by_hand():
-    """Position by position, of the neighbours that there are; the border is zero."""
+    """Position by position, of the neighbors that there are; the border is zero."""
     layer, x = make(local_width=3), torch.randn(1, 3, 4, 8).double()
     plain = make()
     plain.load_state_dict(layer.state_dict(), strict=False)

@@ -24,7 +24,7 @@ def kernel(q, k):
 
 
 def weights(q, k):
-    """Rows of normalised weights, without rotation."""
+    """Rows of normalized weights, without rotation."""
     f, g = norm_aware_features(q, k)
     scores = f @ g.T
     return scores / (scores.sum(-1, keepdim=True) + 1e-6 * len(k))

@@ -81,7 +81,7 @@ def test_nan_stays_in_its_sequence(case):
 
 
 @causal_mixers
-def test_neighbours_would_show(case):
+def test_neighbors_would_show(case):
     mixer, x = case.build(seed=1).double(), inputs(case, 1)
     packed, joined = mixer(x, cu_seqlens=CU), mixer(x)
     assert_close("first", packed[:, SPANS[0]], joined[:, SPANS[0]])

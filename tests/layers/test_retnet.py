@@ -57,7 +57,7 @@ def test_decays():
     assert_close("decays", RetNet(8, 4).log_decay.exp(), torch.tensor(want), 1e-6)
 
 
-def test_score_normalisations_of_the_paper_change_nothing():
+def test_score_normalizations_of_the_paper_change_nothing():
     """1 / sqrt(K), rows of the decay that have length 1, and rows of scores that sum to at most 1.
 
     Each scales a row of a head, which the norm takes out again.

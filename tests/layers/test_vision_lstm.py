@@ -56,12 +56,12 @@ def test_corners_are_half_a_turn_apart():
     assert_close("turned", make(corner="bottom_right")(x), turned)
 
 
-def test_a_position_is_seen_by_all_neighbours_and_by_what_is_read_later():
+def test_a_position_is_seen_by_all_neighbors_and_by_what_is_read_later():
     layer, x = make(), torch.randn(1, 5, 6, 8).double()
     moved = x.clone()
     moved[0, 2, 3] += 1
     changed = (layer(moved) - layer(x))[0].norm(dim=-1) > 1e-12
-    # The neighbours above hand on what they see: all after the first of them changes.
+    # The neighbors above hand on what they see: all after the first of them changes.
     assert torch.equal(changed.flatten(), torch.arange(30) >= 1 * 6 + 2)
 
 

@@ -85,7 +85,7 @@ def test_reverse_edges(edges: list) -> None:
 
 
 def test_lstm_gnn_is_its_formula() -> None:
-    """Node 0 has three neighbours, node 3 none."""
+    """Node 0 has three neighbors, node 3 none."""
     net, c, a = LSTMGNN(WIDTH, WIDTH, num_layers=3).double(), features(), adjacency(EDGES, 5)
     got, h, cell = net(c, EDGES), torch.zeros_like(c), net.cell
     mean = a / a.sum(1, keepdim=True).clamp(min=1)
@@ -106,7 +106,7 @@ def test_lstm_gnn_shares_weights_over_steps() -> None:
 
 @pytest.mark.parametrize("nodes", [5, 60])
 def test_pna_equals_that_of_pyg_with_the_histogram(nodes: int) -> None:
-    """One batch seen in training mode makes PyG's normalisers; evaluation moves nothing."""
+    """One batch seen in training mode makes PyG's normalizers; evaluation moves nothing."""
     dense = torch.rand(nodes, nodes, generator=torch.Generator().manual_seed(0)) < 0.4
     edge_index = EDGES if nodes == 5 else dense.nonzero().T
     net, x = PNA(WIDTH, WIDTH, 2).double(), features(nodes)
@@ -124,7 +124,7 @@ def test_pna_equals_that_of_pyg_with_the_histogram(nodes: int) -> None:
     state = {name: value for name, value in net.state_dict().items() if name != "degrees"}
     want.load_state_dict({**state, **{k: v for k, v in want.state_dict().items() if "deg" in k}})
     after = net.eval()(x, edge_index)
-    assert_close("nodes", after, want.eval()(x, edge_index), 1e-6)  # normalisers are float32
+    assert_close("nodes", after, want.eval()(x, edge_index), 1e-6)  # normalizers are float32
     assert not torch.allclose(before, after)
     net(x[:2], torch.tensor([[0, 1], [1, 0]]))
     assert torch.equal(net(x, edge_index), after)
@@ -177,7 +177,7 @@ def test_odd_graphs(gnn: str, edge_dim: int) -> None:
 
 
 @pytest.mark.parametrize("gnn", GNNS)
-def test_neighbours_matter_and_their_order_does_not(gnn: str) -> None:
+def test_neighbors_matter_and_their_order_does_not(gnn: str) -> None:
     net, data = make(gnn).eval(), graph(5, EDGES, 0)
     shuffled = data.clone()
     shuffled.edge_index = EDGES[:, torch.tensor([5, 2, 7, 0, 3, 6, 1, 4])]

@@ -189,7 +189,7 @@ def test_readout_pools_per_graph() -> None:
 
 
 def test_one_graph_trains() -> None:
-    """A last batch of one graph is normalised with the running statistics."""
+    """A last batch of one graph is normalized with the running statistics."""
     readout, x = GraphReadout(8, 3), torch.randn(4, 8)
     assert readout.training
     out = readout(x, None, 1)

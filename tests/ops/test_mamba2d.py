@@ -75,7 +75,7 @@ def test_one_row_or_column_is_a_sequence(axis):
 
 
 def test_impulse_in_the_corner_reaches_every_node():
-    """Without decay a node takes the mean of its neighbours, which all hold 1."""
+    """Without decay a node takes the mean of its neighbors, which all hold 1."""
     rows, columns = 4, 5
     x = torch.zeros(1, rows, columns, 1).double()
     x[0, 0, 0] = 1

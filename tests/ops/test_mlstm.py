@@ -75,7 +75,7 @@ def test_small_weights_are_divided_by_one():
 
 
 def test_naive_gradcheck():
-    """The stabilizer is constant: of the state, only the unstabilised numbers are functions."""
+    """The stabilizer is constant: of the state, only the unstabilized numbers are functions."""
     inputs = mlstm_inputs(4, batch=1, key_width=2, value_width=1)
     stabilizer = inputs.pop("stabilizer").detach()
 

@@ -183,7 +183,7 @@ def test_numbers_that_are_not_finite_stay_in_their_sequence(op, make, backend, n
 
 
 @all_ops
-def test_neighbours_would_show(op, make):
+def test_neighbors_would_show(op, make):
     """Without borders the sequences are one, and differ."""
     inputs = make(sum(FEW), len(FEW))
     del inputs["state"]

@@ -16,7 +16,7 @@ def test_uniform_is_uniform():
 
 
 def test_uniform_is_uncorrelated():
-    """Between draws, between neighbouring indices and between neighbouring seeds."""
+    """Between draws, between neighboring indices and between neighboring seeds."""
     index = torch.arange(20_000)
     u, other = uniform(3, index, 6), uniform(4, index, 6)
     columns = torch.cat([u, u.roll(1, 0), u.roll(2, 0), other], 1)

@@ -1,4 +1,4 @@
-"""Pictures as data: sets, shares, normalisation, sequences, other sizes, predictions."""
+"""Pictures as data: sets, shares, normalization, sequences, other sizes, predictions."""
 
 import csv
 import os
@@ -121,7 +121,7 @@ def test_mean_and_deviation_are_those_of_the_training_set(tmp_path):
     plain, _ = everything(as_they_are.val_dataloader()[0])
     for channel in range(3):
         want = (plain[:, channel] - mean[channel]) / std[channel]
-        assert_close("normalised", images[:, channel], want, 1e-6)
+        assert_close("normalized", images[:, channel], want, 1e-6)
 
 
 def test_a_constant_channel(tmp_path):

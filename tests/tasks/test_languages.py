@@ -107,7 +107,7 @@ def test_data():
         ({"language": "modular_arithmetic", "length": 8}, r"have odd lengths, got \(8, 8\)"),
         (
             {"language": "modular_arithmetic", "length": (3, 9), "first_length": 1},
-            r"have odd lengths, got \(2, 2\); .* or a greater first_length",
+            r"have odd lengths, got \(2, 2\); .* or a larger first_length",
         ),
     ],
     ids=str,

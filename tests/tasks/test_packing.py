@@ -77,7 +77,9 @@ def test_training_batches_are_packed_and_predictions_are_not():
 
 @pytest.mark.parametrize("cls", [WordData, LanguageData, RecallData])
 def test_one_length_is_not_packed(cls):
-    with pytest.raises(ValueError, match="packed is for sequences of many lengths, got length=64"):
+    with pytest.raises(
+        ValueError, match="packed is for sequences of different lengths, got length=64"
+    ):
         cls(packed=True)
 
 

@@ -90,12 +90,12 @@ def regression(outputs: int = 1) -> Regression:
     return Regression(nn.Linear, WIDTH, outputs)
 
 
-def test_squared_errors_are_those_of_standardised_targets() -> None:
+def test_squared_errors_are_those_of_standardized_targets() -> None:
     module = regression(2)
-    module.standardise_by(torch.tensor([[1.0, 5.0], [3.0, 5.0], [NAN, 5.0]]))
+    module.standardize_by(torch.tensor([[1.0, 5.0], [3.0, 5.0], [NAN, 5.0]]))
     assert module.target_mean.tolist() == [2.0, 5.0]
     assert module.target_scale.tolist() == [1.0, 1.0]  # 1 for a constant target
-    module.standardise_by(torch.tensor([[1.0, 5.0], [5.0, 9.0], [NAN, 7.0]]))
+    module.standardize_by(torch.tensor([[1.0, 5.0], [5.0, 9.0], [NAN, 7.0]]))
     outputs = torch.tensor([[0.5, 1.0], [2.0, 3.0]], requires_grad=True)
     targets = torch.tensor([[5.0, NAN], [NAN, 7.0]])
     loss = module.loss(*module.labelled(outputs, targets))

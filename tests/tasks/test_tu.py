@@ -175,7 +175,7 @@ def test_data_that_cannot_be_written_are_prepared_elsewhere(
     assert set((tiny / "TINY").rglob("*")) == before
     cache = tiny / "cache" / "plstm" / "tu" / "TINY"
     assert Path(data.dataset.processed_dir).parent == cache
-    assert f"TINY cannot be written; prepared graphs are kept in {cache}" in caplog.text
+    assert f"TINY cannot be written; prepared graphs are stored in {cache}" in caplog.text
 
 
 def test_download_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:

@@ -50,10 +50,10 @@ class LSTMGNN(nn.Module):
     ) -> Tensor:
         """Map x (N, hidden_channels) along edge_index (2, E) to the same shape."""
         src, dst = edge_index
-        neighbours = x.new_zeros(len(x), 1).index_add(0, dst, x.new_ones(len(dst), 1))
+        neighbors = x.new_zeros(len(x), 1).index_add(0, dst, x.new_ones(len(dst), 1))
         hidden, cell = torch.zeros_like(x), x
         for _ in range(self.num_layers):
             out = self.dropout(hidden)
             message = torch.zeros_like(out).index_add(0, dst, out.index_select(0, src))
-            hidden, cell = self.cell(message / neighbours.clamp(min=1), (hidden, cell))
+            hidden, cell = self.cell(message / neighbors.clamp(min=1), (hidden, cell))
         return torch.tanh(cell)

@@ -22,10 +22,10 @@ FIND = [
 ]
 
 
-def test_mean_of_neighbours():
+def test_mean_of_neighbors():
     losses = [4.0, 2.0, 0.0, 6.0]
     assert smooth(losses) == [3.0, 2.0, pytest.approx(8 / 3), 3.0]
-    many = smooth([1.0] * 99 + [12.0])  # three neighbours on either side
+    many = smooth([1.0] * 99 + [12.0])  # three neighbors on either side
     assert many[95:] == [1.0, *(pytest.approx(1 + 11 / n) for n in (7, 6, 5, 4))]
 
 

@@ -85,7 +85,7 @@ def test_flipped_bit_is_found():
     assert LanguageModel.load_from_checkpoint(best).net is not None
     with open(best, "rb") as file:
         assert LanguageModel.load_from_checkpoint(file).net is not None
-    with pytest.warns(UserWarning, match=rf"{message}.*going on from .*best\.ckpt"):
+    with pytest.warns(UserWarning, match=rf"{message}.*resuming from .*best\.ckpt"):
         run("fit", "text", f"--resume={folder}")
 
 

@@ -36,7 +36,7 @@ WRONG_ARGUMENTS = {
     "--trainer.logger=NoLogger": "trainer.logger must be .*the name of a class.*, got NoLogger",
     "--trainer.callbacks+=NoCallback": "trainer.callbacks must be the name of a class",
     "--trainer.accelerator=tpu": "Requirement 'torch_xla.*' not met",
-    "--trainer.devices=0": "trainer.devices must be auto, a number from 1 on, .* got 0",
+    "--trainer.devices=0": "trainer.devices must be auto, a number from 1, .* got 0",
     "--trainer.devices=-1": "`devices` selected with `CPUAccelerator` should be an int > 0",
     "--data=NoData": "data must be the name of a class or a file, got NoData",
     "--data.batchsize=3": r"there is no data.batchsize; did you mean batch_size\?",
@@ -68,14 +68,14 @@ WRONG_ARGUMENTS = {
     "--model.optimizer.lr=-1.0": "[Ii]nvalid learning rate: -1.0",
     "--model.optimizer.lr=.nan": "[Ii]nvalid learning rate: nan",
     "--model.scheduler.warmup=1.5": r"WarmupCosine: warmup is a fraction .* in \[0, 1\), got 1.5",
-    "--model.optimiser.lr=1": r"there is no model.optimiser.lr.*; did you mean optimizer\?",
+    "--model.optimizer.lr=1": r"there is no model.optimizer.lr.*; did you mean optimizer\?",
     "--trainer.max_epochs=-1": "the learning rate depends on the number of steps",
     "--trainer.accumulate_grad_batches=-2": "accumulate_grad_batches must be 1 or more, got -2",
     "--trainer.callbacks+=FindLearningRate --trainer.callbacks.min_lr=0": (
         "FindLearningRate: needs 0 < min_lr < max_lr"
     ),
     "--last_checkpoint.minutes=-1": "LastCheckpoint: minutes must be at least 0, got -1",
-    "--resume=nowhere": "--resume nowhere: no run was begun there",
+    "--resume=nowhere": "--resume nowhere: no run was started there",
 }
 
 
@@ -88,7 +88,7 @@ CONFIGS_AT_FAULT = {
     "modle: 3\n": r"there is no modle; did you mean model\?",
     "trainer:\n  max_step: 3\n": r"there is no trainer.max_step; did you mean max_steps\?",
     "model: [\n": "mine.yaml, line 2, column 1: a config must be YAML, expected the node content",
-    "model:\n\tnet: 3\n": r"mine.yaml, line 2, column 1: .*'\\t' .*; YAML is indented with spaces",
+    "model:\n\tnet: 3\n": r"mine.yaml, line 2, column 1: .*'\\t' .*; indent YAML with spaces",
     "model: \0\n": "mine.yaml: a config must be YAML, unacceptable character #x0000",
     b"model: \xff\n": r"mine.yaml: a config must be a text file \(UTF-8\)",
     "model:\n  init_args:\n    net: inner.yaml\n": "inner.yaml, line 2, column 1: .*unexpected end",
@@ -116,7 +116,7 @@ def test_config_of_any_suffix(told):
 
 
 def test_no_config(told):
-    assert "needs fit.data, fit.model; name the config of a task" in told("fit")
+    assert "needs fit.data, fit.model; pass the config of a task" in told("fit")
 
 
 def test_missing_config(told):

@@ -94,7 +94,9 @@ def test_processes_that_train_together():
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
 def test_processes_that_are_copies(strategy):
-    with pytest.raises(ValueError, match=r"must not copy this process, .*trainer/ddp.yaml"):
+    with pytest.raises(
+        ValueError, match=r"must not fork or spawn this process, .*trainer/ddp.yaml"
+    ):
         check_processes(trainer(strategy=strategy, devices=2))
 
 

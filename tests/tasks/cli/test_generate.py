@@ -85,7 +85,7 @@ def test_wrong_arguments(args, message, told):
 
 def test_wrong_runs(told, trained, tmp_path):
     assert "must be a checkpoint or the folder of a run" in told(where=tmp_path)
-    assert "has no alphabet; its net was not trained on text" in told(where=trained[1])
+    assert "has no alphabet; its net is not trained on text" in told(where=trained[1])
     file = tmp_path / "some.ckpt"
     file.write_bytes(Path(trained[0], "checkpoints/last.ckpt").read_bytes()[:500])
     assert "is damaged or not a checkpoint" in told(where=file)

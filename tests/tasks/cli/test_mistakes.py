@@ -120,13 +120,13 @@ def test_wandb(monkeypatch):
     error = wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.\nmore")
     assert explain_error(error) == (
         "wandb: No API key configured. Use `wandb login` to log in. (WANDB_MODE=offline keeps the "
-        "run on this machine, --trainer.logger CSVLogger does without)"
+        "run on this machine, --trainer.logger CSVLogger does not use wandb)"
     )
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_too_little_memory(error):
-    assert explain_error(error).startswith(f"out of memory: {str(error) or 'MemoryError'}; take a")
+    assert explain_error(error).startswith(f"out of memory: {str(error) or 'MemoryError'}; use a")
 
 
 @pytest.mark.parametrize("out_dim", [0, 1])

@@ -196,7 +196,7 @@ def test_averaged_weights(kill, unbroken):
 def test_checkpoint_of_the_best_goes_on_too(kill, unbroken):
     folder = kill(Classification, "training_step", 7, *fit("text"))
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"half of a che")
-    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*going on from .*best\.ckpt"):
+    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged.*resuming from .*best\.ckpt"):
         run(*fit("text"), f"--resume={folder}")
     assert_same_run(folder, unbroken(*fit("text")))
 
@@ -244,7 +244,7 @@ def test_auto_starts_a_new_run_if_there_is_none_of_this_command(kill, capsys, ca
     assert folder_of(cli) == Path("runs/text/version_1")
     said = capsys.readouterr().err + caplog.text
     assert "lr was 0.001, is 0.01" in said
-    assert "a new one starts" in said
+    assert "starting a new one" in said
 
 
 def test_another_command_is_refused(kill):
@@ -254,7 +254,7 @@ def test_another_command_is_refused(kill):
         (["--data.seed=1", "--seed_everything=2"], r"seed_everything was 0, is 2; data.init_args"),
         (["--trainer.callbacks+=EMAWeightAveraging"], r"trainer.callbacks.\d was None, is"),
         (["--trainer.logger=TensorBoardLogger"], r"trainer.logger was .*CSVLogger', is .*TensorB"),
-        (["--ckpt_path=some.ckpt"], r"leave out --ckpt_path"),
+        (["--ckpt_path=some.ckpt"], r"omit --ckpt_path"),
         (["--trainer.logger=false"], r"needs a run folder"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -262,7 +262,7 @@ def test_another_command_is_refused(kill):
 
 
 def test_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"--resume none: no run was begun there"):
+    with pytest.raises(ValueError, match=r"--resume none: no run was started there"):
         run(*fit("text"), "--resume=none")
 
 

@@ -31,7 +31,9 @@ def test_other_text_is_noticed_wherever_it_is():
     folder = folder_of(run(*TEXT))
     text = Path("input.txt").read_text()
     Path("other.txt").write_text(text[::-1])  # as long, with the same characters
-    with pytest.raises(ValueError, match=r"data are not those.*: the text has changed; bring"):
+    with pytest.raises(
+        ValueError, match=r"data differ from those.*: the text has changed; restore"
+    ):
         run(*TEXT, "--data.path=other.txt", f"--resume={folder}")
     Path("input.txt").write_text(text[::-1])
     with pytest.raises(ValueError, match="the text has changed"):
@@ -77,7 +79,7 @@ def test_other_graphs_are_noticed_wherever_they_are():
     assert folder_of(run(*moved)) == folder
     file = Path("moved", TU_NAME, "raw", f"{TU_NAME}_node_labels.txt")
     file.write_text(file.read_text().replace("2", "1", 1))
-    with pytest.raises(ValueError, match=f"not those.*: {file.name} has changed; bring those back"):
+    with pytest.raises(ValueError, match=f"differ .*: {file.name} has changed; restore them"):
         run(*moved)
 
 
