@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 import benchmarks.__main__
 from benchmarks import compare, fingerprints, leaks, streaming
-from tasks.cli import CLI, folds, generate, main
+from tasks.cli import CLI, export, folds, generate, main
 from tests.tasks.runs import FURTHER, SMALL, folder_of, run
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def commands(page: str) -> list[list[str]]:
 def training(page: str) -> Iterator[list[str]]:
     """Arguments of train.py on a page, without those that print help."""
     for words in commands(page):
-        if words[:2] == ["python", "train.py"] and len(words) > 3:
+        if words[:2] == ["python", "train.py"] and "--config" in words:
             yield words[2:]
 
 
@@ -151,16 +151,20 @@ def test_arguments_in_the_text_parse(page, parser, page_folder):
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_other_commands_parse(page, monkeypatch):
     for words in commands(page):
-        if words[:2] != ["python", "train.py"]:
+        if words[:2] != ["python", "train.py"] or "--config" not in words:
             check(words, monkeypatch)
 
 
 def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the command's own parser read it, or look for what it names."""
     match words:
+        case ["pip", "install", "-c", "constraints.txt", "-e", "."]:
+            pass
         case ["pip", "install", "-c", "constraints.txt", "-e", what]:
             project = (ROOT / "pyproject.toml").read_text("utf-8")
             assert re.search(rf"^{what[2:-1]} = \[", project, re.MULTILINE), what
+        case ["python", "train.py", "export", *arguments]:
+            export.parse(arguments)
         case ["python", "-m", "tasks.cli.generate", *arguments]:
             generate.parse(arguments)
         case ["python", "-m", "tasks.cli.folds", *arguments]:
@@ -179,7 +183,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             assert (ROOT / file).is_file()  # tests/test_examples.py runs them
         case ["wandb", "sweep", file]:
             assert (ROOT / file).is_file()  # tests/test_sweeps.py runs them
-        case ["wandb", "agent", "ENTITY/PROJECT/ID"] | ["pytest"]:
+        case ["wandb", "agent", "ENTITY/PROJECT/ID"] | ["pytest"] | ["python", "train.py", _]:
             pass
         case _:
             pytest.fail(f"a command of unknown kind: {shlex.join(words)}")

@@ -1,7 +1,6 @@
 """What the README shows works."""
 
 import re
-import shlex
 import sys
 from pathlib import Path
 

@@ -199,14 +199,14 @@ def main(args: list[str] | None = None, run: bool = True) -> CLI | None:
     Raises:
         ValueError: a config file is not YAML, or any value is invalid.
     """
+    # Lightning and torch.onnx use a function that PyTorch 2.13 deprecates.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     arguments = sys.argv[1:] if args is None else args
     if arguments[:1] == ["export"]:
         return export.main(arguments[1:])
     finish_wandb()
     check_config_files(arguments)
     options = {"default_config_files": [str(DEFAULTS)]}
-    # Lightning uses a function that PyTorch 2.13 deprecates.
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Our batch sampler covers all samples, which Lightning cannot know.
     warnings.filterwarnings("ignore", message="You are using a custom batch sampler")
     # A tested checkpoint belongs to another run folder, as intended.
