@@ -39,7 +39,7 @@ WRONG_IDX = {
     "floats": (idx(ARRAY, 13), r"must be an IDX file of bytes.*got \[0, 0, 13, 2\]"),
     "header": (idx(ARRAY)[:9], "must be an IDX file of bytes"),
     "short": (idx(ARRAY)[:-1], r"must have 6 values for its shape \(2, 3\), got 5"),
-    "long": (idx(ARRAY) + b"0", "must have 6 numbers .* got 7"),
+    "long": (idx(ARRAY) + b"0", "must have 6 values .* got 7"),
 }
 
 

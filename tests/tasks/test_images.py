@@ -96,7 +96,7 @@ def test_folders_of_splits(tmp_path):
     data = ImageData(str(tmp_path))
     assert data.class_names == ["9", "10"]
     assert {s: len(part) for s, part in data.parts.items()} == {"train": 12, "val": 4, "test": 6}
-    assert list(data.checksums) == [f"the folder of {s} pictures" for s in ("train", "val", "test")]
+    assert list(data.checksums) == [f"the folder of {s} images" for s in ("train", "val", "test")]
 
 
 def test_without_a_test_share_the_validation_set_is_the_test_set(tmp_path):
@@ -335,7 +335,9 @@ def test_idx_files_at_fault(tmp_path):
 
 def test_broken_pictures_end_a_command(workplace):
     Path("pictures/red/broken.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"1 of the 25 images in .*: red/broken.jpg \(no pic"):
+    with pytest.raises(
+        ValueError, match=r"1 of the 25 images in .*: red/broken.jpg \(not an image"
+    ):
         run("fit", "images")
 
 
@@ -432,7 +434,7 @@ def test_changed_pictures_are_noticed(workplace):
     again = ["fit", "images", "--model.net.depth=1", "--data.path=moved", f"--resume={folder}"]
     assert folder_of(run(*again)) == folder
     grey(3, 6, 9).save("moved/red/0.png")
-    with pytest.raises(ValueError, match="the folder of train pictures has changed"):
+    with pytest.raises(ValueError, match="the folder of train images has changed"):
         run(*again)
 
 
