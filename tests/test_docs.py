@@ -71,6 +71,7 @@ def first_named() -> dict[str, list[list[str]]]:
 WITH_COMMANDS = [page for page in sorted(PAGES) if commands(page)]
 WITH_PYTHON = [page for page in sorted(PAGES) if blocks(page, "python")]
 TRAINING = first_named()
+NEEDED = {"how_to/weights.md": ("huggingface_hub", "safetensors")}
 FOLDERS = ("configs", "benchmarks", "plstm", "tasks", "examples", "tests")
 PLACEHOLDER = re.compile("NAME|NET|my_file|help")
 
@@ -200,6 +201,8 @@ SUBCOMMANDS = {
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_python_blocks_run(page, page_folder):
+    for module in NEEDED.get(page, ()):
+        pytest.importorskip(module)
     page_folder(page)
     names = {}
     for block in blocks(page, "python"):
