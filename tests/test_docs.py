@@ -1,7 +1,9 @@
 """Every code block and every command of the documentation works."""
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +16,9 @@ from jsonargparse import ArgumentParser
 
 import benchmarks.__main__
 from benchmarks import compare, fingerprints, leaks, streaming
+from docs import pictures
 from tasks.cli import CLI, export, folds, generate, main
-from tests.tasks.runs import FURTHER, SMALL, folder_of, run
+from tests.tasks.runs import FURTHER, SMALL, end_wandb, folder_of, run
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -248,22 +251,70 @@ RUNS = [p for p in WITH_COMMANDS if p not in ("how_to/devices.md", "how_to/sweep
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUNS)
-def test_training_commands_run(page, page_folder):
+def test_training_commands_run(page, page_folder, monkeypatch):
     """In their order, in small; a run that a command names is the one before it."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
     page_folder(page)
-    folder = None
+    Path("input.txt").write_text("To be, or not to be: that is the question.\n" * 10, "utf-8")
+    folder, task = None, ""
     for words in training(page):
-        if folder is not None:
-            words = [word.replace("RUN", str(folder)) for word in words]
-        cli = main([*words, *small(words)])
-        folder = folder_of(cli) if words[0] == "fit" else folder
+        if words[0] == "fit":
+            task = Path(words[words.index("--config") + 1]).stem
+            folder = folder_of(main([*words, *small(task), *CPU]))
+        else:
+            main([*(in_place(word, folder, task) for word in words), *CPU])
+        end_wandb()
 
 
-def small(words: list[str]) -> list[str]:
+def in_place(word: str, folder: Path, task: str) -> str:
+    """A word of a command with the folder of a run and the data of its task."""
+    for name, place in {"RUN": str(folder), "FILE": data_of(task), "FOLDER": data_of(task)}.items():
+        word = re.sub(rf"\b{name}\b", place, word)
+    return word
+
+
+def data_of(task: str) -> str:
+    """File or folder of the data of a task in the working folder."""
+    return SMALL.get(task, {}).get("path", "")
+
+
+def small(task: str) -> list[str]:
     """Arguments that make a run short and give it data."""
-    task = Path(words[words.index("--config") + 1]).stem
     sizes = [f"--data.{name}={value}" for name, value in SMALL.get(task, SEQUENCES).items()]
-    return [*sizes, *FURTHER.get(task, []), "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    return [*sizes, *FURTHER.get(task, []), "--trainer.max_epochs=1"]
 
 
+CPU = ["--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
 SEQUENCES = {"train_size": 16, "val_size": 8, "test_size": 8, "batch_size": 8}
+
+
+def test_pictures_are_those_of_the_script():
+    files = sorted(pictures.FOLDER.glob("*.png"))
+    assert [file.stem for file in files] == sorted(draw.__name__ for draw in pictures.PICTURES)
+    assert all(file.stat().st_size < 100_000 for file in files)
+
+
+def test_numbers_in_the_pictures():
+    corner = pictures.CORNERS[:1]
+    many = pictures.grid_influence(5, (0, 0), pictures.ALL_TURNS, corner)
+    assert many[-1, -1] == 70  # 8 over 4
+    assert torch.all(pictures.grid_influence(5, (0, 0), pictures.ONE_TURN, corner) == 1)
+    dag = pictures.influence(pictures.graph_of(pictures.DAG_EDGES, 6), 0.5, direct=0.2)
+    assert dag[4, 0] == 1  # 0.5 + 0.25 + 0.25
+    beam = pictures.grid_influence(9, (0, 0), pictures.beam(0.8), corner)
+    for steps in range(1, 9):  # as much crosses every diagonal
+        assert torch.isclose(beam.flip(1).diagonal(8 - steps).sum(), torch.tensor(1.0))
+
+
+@pytest.mark.slow
+def test_site_builds(tmp_path):
+    pytest.importorskip("mkdocs", reason="the extra [docs]")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    for page in tmp_path.rglob("*.html"):
+        text = page.read_text("utf-8")
+        assert "<!-- results" not in text
+        assert 'class="arithmatex"' not in text
+        for picture in re.findall(r'<img [^>]*src="([^":]+)"', text):
+            assert (page.parent / picture).is_file(), picture
