@@ -72,7 +72,9 @@ def section(text: str) -> str:
 
 
 def table(block: str) -> str:
-    """A block that is a table in a frame that scrolls; another one as it is."""
+    """A table in a frame that scrolls, a list of conditions folded; another block as it is."""
+    if block.startswith("- "):
+        return folded_note(block)
     if not block.startswith("|"):
         return block
     return f'<div class="results" markdown>\n\n{block.replace("test/", "")}\n\n</div>'
