@@ -18,7 +18,8 @@ class Network(nn.Module):
     def __init__(self, with_plstm: bool, dim: int = 32) -> None:
         super().__init__()
         self.first, self.head = GCNConv(3, dim), nn.Linear(dim, 2)
-        self.second = PLSTMGraph(dim, num_heads=4, mode="D") if with_plstm else GCNConv(dim, dim)
+        far = {"mode": "D", "transition_bias": 5.0, "transition_std": 0.0}  # T = 1
+        self.second = PLSTMGraph(dim, 4, **far) if with_plstm else GCNConv(dim, dim)
         self.with_plstm = with_plstm
 
     def forward(self, data: DagData) -> Tensor:

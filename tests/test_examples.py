@@ -62,7 +62,7 @@ def test_plain_loop(capsys):
 
 
 def test_pyg_network(capsys):
-    pyg_network.main(epochs=4)
+    pyg_network.main()
     gcn, plstm = capsys.readouterr().out.splitlines()
     assert last_number(gcn) < 0.7
     assert last_number(plstm) > 0.9

@@ -8,11 +8,11 @@ from plstm.checks import check_choice, check_shapes
 from plstm.graph.line_graph import LineGraph
 from plstm.modules.graph_gates import GraphGates
 from plstm.modules.init import small_init_
-from plstm.modules.norm import HeadRMSNorm, MergedBatchNorm
+from plstm.modules.norm import BatchNorm, HeadRMSNorm
 from plstm.modules.widths import head_widths
 from plstm.ops.plstm_dag import plstm_dag
 
-NORMS = {"head": HeadRMSNorm, "batch": MergedBatchNorm}
+NORMS = ("head", "batch")
 
 
 class PLSTMGraph(nn.Module):
@@ -82,7 +82,7 @@ class PLSTMGraph(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("PLSTMGraph", "mode", mode, ("P", "D"))
-        check_choice("PLSTMGraph", "norm", norm, tuple(NORMS))
+        check_choice("PLSTMGraph", "norm", norm, NORMS)
         self.dim, self.num_heads, self.mode, self.edge_dim = dim, num_heads, mode, edge_dim
         self.qk_dim, self.v_dim = head_widths("PLSTMGraph", dim, num_heads, qk_dim, v_dim)
         self.backend = backend
@@ -103,8 +103,8 @@ class PLSTMGraph(nn.Module):
         )
         self.gates = gates()
         self.reverse_gates = gates() if bidirectional else None
-        self.norm = NORMS[norm](num_heads, self.v_dim)
         values = num_heads * self.v_dim
+        self.norm = HeadRMSNorm(num_heads, self.v_dim) if norm == "head" else BatchNorm(values)
         self.output_gate_proj = nn.Linear(dim, values, bias=False) if output_gate else None
         self.out_proj = nn.Linear(values, dim, bias=False)
         self.reset_parameters()
@@ -147,7 +147,7 @@ class PLSTMGraph(nn.Module):
             graph = graph.reverse()
             gates = self.reverse_gates(x, graph, edge_attr)
             out = out + plstm_dag(q, k, v, *gates, graph, backend=self.backend)
-        y = self.norm(out)
+        y = self.norm(out.flatten(-2) if isinstance(self.norm, BatchNorm) else out)
         if self.output_gate_proj is not None:
             y = y * nn.functional.silu(self.output_gate_proj(x))
         return self.out_proj(y)

@@ -81,22 +81,6 @@ class BatchNorm(nn.BatchNorm1d):
         )
 
 
-class MergedBatchNorm(BatchNorm):
-    """Batch norm of all channels of all heads, which keeps the relative size of rows.
-
-    Args:
-        num_heads: Number of heads H.
-        width: Channels per head W.
-    """
-
-    def __init__(self, num_heads: int, width: int) -> None:
-        super().__init__(num_heads * width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Merge the heads of x (N, H, W) and normalize over N: (N, H * W)."""
-        return super().forward(x.flatten(-2))
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight, the mean over the last axis, in the dtype of x.
 

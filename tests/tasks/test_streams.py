@@ -115,7 +115,7 @@ def test_states_in_a_checkpoint():
         assert net.training
         assert torch.equal(torch.rand(2), torch.manual_seed(1) and torch.rand(2))
         assert_close("logits", net(x, again), net(x, state))
-    with pytest.raises(ValueError, match="the states of 2 streams, got batches of 3"):
+    with pytest.raises(ValueError, match="has states of 2 streams, got batches of 3"):
         state_of(saved, net, tokens(1, batch=3))
 
 

@@ -279,7 +279,7 @@ def test_errors(call, message: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([[0.0, 2.0], [1.0, 1.0]], r"MultiLabel: targets must be 0, 1 or NaN, got 0\.\.2; take"),
+        ([[0.0, 2.0], [1.0, 1.0]], r"MultiLabel: targets must be 0, 1 or NaN, got 0\.\.2; use"),
         ([[0.0, 1.0], [0.0, NAN]], "no target has both in the training set"),
     ],
 )

@@ -67,8 +67,8 @@ WRONG_ARGUMENTS = {
     "--model.optimizer.lrr=1": "there is no model.optimizer.lrr; did you mean lr",
     "--model.optimizer.lr=-1.0": "[Ii]nvalid learning rate: -1.0",
     "--model.optimizer.lr=.nan": "[Ii]nvalid learning rate: nan",
-    "--model.scheduler.warmup=1.5": r"WarmupCosine: warmup is a fraction .* in \[0, 1\), got 1.5",
-    "--model.optimizer.lr=1": r"there is no model.optimizer.lr.*; did you mean optimizer\?",
+    "--model.scheduler.warmup=1.5": r"WarmupCosine: warmup is a fraction in \[0, 1\), got 1.5",
+    "--model.optimiser.lr=1": r"there is no model.optimiser.lr.*; did you mean optimizer\?",
     "--trainer.max_epochs=-1": "the learning rate depends on the number of steps",
     "--trainer.accumulate_grad_batches=-2": "accumulate_grad_batches must be 1 or more, got -2",
     "--trainer.callbacks+=FindLearningRate --trainer.callbacks.min_lr=0": (
